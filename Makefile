@@ -1,0 +1,84 @@
+# One command per thing that this project does; `make` alone lists them. Works from any folder name, as any user, with
+# nothing but Python >= 3.11 and make. Everything is installed in .venv, in the versions of constraints.txt.
+#
+#   make demo PYTHON=python3.12             another interpreter (used when .venv is made)
+#   make paper FAISS=faiss-gpu              with faiss' CUDA build instead of the CPU one; remembered from then on
+#   make paper FLAGS="--workflow-profile profiles/slurm"    more options for snakemake
+#   make test  PYTEST="-k linf -x"          more options for pytest
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo paper test lint format env clean
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+FAISS  ?= $(if $(wildcard .venv/.stamp-faiss-gpu),faiss-gpu,faiss-cpu)
+FLAGS  ?=
+PYTEST ?=
+
+# Relative paths and $$PWD in quotes: the folder's name may hold spaces, and .venv may have been moved with it.
+PIP       := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+IN_ENV    := PATH="$$PWD/.venv/bin:$$PATH" python -m
+SNAKEMAKE := $(IN_ENV) snakemake
+CONFIGS   := config/config.yaml config/demo.yaml
+
+help: ## List these commands
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.stamp-$(FAISS) ## Run everything on embedded data and a CPU, in minutes; ends with the report's path
+	@$(SNAKEMAKE) --configfile config/demo.yaml $(FLAGS)
+	@printf '\nReport: %s\n' "$$PWD/results/demo/report/index.html"
+
+paper: .venv/.stamp-$(FAISS) ## Run everything at the paper's scale (downloads data; wants a GPU; resumes where it stopped)
+	@$(SNAKEMAKE) $(FLAGS)
+	@printf '\nReport: %s\n' "$$PWD/results/paper/report/index.html"
+
+test: .venv/.stamp-test ## Run the tests, on all cores, one torch thread each
+	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n logical --maxprocesses 8 $(PYTEST)
+
+lint: .venv/.stamp-lint ## Check style, types and the workflow; changes nothing
+	@$(IN_ENV) ruff check .
+	@$(IN_ENV) ruff format --check .
+	@$(IN_ENV) mypy --strict ask
+	@$(IN_ENV) snakefmt --check Snakefile rules
+	@for config in $(CONFIGS); do echo "snakemake --lint --configfile $$config"; \
+		$(SNAKEMAKE) --lint --configfile "$$config" || exit 1; done
+
+format: .venv/.stamp-lint ## Lay out Python and Snakemake files, and mend what ruff can
+	@$(IN_ENV) ruff check --fix-only .
+	@$(IN_ENV) ruff format .
+	@$(IN_ENV) snakefmt Snakefile rules
+
+env: .venv/.stamp-$(FAISS) .venv/.stamp-test .venv/.stamp-lint ## Install all that the other commands need; they do it themselves too
+	@echo "Ready. Activate it with: . .venv/bin/activate"
+
+clean: ## Remove caches and the demo's results; keeps .venv, data and all other results
+	rm -rf results/demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# Set-up. A stamp is newer than the files that say what to install, or the installation is brought up to date.
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -n 1)." >&2; \
+		echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "Could not make .venv (Debian and Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
+
+# faiss-cpu and faiss-gpu are two builds of one Python package: the one that goes leaves first.
+.venv/.stamp-$(FAISS): pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing the project and $(FAISS) in .venv (torch is large: minutes on a slow line) …"
+	@for old in faiss-cpu faiss-gpu; do if [ -e ".venv/.stamp-$$old" ] && [ $$old != $(FAISS) ]; then \
+		.venv/bin/python -m pip uninstall --quiet --yes $$old && rm ".venv/.stamp-$$old" || exit 1; fi; done
+	@$(PIP) -e '.[$(FAISS),slurm]'
+	@touch $@
+
+.venv/.stamp-test: .venv/.stamp-$(FAISS)
+	@echo "Installing what the tests need …"
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/.stamp-lint: .venv/.stamp-$(FAISS)
+	@echo "Installing the linters …"
+	@$(PIP) -e '.[lint]'
+	@touch $@

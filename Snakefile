@@ -1,0 +1,28 @@
+# Every table and figure of the paper from one configuration. `snakemake -n` shows what would run and why.
+#   snakemake                                      the paper run (config/config.yaml)
+#   snakemake --configfile config/demo.yaml        the demo, on embedded data
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.25")
+
+
+configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/train.smk"
+include: "rules/index.smk"
+include: "rules/calibrate.smk"
+include: "rules/attack.smk"
+include: "rules/artifacts.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        RUN.report,
+        [RUN.table(name) if job["kind"] == "table" else RUN.figure(name) for name, job in PLAN.artifacts.items()],
+    localrule: True

@@ -1,0 +1,215 @@
+"""What every rendering shares: finding a measured number, rounding it, and writing it down tidily.
+
+An *entry* is one number of an artifact: the cell that measured it, the DkNN classifier and metric to read there, its
+tidy columns, and the paper's value where there is one. Values are in percent, as in the paper.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ask.paths import Run
+
+Json = Mapping[str, Any]
+
+COLUMNS = (
+    "artifact",
+    "dataset",
+    "model",
+    "attack",
+    "variant",
+    "similarity",
+    "attack_layers",
+    "dknn_layers",
+    "k_in",
+    "k_out",
+    "classifier_k",
+    "eps",
+    "steps",
+    "metric",
+    "mean",
+    "ci95",
+    "trials",
+    "paper_mean",
+    "paper_ci95",
+)
+"""Columns of a tidy table, one row a number."""
+
+METRICS = {"dknn_robust_accuracy": "robust", "dknn_clean_accuracy": "clean"}
+"""Where a cell keeps each metric."""
+
+MOST_DECIMALS = 2
+"""The paper's own precision, and one image in ten thousand."""
+
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"
+
+
+class MissingValueError(Exception):
+    """A number that no cell on disk holds; the message says which cell and how to make it."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A mean over trials in percent, and the half width of its 95% t-interval (None with one trial)."""
+
+    mean: float
+    ci95: float | None
+    trials: int
+
+
+def lookup(entry: Json, run: Run) -> Value:
+    """Measured value of an entry, in percent.
+
+    Raises:
+        MissingValueError: the cell's file is not there, or holds no such classifier or metric.
+    """
+    cell, wanted, metric = entry["cell"], entry["classifier"], entry["metric"]
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
+    path = run.cell(cell["dataset"], cell["model"], cell["id"])
+    result = find_result(load_cell(cell, run), wanted)
+    measured = result and result.get(METRICS[metric])
+    if not measured:
+        layers = "+".join(wanted["layers"])
+        raise MissingValueError(
+            f"cell {_name(cell)} holds no {metric} of the DkNN classifier with {wanted['similarity']} similarity, "
+            f"layers {layers} and K={wanted['k']}; make the cell again: snakemake --cores all --force {path}"
+        )
+    ci95 = measured["ci95"]
+    return Value(
+        mean=100 * measured["mean"],
+        ci95=None if ci95 is None else 100 * ci95,
+        trials=len(measured["trials"]),
+    )
+
+
+def load_cell(cell: Json, run: Run) -> dict[str, Any]:
+    """Everything a cell measured.
+
+    Raises:
+        MissingValueError: the cell's file is not there.
+    """
+    path = run.cell(cell["dataset"], cell["model"], cell["id"])
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingValueError(
+            f"cell {_name(cell)} has not been measured: {path} is missing; make it: snakemake --cores all {path}"
+        ) from None
+    return content
+
+
+def find_result(cell: Json, classifier: Json) -> dict[str, Any] | None:
+    """What a cell measured with one classifier (similarity, layers, K); None when it was not asked to."""
+    for result in cell["results"]:
+        if all(result[key] == classifier[key] for key in ("similarity", "k")) and list(result["layers"]) == list(
+            classifier["layers"]
+        ):
+            return dict(result)
+    return None
+
+
+def _name(cell: Json) -> str:
+    return f"{cell['dataset']}/{cell['model']}/{cell['id']}"
+
+
+def write_reference(entry: Json) -> str:
+    """One word for "this classifier's numbers in this cell": ``digits/at/ask-cos-L3#cosine/conv3/5``.
+
+    Rendered tables and figures carry these, so that the report finds the cells behind what was really drawn.
+    """
+    classifier = entry["classifier"]
+    return f"{_name(entry['cell'])}#{classifier['similarity']}/{'+'.join(classifier['layers'])}/{classifier['k']}"
+
+
+def read_reference(text: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Cell and classifier of `write_reference`."""
+    name, _, classifier = text.partition("#")
+    similarity, layers, k = classifier.split("/")
+    return cell_named(name), {"similarity": similarity, "layers": layers.split("+"), "k": int(k)}
+
+
+def cell_named(name: str) -> dict[str, str]:
+    """Cell of ``dataset/model/id``."""
+    return dict(zip(("dataset", "model", "id"), name.split("/"), strict=True))
+
+
+def decimals_of(ci95: float | None) -> int:
+    """Decimals that two significant digits of the interval justify; one without an interval."""
+    if ci95 is None:
+        return 1
+    if ci95 == 0:
+        return MOST_DECIMALS
+    # Rounded first: an interval of 0.996 is 1.0, which takes one decimal, not two.
+    magnitude = math.floor(math.log10(float(f"{ci95:.1e}")))
+    return min(max(1 - magnitude, 0), MOST_DECIMALS)
+
+
+def format_parts(mean: float, ci95: float | None) -> tuple[str, str | None]:
+    """Mean and half width as text, rounded alike: ``("35.12", "0.18")``."""
+    decimals = decimals_of(ci95)
+    return f"{mean:.{decimals}f}", None if ci95 is None else f"{ci95:.{decimals}f}"
+
+
+def format_value(mean: float, ci95: float | None) -> str:
+    """``35.12±0.18``; without an interval ``35.1``."""
+    text, half_width = format_parts(mean, ci95)
+    return text if half_width is None else f"{text}{PLUS_MINUS}{half_width}"
+
+
+def format_published(mean: float, ci95: float | None) -> str:
+    """The paper's value with the digits it was printed with: ``41±0.19``."""
+    return f"{mean:g}" if ci95 is None else f"{mean:g}{PLUS_MINUS}{ci95:g}"
+
+
+def format_difference(points: float) -> str:
+    """Signed percentage points, with a true minus sign: ``+1.3``, ``−0.4``, ``0.0``."""
+    text = f"{abs(points):.1f}"
+    if text == "0.0":
+        return text
+    return ("+" if points > 0 else MINUS) + text
+
+
+def format_plain(value: object) -> str:
+    """A value for a CSV cell: nothing for None, and no digits beyond the fourth decimal."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{round(value, 4):.10g}"
+    return str(value)
+
+
+def tidy(artifact: str, entry: Json, value: Value) -> dict[str, str]:
+    """One row of a tidy CSV."""
+    row: dict[str, Any] = {
+        **entry["columns"],
+        "artifact": artifact,
+        "mean": value.mean,
+        "ci95": value.ci95,
+        "trials": value.trials,
+        "paper_mean": entry.get("paper_mean"),
+        "paper_ci95": entry.get("paper_ci95"),
+    }
+    return {column: format_plain(row.get(column)) for column in COLUMNS}
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> Path:
+    """Write rows with Unix line ends, so that a CSV is the same on every machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write text with Unix line ends and one at its end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
+    return path

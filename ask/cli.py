@@ -1,0 +1,232 @@
+"""The command line: every step of the workflow as a command that also works without Snakemake.
+
+A step gets its whole slice of the configuration as one JSON document (``--job``), so a result's metadata
+holds all that is needed to make it again. No logic lives here: parse, call, write.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .paths import Run, prepared
+
+STEPS: dict[str, tuple[str, ...]] = {
+    "download": ("ask.data.downloading",),
+    "prepare": ("ask.data.preparing",),
+    "train": ("ask.training.loop",),
+    "index": ("ask.evaluation",),
+    "calibrate": ("ask.evaluation",),
+    "attack": ("ask.evaluation",),
+    "table": ("ask.artifacts.tables",),
+    "figure": ("ask.artifacts.figures",),
+    "report": ("ask.artifacts.report",),
+}
+"""Modules whose code a step depends on (what they import is found by :mod:`ask.provenance`)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one step; returns the exit status. Expected failures are one line on stderr."""
+    options = _parser().parse_args(arguments)
+    from .errors import AskError
+
+    try:
+        options.step(options)
+    except AskError as error:
+        print(f"ask {options.name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ask", description="Steps of the reproduction pipeline.")
+    steps = parser.add_subparsers(dest="name", required=True, metavar="step")
+    for name, (step, text) in _COMMANDS.items():
+        command = steps.add_parser(name, help=text, description=text)
+        command.set_defaults(step=step)
+        if name == "check":
+            command.add_argument("config", nargs="+", type=Path, help="configuration files, later ones winning")
+            continue
+        command.add_argument(
+            "--job", required=True, type=json.loads, help="the step's slice of the configuration, JSON"
+        )
+        command.add_argument("--data", type=Path, default=Path("data"), help="folder of the data (default: data)")
+        if name in ("download", "prepare"):
+            command.add_argument("--mirror", default=os.environ.get("ASK_DATA_MIRROR"), help="folder(s) or URL")
+            command.add_argument("--name", dest="dataset", default="", help="name of the prepared data set")
+            continue
+        command.add_argument("--run", type=Path, required=True, help="folder of the run, e.g. results/demo")
+        if name in ("train", "index", "calibrate", "attack"):
+            command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
+
+
+def _download(options: argparse.Namespace) -> None:
+    from .data.downloading import download
+    from .specs.data import DataSpec
+
+    print(download(DataSpec.model_validate(options.job), options.data, options.mirror or None))
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from .data.downloading import download
+    from .data.preparing import prepare
+    from .specs.data import DataSpec
+
+    spec = DataSpec.model_validate(options.job)
+    if spec.source in ("digits", "images"):
+        download(spec, options.data, None)  # nothing to fetch: notes what is there
+    print(prepare(spec, options.data, options.dataset))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .data.arrays import load
+    from .hardware import pick_device
+    from .provenance import fingerprint
+    from .specs.training import TrainJob
+    from .training import train
+
+    job = TrainJob.model_validate(options.job)
+    folder = prepared(options.data, job.dataset)
+    images, labels = load(folder, "train")
+    facts = json.loads((folder / "facts.json").read_text())
+    train(
+        job,
+        train_images=images,
+        train_labels=labels,
+        out=Run(options.run).model(job.dataset, job.model),
+        scratch=options.run / "scratch" / job.dataset / job.model,
+        device=str(pick_device(options.device)),
+        fingerprint=fingerprint(STEPS["train"]),
+        data_hash=json.dumps(facts["sha256"], sort_keys=True),
+    )
+
+
+def _index(options: argparse.Namespace) -> None:
+    from .evaluation import build_index
+    from .specs.evaluation import IndexJob
+
+    job = IndexJob.model_validate(options.job)
+    out = Run(options.run).index(job.features.dataset, job.features.model, job.layer)
+    _atomically(out, lambda part: build_index(job, _place(options), part))
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from .evaluation import run_calibration
+    from .specs.evaluation import CalibrationJob
+
+    job = CalibrationJob.model_validate(options.job)
+    place = _place(options)
+    measured = run_calibration(job, place)
+    record = {"id": job.id, **measured, "job": job.model_dump(mode="json"), **_provenance(options, place)}
+    _write_json(place.run.calibration(job.features.dataset, job.features.model, job.id), record)
+
+
+def _attack(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .evaluation import run_cell
+    from .specs.evaluation import CellJob
+
+    job = CellJob.model_validate(options.job)
+    place = _place(options)
+    measured, predictions = run_cell(job, place, log=lambda line: print(line, flush=True))
+    path = place.run.cell(job.features.dataset, job.features.model, job.id)
+    _atomically(path.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **predictions))
+    record = {"id": job.id, **measured, "job": job.model_dump(mode="json"), **_provenance(options, place)}
+    _write_json(path, record)
+
+
+def _table(options: argparse.Namespace) -> None:
+    from .artifacts.tables import render_table
+
+    _print_paths(render_table(options.job, Run(options.run)))
+
+
+def _figure(options: argparse.Namespace) -> None:
+    from .artifacts.figures import render_figure
+
+    _print_paths(render_figure(options.job, Run(options.run)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .artifacts.report import render_report
+
+    _print_paths(render_report(options.job, Run(options.run)))
+
+
+def _check(options: argparse.Namespace) -> None:
+    from .config import load_artifacts, read_run
+    from .experiments import plan_run
+
+    config = read_run(options.config)
+    plan = plan_run(config, load_artifacts(Path("config/artifacts"), config.artifacts))
+    print(f"{config.run}: {len(plan.models)} models, {len(plan.calibrations)} calibrations, {len(plan.cells)} cells")
+
+
+_COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], None], str]] = {
+    "check": (_check, "Validate a configuration and count its jobs."),
+    "download": (_download, "Fetch a data set's published files."),
+    "prepare": (_prepare, "Make a data set's arrays and check them against known facts."),
+    "train": (_train, "Train a model; continues where it was interrupted."),
+    "index": (_index, "Compute the training images' features at one layer."),
+    "calibrate": (_calibrate, "Pick tau or omega on the first test images."),
+    "attack": (_attack, "Evaluate one attack on one model over all trials."),
+    "table": (_table, "Render a table as CSV, Markdown, LaTeX and HTML."),
+    "figure": (_figure, "Draw a figure as SVG, PNG and PDF."),
+    "report": (_report, "Write the report page."),
+}
+
+
+def _place(options: argparse.Namespace) -> Any:
+    import torch
+
+    from .evaluation import Place
+    from .hardware import pick_device
+
+    # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
+    # first parallel operation, for its threads inherit the setting.
+    torch.set_flush_denormal(True)
+    return Place(run=Run(options.run), data=options.data, device=pick_device(options.device))
+
+
+def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:
+    """What a measurement was made with, and the command that makes it again."""
+    from .hardware import describe
+    from .provenance import fingerprint
+
+    job = json.dumps(options.job, separators=(",", ":"))
+    command = f"python -m ask {options.name} --run {shlex.quote(str(options.run))} --job {shlex.quote(job)}"
+    return {**describe(place.device), "code": fingerprint(step_modules(options.name, options.job)), "command": command}
+
+
+def step_modules(step: str, job: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modules a job depends on: those of its step and, for an attack, of that attack."""
+    attack = job.get("attack")
+    if not attack or attack["name"] == "none":
+        return STEPS[step]
+    return (*STEPS[step], f"ask.attacks.{attack['name']}")
+
+
+def _atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside ``path`` and move into place, so that no half-written file ever bears its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix: NumPy adds its own otherwise
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    _atomically(path, lambda part: part.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+def _print_paths(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(path)

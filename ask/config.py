@@ -1,0 +1,306 @@
+"""The configuration of a run: types with units and sources, loading, and messages that contain the fix."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import Field, ValidationError
+
+from .errors import AskError
+from .specs.base import Pixels, Spec
+from .specs.data import DataSpec
+from .specs.evaluation import AttackName, CalibrationSpec, Layer, Similarity, Variant
+from .specs.training import ModelSpec, NetworkSpec, TrainingSpec
+
+Metric = Literal["dknn_robust_accuracy", "dknn_clean_accuracy"]
+T = TypeVar("T", bound=Spec)
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class ConfigError(AskError):
+    """A mistake in the configuration: where, what, what is allowed, how to mend it."""
+
+
+class DataConfig(Spec):
+    """Where data lies."""
+
+    root: str = "data"
+    """Folder of downloaded and prepared data, shared by all runs."""
+    mirror: str | None = None
+    """Folder(s) or URL that hold the published files, for machines without internet (several folders separated
+    as in PATH); the environment variable `ASK_DATA_MIRROR` is used when this is null."""
+
+
+class DatasetConfig(DataSpec):
+    """A data set, the reference sets drawn from it, and the network trained on it."""
+
+    label: str
+    """Name in tables."""
+    references_per_class: int = Field(default=2000, ge=1)
+    """Size of a trial's reference set, per class: 2000 on CIFAR-10, 850 on Imagenette (paper, App. D-e)."""
+    test_images: int | None = Field(default=None, ge=1)
+    """Evaluate so many test images, of one fixed shuffle; null evaluates all, as the paper does."""
+    network: NetworkSpec | None = None
+    """Network whose features are searched; null for raw pixels only."""
+    training: TrainingSpec = TrainingSpec()
+    """Settings of the training loop, shared by all training methods."""
+
+
+class StandIn(Spec):
+    """A data set that takes the place of one of the paper's in this run."""
+
+    dataset: str
+    """Name of the data set used instead."""
+    eps_scale: float = Field(default=1.0, gt=0)
+    """Factor on every eps and step size that an artifact asks for."""
+    references_scale: float = Field(default=1.0, gt=0)
+    """Factor on every reference-set size that an artifact asks for (the data set's own size stays)."""
+
+
+class EvaluationConfig(Spec):
+    """Defaults of every evaluation, which artifacts override."""
+
+    eps: Pixels = 8
+    """l-infinity radius, n/255 (paper, VI)."""
+    step_size: Pixels = 2
+    """Sign step (kappa), n/255; the paper is silent, the released code says 2."""
+    steps: int = Field(default=20, ge=1)
+    """Gradient steps (paper, App. D-e)."""
+    k: int = Field(default=5, ge=1)
+    """Nearest neighbours, of attack and classifier (paper, VI)."""
+    similarity: Similarity = "cosine"
+    """Similarity measure (paper, II-a)."""
+    trials: int = Field(default=20, ge=1)
+    """Trials: each redraws the reference set and the random starts (paper, VI)."""
+    max_trials: int | None = Field(default=None, ge=1)
+    """Upper bound on trials, whatever an artifact asks for; null for none."""
+
+
+class Settings(Spec):
+    """What a table's row, column or fixed part, or a figure's line, may set; the rest comes from `evaluation`."""
+
+    dataset: str | None = None
+    """Data set (or the one that stands in for it)."""
+    model: str | None = None
+    """Training method, a key of `models`."""
+    attack: AttackName | None = None
+    """`ask`, or `none` for clean images only."""
+    variant: Variant | None = None
+    """Variant of ASK-Atk."""
+    similarity: Similarity | None = None
+    """Similarity of attack and classifier."""
+    layers: tuple[Layer, ...] | None = None
+    """Layers of attack and classifier."""
+    attack_layers: tuple[Layer, ...] | None = None
+    """Layers of the attack."""
+    dknn_layers: tuple[Layer, ...] | None = None
+    """Layers of the classifier."""
+    k: int | None = Field(default=None, ge=1)
+    """K of attack and classifier."""
+    k_in: int | None = Field(default=None, ge=1)
+    """K+ of the attack."""
+    k_out: int | None = Field(default=None, ge=1)
+    """K- of the attack."""
+    classifier_k: int | None = Field(default=None, ge=1)
+    """K of the classifier."""
+    eps: Pixels | None = None
+    """l-infinity radius, n/255."""
+    step_size: Pixels | Literal["eps/4"] | None = None
+    """Sign step, n/255, or a quarter of eps."""
+    steps: int | None = Field(default=None, ge=1)
+    """Gradient steps."""
+    tau: float | None = Field(default=None, gt=0)
+    """Fixed temperature; null: from calibration."""
+    references_per_class: int | None = Field(default=None, ge=1)
+    """Size of the reference set per class; null: the data set's."""
+    trials: int | None = Field(default=None, ge=1)
+    """Trials."""
+    metric: Metric | None = None
+    """Accuracy under attack (default) or on clean images."""
+
+
+class AxisValue(Settings):
+    """One row, column or line."""
+
+    label: str
+    """Heading; `{dataset}` becomes the data set's label."""
+
+
+class Axis(Spec):
+    """A level of row or column headings."""
+
+    name: str = ""
+    """What the values are, e.g. `Attacked layers`."""
+    values: tuple[AxisValue, ...] = Field(min_length=1)
+    """Rows, columns or lines."""
+
+
+class XAxis(Spec):
+    """The horizontal axis of a panel."""
+
+    label: str
+    """Axis title."""
+    setting: Literal["eps", "k", "k_in", "k_out", "classifier_k", "steps", "references_per_class"]
+    """Which setting varies."""
+    values: tuple[float, ...] = Field(min_length=1)
+    """Its values."""
+
+
+class Panel(Spec):
+    """One plot of a figure."""
+
+    title: str
+    """Title."""
+    settings: Settings = Settings()
+    """Fixed settings of the panel."""
+    x: XAxis
+    """Horizontal axis."""
+    y_label: str = "DkNN robust accuracy (%)"
+    """Vertical axis title."""
+    lines: Axis
+    """Lines."""
+
+
+class ArtifactConfig(Spec):
+    """A table or figure: data, not code."""
+
+    kind: Literal["table", "figure"]
+    """Table, or line plot."""
+    title: str
+    """Title."""
+    caption: str
+    """What is shown, under which settings, in a sentence or two."""
+    category: Literal["attack", "defence", "beyond the paper"]
+    """Section of the report."""
+    paper: str | None = None
+    """Number in the paper, e.g. `Table 1`."""
+    paper_table: int | None = None
+    """Table of `config/paper/tables.csv` whose values stand beside the measured ones."""
+    notes: tuple[str, ...] = ()
+    """Remarks shown below it."""
+    settings: Settings = Settings()
+    """Fixed settings."""
+    rows: tuple[Axis, ...] = ()
+    """Levels of row headings, outermost first (tables)."""
+    columns: tuple[Axis, ...] = ()
+    """Levels of column headings, outermost first (tables)."""
+    panels: tuple[Panel, ...] = ()
+    """Plots, side by side (figures)."""
+
+
+class RunConfig(Spec):
+    """A run: everything that decides its results."""
+
+    run: Name
+    """Name of the run; results go to `results/<run>`."""
+    title: str = ""
+    """One line on what the run is, for the report."""
+    note: str = ""
+    """Remark at the top of the report."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU when there is one."""
+    data: DataConfig = DataConfig()
+    """Where data lies."""
+    datasets: dict[Name, DatasetConfig]
+    """Data sets by name."""
+    models: dict[Name, ModelSpec]
+    """Training methods by name."""
+    stand_ins: dict[str, StandIn] = Field(default_factory=dict)
+    """Data sets of the paper replaced in this run."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Defaults of every evaluation."""
+    calibration: CalibrationSpec = CalibrationSpec()
+    """Search of tau and omega."""
+    artifacts: Literal["all"] | tuple[str, ...] = "all"
+    """Artifacts to make: all of `config/artifacts`, or these."""
+
+
+def load_run(raw: Mapping[str, Any], where: str = "configuration") -> RunConfig:
+    """Validate a merged configuration; raises ConfigError with one line for each mistake."""
+    return _validate(RunConfig, raw, where)
+
+
+def load_artifacts(folder: Path, chosen: Literal["all"] | Sequence[str]) -> dict[str, ArtifactConfig]:
+    """The artifacts of a run by id (the file's name): tables, then figures, by name."""
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    names = list(files) if chosen == "all" else list(chosen)
+    for name in names:
+        if name not in files:
+            raise ConfigError(f"artifacts: no file {folder / (name + '.yaml')}; known artifacts: {', '.join(files)}")
+    found = {name: _validate(ArtifactConfig, _read(files[name]), str(files[name])) for name in names}
+    return dict(sorted(found.items(), key=lambda item: (item[1].kind != "table", item[0])))
+
+
+def read_run(files: Sequence[Path]) -> RunConfig:
+    """Read and merge configuration files as Snakemake does: mappings deeply, later files winning."""
+    merged: dict[str, Any] = {}
+    for path in files:
+        merged = merge(merged, _read(path))
+    return load_run(merged, " + ".join(str(path) for path in files))
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge of mappings; anything else is replaced."""
+    result = dict(base)
+    for key, value in overlay.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of options, got {type(content).__name__}")
+    return content
+
+
+def _validate(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(kind, mistake) for mistake in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def _explain(kind: type[Spec], mistake: Mapping[str, Any]) -> str:
+    """One mistake as `where: what; allowed; fix`."""
+    path = [str(part) for part in mistake["loc"]]
+    place = ".".join(path)
+    if mistake["type"] == "extra_forbidden":
+        allowed = _options_at(kind, path[:-1])
+        return f"{place}: unknown option; allowed here: {', '.join(allowed)}; remove it or mend its spelling"
+    if mistake["type"] == "missing":
+        return f"{place}: missing; add it"
+    given = mistake["input"]
+    shown = f" (got {given!r})" if not isinstance(given, Mapping) else ""
+    return f"{place}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}{shown}; change it to an allowed value"
+
+
+def _options_at(kind: type[Spec], path: Sequence[str]) -> list[str]:
+    """Names of the options at a place of the configuration."""
+    options: Any = kind
+    for part in path:
+        if isinstance(options, type) and issubclass(options, Spec) and part in options.model_fields:
+            options = options.model_fields[part].annotation
+        options = _spec_in(options) or options
+    found = _spec_in(options)
+    return sorted(found.model_fields) if found else []
+
+
+def _spec_in(annotation: Any) -> type[Spec] | None:
+    """The first configuration type inside an annotation such as ``dict[str, X]`` or ``X | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return annotation
+    for argument in get_args(annotation):
+        if found := _spec_in(argument):
+            return found
+    return None

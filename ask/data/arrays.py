@@ -1,0 +1,57 @@
+"""Prepared arrays, memory-mapped."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+SPLITS = ("train", "test")
+
+_T = TypeVar("_T", np.uint8, np.int64)
+
+
+def load(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Open one split of a prepared data set.
+
+    Args:
+        folder: Folder written by `prepare`.
+        split: ``"train"`` or ``"test"``.
+
+    Returns:
+        Images, uint8 (N, C, H, W), and labels, int64 (N,); both read-only and memory-mapped.
+
+    Raises:
+        DataError: a file is missing, damaged, or not of that type and shape.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    images = _open(folder / f"{split}_images.npy", np.uint8, 4)
+    labels = _open(folder / f"{split}_labels.npy", np.int64, 1)
+    if len(images) != len(labels):
+        raise DataError(
+            f"{folder}: {len(images)} {split} images but {len(labels)} labels; "
+            f"delete the folder and make it anew with `python -m ask data`"
+        )
+    return images, labels
+
+
+def _open(path: Path, dtype: type[_T], dims: int) -> NDArray[_T]:
+    fix = "make it with `python -m ask data`"
+    if not path.is_file():
+        raise DataError(f"{path}: missing; {fix}")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path}: not a readable .npy file ({error}); delete it and {fix}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise DataError(f"{path}: an archive of arrays, expected one array; delete it and {fix}")
+    if array.dtype != dtype or array.ndim != dims or not array.flags.c_contiguous:
+        raise DataError(
+            f"{path}: holds {array.dtype} of shape {array.shape}, expected C-contiguous {np.dtype(dtype)} with "
+            f"{dims} dimension(s); delete it and {fix}"
+        )
+    return array

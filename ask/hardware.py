@@ -1,0 +1,72 @@
+"""What a result was made with: device, versions and code, for the record beside every number."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "numpy", "safetensors", "snakemake")
+
+
+def pick_device(wanted: str) -> "torch.device":
+    """The device for ``auto``, ``cpu`` or ``cuda``; raises RuntimeError when a GPU is asked for and there is none."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device 'cuda' was asked for, but torch sees no GPU; use device: auto or cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def describe(device: "torch.device") -> dict[str, Any]:
+    """Device, hardware and versions, JSON-able."""
+    return {"device": device.type, "hardware": hardware(device), "versions": versions()}
+
+
+def hardware(device: "torch.device") -> str:
+    """E.g. ``AMD EPYC, 2 cores, 1 thread``."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and what it computes with."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    try:
+        found["ask"] = version("ask-knn")
+    except PackageNotFoundError:
+        found["ask"] = "not installed"
+    return found | commit()
+
+
+def commit() -> dict[str, str]:
+    """The git commit of the code, if it lies in a checkout; ``+`` marks uncommitted changes."""
+    try:
+        command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()

@@ -1,0 +1,171 @@
+"""The Adversarial Soft k-Nearest Neighbour (ASK) loss (paper, eq. 2).
+
+For a feature f of class y and references of every class c,
+
+    loss = -log S_y / sum_c S_c = logsumexp_c a_c - a_y = softplus(m),    a_c = log S_c,
+    m = logsumexp_{c != y} a_c - a_y,
+
+a cross-entropy over class similarities a (batch, classes). With A the similarity over tau:
+
+* attack (IV-a), class-wise: a_c = mean_k A(f, r_ck);
+* defence (V), instance-wise: a_c = logsumexp_k A(f, r_ck).
+
+Under cosine similarity the class-wise form collapses exactly, mean_k cos(f, r_k) = f^ . mean_k r^_k,
+so K references a class become one vector (:class:`CosineMeans`). Negative l2 has no such form.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..similarity import Similarity, negative_distance, similarity_matrix, unit
+
+
+def ask_margin(class_similarity: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """The argument m of the loss, which is softplus(m): logsumexp over the other classes minus the true class.
+
+    Args:
+        class_similarity: a, (batch, classes), already divided by tau.
+        labels: true classes (batch,).
+        targets: classes aimed at (batch,); given, only the true and the target class enter (IV-a).
+
+    Returns:
+        (batch,).
+    """
+    own = class_similarity.gather(1, labels.unsqueeze(1)).squeeze(1)
+    if targets is not None:
+        return class_similarity.gather(1, targets.unsqueeze(1)).squeeze(1) - own
+    return class_similarity.scatter(1, labels.unsqueeze(1), float("-inf")).logsumexp(1) - own
+
+
+def ask_loss(class_similarity: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    """ASK loss of each image (batch,), from its class similarities (eq. 2); arguments as :func:`ask_margin`."""
+    return F.softplus(ask_margin(class_similarity, labels, targets))
+
+
+class ClassSimilarity(Protocol):
+    """References of a batch, ready to be compared with its features (batch, dimensions) -> (batch, classes)."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Class similarities, divided by tau."""
+
+
+@dataclass(frozen=True)
+class CosineMeans:
+    """Class-wise cosine similarity over tau, collapsed to one mean unit vector a class."""
+
+    means: Tensor
+    """(batch, classes, dimensions)."""
+    tau: float
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """As :class:`ClassSimilarity`."""
+        return torch.bmm(self.means, unit(features).unsqueeze(2)).squeeze(2) / self.tau
+
+
+@dataclass(frozen=True)
+class L2References:
+    """Class-wise negative l2 distance over tau."""
+
+    vectors: Tensor
+    """(batch, classes x k, dimensions)."""
+    square_norms: Tensor
+    """(batch, classes x k)."""
+    weights: Tensor
+    """(batch, classes, k): 1 / K for each reference of a class, 0 for padding."""
+    tau: float
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """As :class:`ClassSimilarity`."""
+        similarity = negative_distance(features.unsqueeze(1), self.vectors, self.square_norms)
+        return (similarity.reshape(self.weights.shape) * self.weights).sum(2) / self.tau
+
+
+def class_wise(
+    references: Tensor, indices: Tensor, *, weights: Tensor | None = None, similarity: Similarity, tau: float
+) -> ClassSimilarity:
+    """Prepare the class-wise similarity of a batch (the attack's form).
+
+    Args:
+        references: all references (references, dimensions).
+        indices: rows chosen for each image and class (batch, classes, k).
+        weights: (batch, classes, k), each class summing to 1; default: 1 / k each. Zeros make
+            classes of different K (K+ and K-).
+        similarity: ``cosine`` or ``l2``.
+        tau: temperature, > 0.
+    """
+    batch, classes, k = indices.shape
+    if weights is None:
+        weights = references.new_full(indices.shape, 1 / k)
+    if similarity == "cosine":
+        # A bag's weighted sum, without ever holding the k references of all classes at once.
+        means = F.embedding_bag(
+            indices.reshape(-1, k), unit(references), mode="sum", per_sample_weights=weights.reshape(-1, k)
+        )
+        return CosineMeans(means.reshape(batch, classes, -1), tau)
+    vectors = references[indices.reshape(batch, -1)]
+    return L2References(vectors, vectors.square().sum(2), weights, tau)
+
+
+def instance_wise(
+    features: Tensor,
+    references: Tensor,
+    *,
+    similarity: Similarity,
+    tau: float,
+    own: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Instance-wise class similarities (the defence's form), differentiable in features and references.
+
+    Args:
+        features: (batch, dimensions).
+        references: (classes, k, dimensions), shared by the batch.
+        similarity: ``cosine`` or ``l2``.
+        tau: temperature, > 0.
+        own: features of the clean images (batch, dimensions) that join their class as one more
+            reference ("include self"); needs ``labels`` (batch,).
+
+    Returns:
+        (batch, classes).
+    """
+    classes, k = references.shape[:2]
+    similarities = similarity_matrix(features, references.flatten(0, 1), similarity) / tau
+    result = similarities.reshape(-1, classes, k).logsumexp(2)
+    if own is None:
+        return result
+    if labels is None:
+        raise ValueError("own references need the labels of their images")
+    extra = similarity_matrix(features.unsqueeze(1), own.unsqueeze(1), similarity).reshape(-1) / tau
+    joined = torch.logaddexp(result.gather(1, labels.unsqueeze(1)).squeeze(1), extra)
+    return result.scatter(1, labels.unsqueeze(1), joined.unsqueeze(1))
+
+
+def layer_weighted_loss(margins: Sequence[Tensor], omega: Sequence[float]) -> Tensor:
+    """Sum over layers of omega_l times the layer's ASK loss (eq. 4), (batch,), from the layers' margins."""
+    return torch.stack([weight * F.softplus(margin) for margin, weight in zip(margins, omega, strict=True)]).sum(0)
+
+
+def scale_free_loss(margins: Sequence[Tensor], omega: Sequence[float]) -> Tensor:
+    """A stand-in for :func:`layer_weighted_loss` whose gradient is a positive multiple, image by image.
+
+    The gradient of softplus(m) is sigmoid(m) times that of m, and sigmoid(m) is zero in float32 long before
+    a small tau makes m leave its range: the plain loss then has no gradient at all. Sign steps ignore an
+    image's scale, so the layers' factors omega_l sigmoid(m_l) are divided by the image's largest.
+
+    Args:
+        margins: m of each layer, (batch,).
+        omega: weight of each layer.
+
+    Returns:
+        (batch,).
+    """
+    stacked = torch.stack(list(margins))
+    with torch.no_grad():
+        log_factor = F.logsigmoid(stacked) + stacked.new_tensor(omega).log().unsqueeze(1)
+        factor = (log_factor - log_factor.amax(0)).exp()
+    return (factor * stacked).sum(0)

@@ -1,0 +1,53 @@
+"""Where every file of a run lies: the one place that knows the layout.
+
+Everything is relative to the project folder, so that commands and metadata hold no machine's paths.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def raw(root: Path, source: str) -> Path:
+    """Folder of a publisher's files, as downloaded."""
+    return root / "raw" / source
+
+
+def prepared(root: Path, dataset: str) -> Path:
+    """Folder of ``{train,test}_{images,labels}.npy`` and ``facts.json``."""
+    return root / "prepared" / dataset
+
+
+@dataclass(frozen=True)
+class Run:
+    """Files of one run below ``results/<run>``."""
+
+    root: Path
+
+    def model(self, dataset: str, model: str) -> Path:
+        """Folder of ``weights.safetensors``, ``last.safetensors``, ``history.csv`` and ``config.yaml``."""
+        return self.root / "models" / dataset / model
+
+    def index(self, dataset: str, model: str, layer: str) -> Path:
+        """Features of the training set at one layer: float32, shape (images, dimensions)."""
+        return self.root / "index" / dataset / model / f"{layer}.npy"
+
+    def calibration(self, dataset: str, model: str, name: str) -> Path:
+        """Picked tau or omega and the grid it was picked from."""
+        return self.root / "calibration" / dataset / model / f"{name}.json"
+
+    def cell(self, dataset: str, model: str, name: str) -> Path:
+        """Measurements of one cell (JSON); predictions lie beside it (``.npz``)."""
+        return self.root / "cells" / dataset / model / f"{name}.json"
+
+    def table(self, name: str) -> Path:
+        """Tidy CSV of a table; ``.md``, ``.tex`` and ``.html`` lie beside it."""
+        return self.root / "tables" / f"{name}.csv"
+
+    def figure(self, name: str) -> Path:
+        """Drawn values of a figure (CSV); ``.svg``, ``.png`` and ``.pdf`` lie beside it."""
+        return self.root / "figures" / f"{name}.csv"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained report page."""
+        return self.root / "report" / "index.html"

@@ -1,0 +1,18 @@
+"""The common base of all configuration types, and value types they share."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LAYERS = ("input", "conv1", "conv2", "conv3", "conv4", "conv5")
+"""Every layer that can be attacked or searched; ``input`` is the identity feature (raw pixels)."""
+
+
+class Spec(BaseModel):
+    """Immutable, complete (unknown keys are errors), documented by attribute docstrings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Pixels = Annotated[float, Field(ge=0, le=255)]
+"""A perturbation size or step as n of 255, the unit of the paper."""

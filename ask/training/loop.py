@@ -1,0 +1,129 @@
+"""The one training loop: any base and regulariser, resumable at any moment, bit for bit on a CPU.
+
+The weights of a run depend on the job, the data and the code alone (and on a CPU's thread count), wherever it was
+interrupted, for all draws are seeded by position. CUDA's own kernels need not repeat to the last bit.
+"""
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from ask import hardware
+from ask.models import save_weights
+from ask.specs.training import TrainJob
+from ask.tensorfile import write_atomically
+
+from .checkpoint import Checkpoint
+from .progress import History, Progress
+from .run import Run
+from .selection import describe
+
+
+def train(
+    job: TrainJob,
+    *,
+    train_images: NDArray[np.uint8],
+    train_labels: NDArray[np.int64],
+    out: Path,
+    scratch: Path,
+    device: str = "cpu",
+    fingerprint: str = "",
+    data_hash: str = "",
+    progress: bool = True,
+    checkpoint_seconds: float = 30.0,
+) -> None:
+    """Train one model; the same call after a kill continues where the last checkpoint was.
+
+    Args:
+        job: network, method, settings and seed.
+        train_images: (images, channels, side, side) uint8.
+        train_labels: (images,) int64, every class from 0 on present.
+        out: folder for ``weights.safetensors`` (the chosen epoch), ``last.safetensors``, ``history.csv`` and
+            ``config.yaml`` (the job as used, the chosen epoch and why, hardware, versions, seconds).
+        scratch: folder for the checkpoint, outside ``out``'s declared files; nothing is left there at success.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        fingerprint: hash of the code; a checkpoint of other code is not continued.
+        data_hash: hash of the training data, likewise.
+        progress: bar on a terminal, a line an epoch otherwise.
+        checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
+
+    Raises:
+        ValueError: images, labels, network and method do not fit together.
+        RuntimeError: a GPU is asked for and there is none.
+        TrainingDivergedError: a loss or weight is not finite.
+    """
+    _check(train_images, train_labels)
+    where = hardware.pick_device(device)
+    checkpoint = Checkpoint(scratch, job, fingerprint, data_hash)
+    with ExitStack() as stack:
+        # Dropout draws from torch's global generator, seeded each step; the caller's is put back.
+        stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if where.type == "cuda" else []))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
+        run = Run(job, train_images, train_labels, where, checkpoint)
+        run.restore()
+        bar = Progress(job.training.epochs * run.steps, run.position, f"{job.dataset}/{job.model}", shown=progress)
+        stack.callback(bar.close)
+        if run.position:
+            bar.say(f"{job.model}: continuing at epoch {run.state.epoch + 1}, step {run.state.step + 1}")
+        history = History(out / "history.csv", run.state.rows)
+        saved = time.monotonic()
+        while run.state.epoch < job.training.epochs:
+            run.advance()
+            bar.step()
+            if run.state.step == run.steps:
+                run.end_epoch()
+                history.append(run.state.rows[-1])
+                bar.say(run.line())
+            if time.monotonic() - saved >= checkpoint_seconds and run.position < job.training.epochs * run.steps:
+                run.save()
+                saved = time.monotonic()
+        bar.say(f"{job.model}: kept {_write(out, run, fingerprint, data_hash)}")
+    checkpoint.remove()
+
+
+def _write(out: Path, run: Run, fingerprint: str, data_hash: str) -> str:
+    """Write the outputs; returns which epoch was kept, and why."""
+    job, state = run.job, run.state
+    why = describe(state.best_epoch, job.training, state.rows)
+    chosen = state.best_epoch or state.epoch
+    made_with = hardware.describe(run.device)
+    common = {
+        "fingerprint": fingerprint,
+        "data_hash": data_hash,
+        "seed": str(job.seed),
+        **{f"version.{name}": made_with["versions"][name] for name in ("python", "torch")},
+    }
+    save_weights(out / "last.safetensors", run.network, {**common, "epoch": str(state.epoch)})
+    if run.best:
+        run.network.load_state_dict(run.best)
+    save_weights(out / "weights.safetensors", run.network, {**common, "epoch": str(chosen)})
+    record = {
+        "job": job.model_dump(mode="json"),
+        "chosen_epoch": chosen,
+        "selection": why,
+        "training_images": len(run.data),
+        "heldout_images": len(run.heldout),
+        "seconds": round(state.seconds, 3),
+        **made_with,
+        "fingerprint": fingerprint,
+        "data_hash": data_hash,
+    }
+    write_atomically(out / "config.yaml", lambda partial: partial.write_text(yaml.safe_dump(record, sort_keys=False)))
+    return why
+
+
+def _check(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
+        raise ValueError(
+            f"training images must be uint8 (images, channels, side, side), got {images.dtype} {images.shape}"
+        )
+    if labels.dtype != np.int64 or labels.shape != (len(images),) or not (np.bincount(labels) > 0).all():
+        raise ValueError(
+            f"training labels must be int64 ({len(images)},) with every class from 0 on present, "
+            f"got {labels.dtype} {labels.shape}"
+        )

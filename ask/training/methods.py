@@ -1,0 +1,119 @@
+"""Training methods: a base gives the loss of a batch, a regulariser may add a term to it.
+
+To add a base (TRADES) or a regulariser (SNN, ASK), write a class with the method of :class:`Base` or
+:class:`Regulariser` and name it in ``BASES`` or ``REGULARISERS``; the loop stays as it is.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ask.attacks.linf import linf_ascent
+from ask.attacks.pgd import pgd_loss
+from ask.models import Network
+from ask.specs.training import ModelSpec, TrainingSpec
+
+from .images import ResidentImages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a step has at hand."""
+
+    images: Tensor
+    """Augmented images (batch, channels, side, side) in [0, 1]."""
+    labels: Tensor
+    """(batch,), int64."""
+    generator: torch.Generator
+    """On the images' device, seeded for this step."""
+    target: Network
+    """The network at the start of the step, in evaluation mode, without parameter gradients, batch norm folded: what
+    adversarial images are crafted on."""
+    source: ResidentImages
+    """Where a regulariser draws its reference images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseOutput:
+    """What a base hands to the loop and to the regulariser."""
+
+    loss: Tensor
+    """Scalar, with gradient."""
+    correct: Tensor
+    """Number of adversarial images classified as their label, 0-d, on the device."""
+    adversarial: Tensor
+    """Adversarial images of the batch, without gradient."""
+    features: dict[str, Tensor]
+    """Features of ``adversarial`` at the layers that were asked for, from the training-mode pass of ``loss``."""
+
+
+class Base(Protocol):
+    """Loss of a batch; leaves ``network`` in training mode and changes nothing of it but batch-norm statistics."""
+
+    def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
+        """Loss of ``batch``, with features of the adversarial images at ``layers``."""
+        ...
+
+
+class Regulariser(Protocol):
+    """A scalar term, weighted, to add to the base's loss."""
+
+    layers: Sequence[str]
+    """Layers whose features it reads from the base's own pass; empty if it makes its own."""
+
+    def __call__(self, network: Network, batch: Batch, output: BaseOutput) -> Tensor:
+        """The term, times its weight; 0-d, with gradient."""
+        ...
+
+
+def training_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Context of a training-mode pass: bf16 autocast on CUDA, plain fp32 on a CPU, where bf16 is slower."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+class AdversarialTraining:
+    """Cross-entropy on PGD examples, crafted in evaluation mode from a random start (Madry et al., 2018)."""
+
+    def __init__(self, spec: TrainingSpec) -> None:
+        self.eps, self.step_size, self.steps = spec.eps / 255, spec.step_size / 255, spec.steps
+
+    def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
+        """See :class:`Base`."""
+        adversarial = linf_ascent(
+            pgd_loss(batch.target, batch.labels),
+            batch.images,
+            eps=self.eps,
+            step_size=self.step_size,
+            steps=self.steps,
+            generator=batch.generator,
+        )
+        with training_precision(adversarial.device):
+            logits, features = network.forward_with_features(adversarial, layers)
+            loss = F.cross_entropy(logits, batch.labels)
+        correct = (logits.detach().argmax(1) == batch.labels).sum()
+        return BaseOutput(loss=loss, correct=correct, adversarial=adversarial, features=features)
+
+
+BASES: dict[str, Callable[[TrainingSpec], Base]] = {"at": AdversarialTraining}
+REGULARISERS: dict[str, Callable[[TrainingSpec], Regulariser] | None] = {"none": None}
+
+
+def make_method(method: ModelSpec, training: TrainingSpec) -> tuple[Base, Regulariser | None]:
+    """The base and regulariser that ``method`` names.
+
+    Raises:
+        ValueError: a base that trains no network (``none``), or an unknown name.
+    """
+    if method.base not in BASES:
+        raise ValueError(f"{method.label}: base {method.base!r} trains no network; choose from {', '.join(BASES)}")
+    if method.regulariser not in REGULARISERS:
+        raise ValueError(
+            f"{method.label}: unknown regulariser {method.regulariser!r}; choose from {', '.join(REGULARISERS)}"
+        )
+    regulariser = REGULARISERS[method.regulariser]
+    return BASES[method.base](training), regulariser(training) if regulariser else None

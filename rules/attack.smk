@@ -1,0 +1,39 @@
+"""Attack cells: one attack on one model over all trials, seen by every classifier that an artifact asks of it.
+
+needs: prepared data, weights, indexes, calibrations
+makes: results/<run>/cells/<dataset>/<model>/<cell>.json, and the predictions beside it (.npz)
+"""
+
+
+def cell(wildcards):
+    return PLAN.cells[wildcards.dataset, wildcards.model, wildcards.cell]
+
+
+rule attack:
+    input:
+        prepared(DATA, "{dataset}") / "facts.json",
+        weights,
+        lambda wildcards: indexes(wildcards.dataset, wildcards.model, cell(wildcards)),
+        lambda wildcards: calibrations(wildcards.dataset, wildcards.model, cell(wildcards)),
+    output:
+        measured=RUN.cell("{dataset}", "{model}", "{cell}"),
+        predictions=RUN.cell("{dataset}", "{model}", "{cell}").with_suffix(".npz"),
+    params:
+        job=lambda wildcards: document(cell(wildcards)),
+        code=lambda wildcards: code("attack", cell(wildcards)),
+        run=RUN.root,
+        data=DATA,
+        device=CONFIG.device,
+    log:
+        log_of(RUN.cell("{dataset}", "{model}", "{cell}")),
+    benchmark:
+        benchmark_of(RUN.cell("{dataset}", "{model}", "{cell}"))
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=8000,
+        runtime=12 * 60,
+        gpu=GPU,
+    shell:
+        "python -m ask attack --job {params.job:q} --run {params.run:q} --data {params.data:q}"
+        " --device {params.device} > {log:q} 2>&1"

@@ -1,0 +1,38 @@
+"""Calibration of tau and omega on the first test images (paper, IV-c and App. D-e).
+
+needs: prepared data, weights, indexes; for omega, the layers' tau
+makes: results/<run>/calibration/<dataset>/<model>/<calibration>.json
+"""
+
+
+def calibration(wildcards):
+    return PLAN.calibrations[wildcards.dataset, wildcards.model, wildcards.calibration]
+
+
+rule calibrate:
+    input:
+        prepared(DATA, "{dataset}") / "facts.json",
+        weights,
+        lambda wildcards: indexes(wildcards.dataset, wildcards.model, calibration(wildcards)),
+        lambda wildcards: calibrations(wildcards.dataset, wildcards.model, calibration(wildcards)),
+    output:
+        RUN.calibration("{dataset}", "{model}", "{calibration}"),
+    params:
+        job=lambda wildcards: document(calibration(wildcards)),
+        code=lambda wildcards: code("calibrate", calibration(wildcards)),
+        run=RUN.root,
+        data=DATA,
+        device=CONFIG.device,
+    log:
+        log_of(RUN.calibration("{dataset}", "{model}", "{calibration}")),
+    benchmark:
+        benchmark_of(RUN.calibration("{dataset}", "{model}", "{calibration}"))
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=8000,
+        runtime=120,
+        gpu=GPU,
+    shell:
+        "python -m ask calibrate --job {params.job:q} --run {params.run:q} --data {params.data:q}"
+        " --device {params.device} > {log:q} 2>&1"

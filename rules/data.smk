@@ -1,0 +1,60 @@
+"""Data sets.
+
+needs: the publishers' files, from their URLs or a mirror; nothing for embedded or a user's own data
+makes: data/prepared/<dataset>/{train,test}_{images,labels}.npy and facts.json
+"""
+
+PUBLISHED = {"cifar10", "imagenette", "mnist", "fashion_mnist"}
+
+
+def source_of(wildcards):
+    spec = PLAN.data[wildcards.dataset]
+    if spec.source in PUBLISHED:
+        return raw(DATA, spec.source) / "manifest.json"
+    return spec.path or []
+
+
+rule download:
+    output:
+        raw(DATA, "{source}") / "manifest.json",
+    params:
+        job=lambda wildcards: document({"source": wildcards.source}),
+        code=code("download"),
+        mirror=f"--mirror {MIRROR}" if MIRROR else "",
+        data=DATA,
+    log:
+        DATA / "logs/download-{source}.log",
+    benchmark:
+        DATA / "logs/download-{source}.tsv"
+    conda:
+        "../environment.yml"
+    retries: 2
+    resources:
+        mem_mb=2000,
+        runtime=120,
+    shell:
+        "python -m ask download --job {params.job:q} --data {params.data:q} {params.mirror} > {log:q} 2>&1"
+
+
+rule prepare:
+    input:
+        source_of,
+    output:
+        expand(prepared(DATA, "{{dataset}}") / "{split}_{kind}.npy", split=["train", "test"], kind=["images", "labels"]),
+        prepared(DATA, "{dataset}") / "facts.json",
+    params:
+        job=lambda wildcards: document(PLAN.data[wildcards.dataset]),
+        code=code("prepare"),
+        data=DATA,
+    log:
+        DATA / "logs/prepare-{dataset}.log",
+    benchmark:
+        DATA / "logs/prepare-{dataset}.tsv"
+    conda:
+        "../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "python -m ask prepare --job {params.job:q} --data {params.data:q} --name {wildcards.dataset} > {log:q} 2>&1"

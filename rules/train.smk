@@ -1,0 +1,36 @@
+"""Training.
+
+needs: prepared data
+makes: results/<run>/models/<dataset>/<model>/{weights,last}.safetensors, history.csv, config.yaml
+An interrupted training continues from its own checkpoint in results/<run>/scratch.
+"""
+
+
+rule train:
+    input:
+        prepared(DATA, "{dataset}") / "facts.json",
+    output:
+        weights=RUN.model("{dataset}", "{model}") / "weights.safetensors",
+        last=RUN.model("{dataset}", "{model}") / "last.safetensors",
+        history=RUN.model("{dataset}", "{model}") / "history.csv",
+        config=RUN.model("{dataset}", "{model}") / "config.yaml",
+    params:
+        job=lambda wildcards: document(PLAN.models[wildcards.dataset, wildcards.model]),
+        code=code("train"),
+        run=RUN.root,
+        data=DATA,
+        device=CONFIG.device,
+    log:
+        log_of(RUN.model("{dataset}", "{model}") / "train"),
+    benchmark:
+        benchmark_of(RUN.model("{dataset}", "{model}") / "train")
+    conda:
+        "../environment.yml"
+    threads: 8
+    resources:
+        mem_mb=8000,
+        runtime=24 * 60,
+        gpu=GPU,
+    shell:
+        "python -m ask train --job {params.job:q} --run {params.run:q} --data {params.data:q}"
+        " --device {params.device} > {log:q} 2>&1"

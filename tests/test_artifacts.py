@@ -1,0 +1,350 @@
+"""Tables, figures and report, on synthetic runs."""
+
+import csv
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from artifact_jobs import (
+    figure_job,
+    grouped_table_job,
+    make_entry,
+    measure,
+    render_everything,
+    report_job,
+    table_job,
+    write_cell,
+)
+
+from ask.artifacts import values
+from ask.artifacts.figures import render_figure, spread
+from ask.artifacts.grid import spans
+from ask.artifacts.latex import escape_latex
+from ask.artifacts.report import duration, in_text, render_report
+from ask.artifacts.tables import render_table
+from ask.paths import Run
+
+VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
+
+
+class Outline(HTMLParser):
+    """Checks that tags balance; remembers elements, headings and identifiers."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path / "demo")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("mean", "ci95", "text"),
+    [
+        (35.1234, 0.1834, "35.12±0.18"),
+        (35.1234, 0.2, "35.12±0.20"),
+        (35.1234, 1.26, "35.1±1.3"),
+        (35.1234, 0.996, "35.1±1.0"),
+        (35.1234, 0.0996, "35.12±0.10"),
+        (35.1234, 0.0004, "35.12±0.00"),
+        (35.1234, 12.4, "35±12"),
+        (35.1234, 9.96, "35±10"),
+        (35.1234, 0.0, "35.12±0.00"),
+        (35.1234, None, "35.1"),
+        (100.0, None, "100.0"),
+        (0.0, 0.0, "0.00±0.00"),
+    ],
+)
+def test_rounding_follows_the_interval(mean: float, ci95: float | None, text: str) -> None:
+    assert values.format_value(mean, ci95) == text
+
+
+@pytest.mark.parametrize(
+    ("points", "text"), [(1.26, "+1.3"), (-0.44, "−0.4"), (0.04, "0.0"), (-0.04, "0.0"), (-12.0, "−12.0")]
+)
+def test_differences_are_signed(points: float, text: str) -> None:
+    assert values.format_difference(points) == text
+
+
+@pytest.mark.parametrize(
+    ("mean", "ci95", "text"), [(41, 0.19, "41±0.19"), (35.1, 0.2, "35.1±0.2"), (95.5, None, "95.5")]
+)
+def test_published_values_keep_their_digits(mean: float, ci95: float | None, text: str) -> None:
+    assert values.format_published(mean, ci95) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.25, "0.25 s"), (42, "42 s"), (200, "3 min 20 s"), (18720, "5 h 12 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_lookup_reads_the_classifier_and_metric_asked_for(run: Run) -> None:
+    write_cell(run, "a", [measure(("conv3",), 0.2, k=5), measure(("conv3",), 0.3, k=9, ci95=None, clean=0.7)])
+    robust = values.lookup(make_entry("a", ("conv3",), k=9), run)
+    clean = values.lookup(make_entry("a", ("conv3",), k=9, metric="dknn_clean_accuracy"), run)
+    assert robust.mean == pytest.approx(30)
+    assert (robust.ci95, robust.trials) == (None, 1)
+    assert clean.mean == pytest.approx(70)
+
+
+def test_a_missing_cell_is_named_with_the_command_that_makes_it(run: Run) -> None:
+    path = run.cell("digits", "at", "gone")
+    with pytest.raises(values.MissingValueError, match="digits/at/gone") as caught:
+        values.lookup(make_entry("gone", ("conv3",)), run)
+    assert f"snakemake --cores all {path}" in str(caught.value)
+
+
+def test_a_missing_classifier_is_named(run: Run) -> None:
+    write_cell(run, "a", [measure(("conv3",), 0.2, k=5)])
+    with pytest.raises(values.MissingValueError, match=r"cosine similarity, layers conv3\+conv4 and K=7"):
+        values.lookup(make_entry("a", ("conv3", "conv4"), k=7), run)
+
+
+def test_an_unknown_metric_is_refused(run: Run) -> None:
+    with pytest.raises(ValueError, match="dknn_robust_accuracy, dknn_clean_accuracy"):
+        values.lookup(make_entry("a", ("conv3",), metric="accuracy"), run)
+
+
+def test_references_round_trip() -> None:
+    entry = make_entry("ask-cos-L34-K5", ("conv3", "conv4"), k=5)
+    assert values.read_reference(values.write_reference(entry)) == (entry["cell"], entry["classifier"])
+
+
+def test_neighbouring_labels_merge_only_below_the_same_parent() -> None:
+    headers = [["a", "x"], ["a", "x"], ["b", "x"], ["b", "y"], ["a", "y"]]
+    assert spans(headers, 0) == [("a", 0, 2), ("b", 2, 2), ("a", 4, 1)]
+    assert spans(headers, 1) == [("x", 0, 2), ("x", 2, 1), ("y", 3, 1), ("y", 4, 1)]
+
+
+def test_table_csv_is_tidy(run: Run) -> None:
+    written = render_table(table_job(run), run)
+    assert [path.suffix for path in written] == [".csv", ".md", ".tex", ".html"]
+    assert all(path.is_file() for path in written)
+    assert written[0].read_text().splitlines()[0] == (
+        "artifact,dataset,model,attack,variant,similarity,attack_layers,dknn_layers,k_in,k_out,classifier_k,eps,steps,"
+        "metric,mean,ci95,trials,paper_mean,paper_ci95"
+    )
+    rows = read_csv(written[0])
+    assert len(rows) == 18
+    assert rows[0] | {"mean": "35.5", "ci95": "0.18", "paper_mean": "35.1", "eps": "8", "trials": "10"} == rows[0]
+    assert [row["paper_ci95"] for row in rows[:3]] == ["0.2", "0.18", "0.19"]
+
+
+def test_a_single_trial_leaves_the_interval_empty(run: Run) -> None:
+    write_cell(run, "a", [measure(("conv3",), 0.4321, ci95=None)])
+    job = table_job(run) | {"entries": [{"row": 0, "column": 0, **make_entry("a", ("conv3",))}]}
+    paths = render_table(job, run)
+    row = read_csv(paths[0])[0]
+    assert (row["mean"], row["ci95"], row["trials"], row["paper_mean"]) == ("43.21", "", "1", "")
+    assert "| 43.2 |" in paths[1].read_text()
+
+
+def test_html_table_merges_headers_and_scopes_them(run: Run) -> None:
+    outline = Outline(render_table(table_job(run), run)[3].read_text())
+    headers = outline.all("th")
+    assert [h["colspan"] for h in headers if h["scope"] == "colgroup"] == ["3", "3"]
+    assert sum(h["scope"] == "col" for h in headers) == 1 + 6
+    assert sum(h["scope"] == "row" for h in headers) == 3
+    assert sum("data-cell" in cell for cell in outline.all("td")) == 18
+    assert len(outline.all("caption")) == 1
+
+
+def test_html_table_merges_row_labels(run: Run) -> None:
+    text = render_table(grouped_table_job(run), run)[3].read_text()
+    outline = Outline(text)
+    assert [h["rowspan"] for h in outline.all("th") if h["scope"] == "rowgroup"] == ["3", "3"]
+    assert len(outline.all("tbody")) == 2
+    assert text.count('class="empty"') == 1
+    assert "&lt;trials&gt;" in text
+
+
+def test_every_cell_shows_the_paper_beside_the_measured(run: Run) -> None:
+    paths = render_table(table_job(run), run)
+    markdown, html = paths[1].read_text(), paths[3].read_text()
+    assert "35.50±0.18<br><sub>paper 35.1±0.2 (+0.4)</sub>" in markdown
+    assert '<span class="difference">−4.2</span>' in html
+    assert 'class="value above-3"' in html
+    assert 'class="value below-1"' in html
+    assert all(len(line.split(" | ")) == 7 for line in markdown.splitlines() if line.startswith("|"))
+
+
+def test_values_that_cannot_be_compared_have_no_difference(run: Run) -> None:
+    paths = render_table(table_job(run) | {"comparable": False}, run)
+    assert "paper 35.1±0.2</sub>" in paths[1].read_text()
+    assert "difference" not in paths[2].read_text()
+    assert not re.search("difference|above-|below-", paths[3].read_text())
+
+
+def test_latex_escapes_everything_special() -> None:
+    assert escape_latex("a_b & 5% #1 $x {y} ~ ^ \\ <") == (
+        r"a\_b \& 5\% \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{} \textless{}"
+    )
+    assert escape_latex("τ = 0.03, K⁺, ℓ₂, ε ≤ 8") == r"$\tau$ = 0.03, K$^{+}$, $\ell$$_2$, $\varepsilon$ $\leq$ 8"
+
+
+@pytest.mark.parametrize("make_job", [table_job, grouped_table_job])
+def test_latex_rows_fill_their_columns(run: Run, make_job: Any) -> None:
+    job = make_job(run)
+    text = render_table(job, run)[2].read_text()
+    assert text.isascii()
+    width = len(job["row_names"]) + len(job["column_headers"])
+    for line in text[text.index(r"\toprule") : text.index(r"\bottomrule")].splitlines():
+        if line.endswith(r"\\"):
+            cells = [int(m[1]) for m in re.finditer(r"\\multicolumn\{(\d+)\}", line)]
+            assert len(re.findall(r"(?<!\\)&", line)) + 1 + sum(cells) - len(cells) == width
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+
+
+def test_latex_headers_span_their_groups(run: Run) -> None:
+    text = render_table(table_job(run), run)[2].read_text()
+    assert r"\multicolumn{3}{c}{cosine similarity} & \multicolumn{3}{c}{$\ell$$_2$ similarity} \\" in text
+    assert r"\cmidrule(lr){2-4} \cmidrule(lr){5-7}" in text
+    assert r"$35.50 \pm 0.18$" in text
+
+
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([1.0, 5.0], [1.0, 5.0]),
+        ([2.0, 2.0], [1.5, 2.5]),
+        ([3.0, 1.0, 1.2], [3.0, 0.6, 1.6]),
+        ([2.0, 2.0, 2.0], [1.0, 2.0, 3.0]),
+    ],
+)
+def test_labels_keep_their_distance(heights: list[float], expected: list[float]) -> None:
+    assert spread(heights, 1.0) == pytest.approx(expected)
+
+
+def test_figures_are_the_same_bytes_every_time(run: Run) -> None:
+    job = figure_job(run)
+    first = {path.suffix: path.read_bytes() for path in render_figure(job, run)}
+    second = {path.suffix: path.read_bytes() for path in render_figure(job, run)}
+    assert set(first) == {".csv", ".svg", ".png", ".pdf"}
+    assert first == second
+    assert not re.search(rb"20\d\d-\d\d-\d\d", first[".svg"])
+
+
+def test_figure_csv_holds_what_was_drawn(run: Run) -> None:
+    rows = read_csv(render_figure(figure_job(run), run)[0])
+    assert list(rows[0]) == [*values.COLUMNS, "panel", "line", "x"]
+    assert len(rows) == 35
+    assert (rows[0]["panel"], rows[0]["line"], rows[0]["x"]) == ("Temperature and K", "τ = 0.03", "1")
+
+
+@pytest.mark.parametrize("places", [[0.003, 0.03, 0.3, 3.0, 30.0], [5.0], [float(x) for x in range(20)]])
+def test_any_x_axis_draws(run: Run, places: list[float]) -> None:
+    write_cell(run, "a", [measure(("conv3",), 0.4, ci95=None)])
+    points = [{"x": x, "entry": make_entry("a", ("conv3",))} for x in places]
+    panel = {"title": "", "x_label": "x", "y_label": "y", "lines": [{"label": "only", "points": points}]}
+    job = figure_job(run) | {"panels": [panel], "paper": None}
+    assert all(path.stat().st_size for path in render_figure(job, run))
+
+
+def test_report_is_sound_html_that_needs_no_network(tmp_path: Path) -> None:
+    page = render_everything(tmp_path / "demo")
+    text = page.read_text()
+    outline = Outline(text)
+    links = [a.get(key) or "" for _, a in outline.elements for key in ("href", "src") if key in a]
+    assert not [link for link in links if re.match(r"(https?:)?//", link)]
+    assert "http" not in re.sub(r"<pre.*?</pre>", "", text, flags=re.DOTALL)
+    assert not outline.all("script", "img", "iframe")
+    names = [name for _, attributes in outline.elements if (name := attributes.get("id"))]
+    assert len(names) == len(set(names))
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in names
+        elif not link.startswith("data:"):
+            assert (page.parent / link).is_file()
+
+
+def test_report_headings_are_in_order_and_drawings_have_words(tmp_path: Path) -> None:
+    outline = Outline(render_everything(tmp_path / "demo").read_text())
+    levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    (drawing,) = outline.all("svg")
+    assert drawing["role"] == "img"
+    assert "Gray box, attack K = 1: from 36.0% at 1" in (drawing["aria-label"] or "")
+
+
+def test_report_shows_run_evidence_and_warnings(tmp_path: Path) -> None:
+    text = render_everything(tmp_path / "demo").read_text()
+    assert "2 cores of a laptop CPU" in text
+    assert "48 min 8 s (2,888 s) in 70 cells" in text
+    assert "3.4% of the images had no gradient" in text
+    assert "clean accuracy of the DkNN (cosine, conv4, K=5) is 43.0%" in text
+    assert "python -m ask attack --run demo --dataset digits --model at --cell ask-cos-L3-K5-e8-s20" in text
+    assert ">32<" in text
+
+
+def test_report_on_stand_ins_says_so_and_compares_nothing(tmp_path: Path) -> None:
+    text = render_everything(tmp_path / "demo", stand_ins=["digits in place of CIFAR-10"]).read_text()
+    assert "This run measures on digits in place of CIFAR-10." in text
+    assert text.count("Not comparable:") == 3
+    assert 'class="stand-ins"' in text
+    assert "median distance" not in text
+
+
+def test_report_names_an_artifact_that_is_not_rendered(run: Run) -> None:
+    with pytest.raises(values.MissingValueError, match="table table01 has not been rendered"):
+        render_report(report_job([table_job(run)]), run)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([{"label": "MNIST", "note": "digits"}, {"label": "CIFAR-10", "note": ""}], "MNIST (digits), CIFAR-10"),
+        ({"a": 1, "b": [2, 3]}, "a: 1, b: 2, 3"),
+        (None, ""),
+        (0, "0"),
+    ],
+)
+def test_configuration_in_words(value: object, text: str) -> None:
+    assert in_text(value) == text
+
+
+@pytest.mark.parametrize("module", ["tables", "figures", "report"])
+def test_renderings_stay_light_and_apart(module: str) -> None:
+    """Code fingerprints follow imports: a new plot style must not redo tables, and nothing here waits for torch."""
+    others = {"tables", "figures", "report"} - {module}
+    code = f"import ask.artifacts.{module}, sys; print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert not loaded & {"torch", "pandas", "faiss", *(f"ask.artifacts.{other}" for other in others)}
+    ours = {name for name in loaded if name.startswith("ask.") and not name.startswith("ask.artifacts")}
+    assert ours == {"ask.paths"}

@@ -1,0 +1,187 @@
+"""Exact search and the DkNN classifier, against scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone, is_classifier
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+from ask.dknn import DkNN, classify, make_search, votes
+from ask.knn import ExactSearch
+
+METRICS = {"cosine": "cosine", "l2": "euclidean"}
+
+
+def problem(references=600, queries=80, dimensions=33, classes=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (references,), generator=generator)
+    labels[:classes] = torch.arange(classes)
+    centres = torch.rand(classes, dimensions, generator=generator)
+    features = centres[labels] + 0.5 * torch.rand(references, dimensions, generator=generator)
+    return features, labels, torch.rand(queries, dimensions, generator=generator)
+
+
+def oracle(features, queries, similarity, k):
+    neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute", metric=METRICS[similarity])
+    return neighbours.fit(features.double().numpy()).kneighbors(queries.double().numpy())
+
+
+@pytest.mark.parametrize("similarity", METRICS)
+@pytest.mark.parametrize("memory", [1, 100_000, 2**28])
+def test_global_and_class_neighbours_equal_scikit_learn(similarity, memory):
+    features, labels, queries = problem()
+    found = ExactSearch(features, labels, similarity=similarity, memory=memory).search(queries, k=9, k_class=6)
+    distances, ids = oracle(features, queries, similarity, 9)
+    assert np.array_equal(found.indices.numpy(), ids)
+    np.testing.assert_allclose(found.distances.numpy(), distances, rtol=1e-5, atol=1e-6)
+    for label in range(7):
+        members = (labels == label).nonzero().squeeze(1)
+        distances, ids = oracle(features[members], queries, similarity, 6)
+        assert np.array_equal(found.class_indices[:, label].numpy(), members.numpy()[ids])
+        np.testing.assert_allclose(found.class_distances[:, label].numpy(), distances, rtol=1e-3, atol=1e-5)
+
+
+def test_pixels_of_equal_distance_are_ordered_by_position():
+    # Small integers: distances tie exactly, in float32 scores almost.
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randint(0, 3, (500, 12), generator=generator) / 255
+    queries = torch.randint(0, 3, (60, 12), generator=generator) / 255
+    labels = torch.randint(4, (500,), generator=generator)
+    found = ExactSearch(features, labels, similarity="l2").search(queries, k=20, k_class=9)
+    squared = (queries.double().mul(255).round().unsqueeze(1) - features.double().mul(255).round()).square().sum(2)
+    expected = squared.argsort(dim=1, stable=True)[:, :20]
+    assert torch.equal(found.indices, expected)
+    members = (labels == 2).nonzero().squeeze(1)
+    assert torch.equal(found.class_indices[:, 2], members[squared[:, members].argsort(dim=1, stable=True)[:, :9]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    offset=st.sampled_from([0.0, 1.0, 100.0]),
+    similarity=st.sampled_from(["cosine", "l2"]),
+    dimensions=st.sampled_from([2, 784]),
+)
+def test_float32_scores_never_hide_a_neighbour(seed, offset, similarity, dimensions):
+    """With a large common offset float32 scores lose most digits; ids must stay those of float64."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.rand(200, dimensions, generator=generator) + offset
+    queries = torch.rand(10, dimensions, generator=generator) + offset
+    labels = torch.arange(200) % 3
+    search = ExactSearch(features, labels, similarity=similarity)
+    found = search.search(queries, k=5)
+    # The contract is exactness for the references as float32 (and, under cosine, as float32 unit vectors).
+    references = torch.empty_like(search.features)
+    references[search.order] = search.features
+    asked = torch.nn.functional.normalize(queries) if similarity == "cosine" else queries
+    squared = (asked.double().unsqueeze(1) - references.double()).square().sum(2)
+    assert torch.equal(found.indices, squared.argsort(dim=1, stable=True)[:, :5])
+
+
+def test_unbalanced_classes_and_k_of_a_whole_class():
+    features, _, queries = problem(50, 5)
+    labels = torch.tensor([0] * 40 + [1] * 7 + [2] * 3)
+    found = ExactSearch(features, labels, similarity="l2").search(queries, k=50, k_class=3)
+    assert found.indices.sort(1).values.tolist() == [list(range(50))] * 5
+    assert found.class_indices[:, 2].sort(1).values.tolist() == [[47, 48, 49]] * 5
+
+
+@pytest.mark.parametrize("backend", ["faiss", "faiss-ivf"])
+@pytest.mark.parametrize("similarity", METRICS)
+def test_faiss_agrees_with_exact_search(backend, similarity):
+    pytest.importorskip("faiss", reason="faiss is an extra")
+    features, labels, queries = problem(4000, 50)
+    exact = ExactSearch(features, labels, similarity=similarity).search(queries, k=5, k_class=4)
+    found = make_search(features, labels, similarity, backend).search(queries, k=5, k_class=4)
+    assert torch.equal(found.class_indices, exact.class_indices)
+    torch.testing.assert_close(found.class_distances, exact.class_distances, atol=1e-4, rtol=1e-3)
+    overlap = (found.indices.unsqueeze(2) == exact.indices.unsqueeze(1)).any(2).float().mean()
+    if backend == "faiss":
+        assert torch.equal(found.indices, exact.indices)
+        torch.testing.assert_close(found.distances, exact.distances, atol=1e-5, rtol=1e-4)
+    else:
+        assert 0.2 < overlap < 1  # approximate, and not by accident exact
+
+
+@pytest.mark.parametrize("backend", ["exact", "faiss"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 601}, "k=601 exceeds the 600 references"),
+        ({"k_class": 300}, "references of class"),
+        ({"queries": torch.full((2, 33), float("nan"))}, "NaN"),
+        ({"queries": torch.zeros(2, 32)}, r"must be \(queries, 33\)"),
+        ({"features": torch.full((600, 33), float("inf"))}, "NaN or infinite"),
+        ({"labels": torch.zeros(599, dtype=torch.int64)}, "must be int64 of shape"),
+        ({"labels": torch.ones(600, dtype=torch.int64)}, "class 0 has no reference"),
+    ],
+)
+def test_bad_input_is_one_clear_error(backend, change, message):
+    if backend == "faiss":
+        pytest.importorskip("faiss", reason="faiss is an extra")
+    features, labels, queries = problem()
+    features, labels = change.get("features", features), change.get("labels", labels)
+    with pytest.raises(ValueError, match=message):
+        make_search(features, labels, "l2", backend).search(
+            change.get("queries", queries), k=change.get("k", 1), k_class=change.get("k_class", 0)
+        )
+
+
+@pytest.mark.parametrize("similarity", METRICS)
+@pytest.mark.parametrize("k", [1, 5, 8])
+def test_one_layer_votes_as_scikit_learn(similarity, k):
+    features, labels, queries = problem(seed=3)
+    ours = DkNN(n_neighbors=k, metric=similarity).fit(features, labels)
+    theirs = KNeighborsClassifier(k, algorithm="brute", metric=METRICS[similarity]).fit(features, labels)
+    np.testing.assert_allclose(ours.predict_proba(queries), theirs.predict_proba(queries.numpy()))
+    assert np.array_equal(ours.predict(queries), theirs.predict(queries.numpy()))
+
+
+def test_layers_vote_together_and_ties_go_to_the_lowest_class():
+    """Equation (1) by hand: two layers, K = 3."""
+    first = votes(torch.tensor([[0, 0, 1], [2, 2, 1]]), 3)
+    second = votes(torch.tensor([[1, 1, 0], [2, 0, 1]]), 3)
+    assert first.tolist() == [[2, 1, 0], [0, 1, 2]]
+    assert classify([first, second]).tolist() == [0, 2]
+
+
+def test_dknn_on_layers_of_a_feature_function():
+    features, labels, queries = problem()
+    halves = {"low": slice(0, 16), "high": slice(16, 33)}
+
+    def extract(x, layers):
+        return {layer: x[:, halves[layer]] for layer in layers}
+
+    ours = DkNN(extract, layers=("low", "high"), n_neighbors=4, batch_size=17).fit(features, labels)
+    parts = [
+        KNeighborsClassifier(4, algorithm="brute", metric="cosine").fit(features[:, half], labels)
+        for half in halves.values()
+    ]
+    expected = np.mean(
+        [part.predict_proba(queries[:, half].numpy()) for part, half in zip(parts, halves.values(), strict=True)], 0
+    )
+    np.testing.assert_allclose(ours.predict_proba(queries), expected)
+    assert np.array_equal(ours.kneighbors(queries, layer="high")[1], parts[1].kneighbors(queries[:, 16:].numpy())[1])
+
+
+def test_dknn_keeps_scikit_learns_estimator_contract():
+    features, labels, queries = problem()
+    names = np.array(["ant", "bee", "cat", "dog", "eel", "fox", "gnu"])[labels]
+    model = DkNN(n_neighbors=3)
+    assert is_classifier(model)
+    assert clone(model).get_params() == model.get_params()
+    assert model.fit(features.numpy(), names) is model
+    assert model.classes_.tolist() == sorted(set(names))
+    assert model.n_features_in_ == 33
+    assert set(model.predict(queries.numpy())) <= set(names)
+    search = GridSearchCV(DkNN(), {"n_neighbors": [1, 5], "metric": ["cosine", "l2"]}, cv=2)
+    assert search.fit(features.numpy(), names).best_score_ > 0.5
+    with pytest.raises(ValueError, match="unknown parameter 'neighbours'"):
+        model.set_params(neighbours=3)
+    with pytest.raises(ValueError, match="not fitted"):
+        DkNN().predict(queries)
+    with pytest.raises(ValueError, match="metric='l1' is not one of"):
+        DkNN(metric="l1").fit(features, labels)

@@ -1,0 +1,555 @@
+"""Training: schedules, augmentation, adversarial training itself, resuming after a kill, failures."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from ask.models import Network, build, fold_batchnorm, load_network, load_weights
+from ask.specs.training import ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
+from ask.training import TrainingDivergedError, methods, train
+from ask.training.augment import augment
+from ask.training.checkpoint import Checkpoint, State
+from ask.training.images import ResidentImages, seeded, split_holdout
+from ask.training.methods import AdversarialTraining, BaseOutput, Batch, make_method
+from ask.training.run import Run
+from ask.training.schedule import learning_rate
+
+CPU = torch.device("cpu")
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def make_job(seed: int = 0, network: NetworkSpec | None = None, **training: Any) -> TrainJob:
+    settings: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 32,
+        "eps": 25.5,
+        "step_size": 12.75,
+        "steps": 2,
+        "holdout": 20,
+        "eval_eps": 25.5,
+        "min_clean_accuracy": 0.0,
+        "augment": "crop-flip",
+        "schedule": ScheduleSpec(name="onecycle"),
+    }
+    return TrainJob(
+        dataset="digits",
+        model="at",
+        network=network or NetworkSpec(name="vgg16", width=1 / 32),
+        method=ModelSpec(label="AT", base="at"),
+        training=TrainingSpec(**(settings | training)),
+        seed=seed,
+    )
+
+
+@pytest.fixture(scope="module")
+def digits() -> Arrays:
+    """The first 1437 digits at 32x32, (images, 1, 32, 32)."""
+    data = load_digits()
+    images = np.kron(data.images, np.ones((4, 4)))[:, None] * (255 / 16)
+    return np.round(images).astype(np.uint8)[:1437], data.target.astype(np.int64)[:1437]
+
+
+@pytest.fixture(scope="module")
+def few(digits: Arrays) -> Arrays:
+    """So few that an epoch takes a fraction of a second."""
+    return digits[0][:150], digits[1][:150]
+
+
+def run(job: TrainJob, data: Arrays, folder: Path, **options: Any) -> Path:
+    options = {"progress": False, **options}
+    images, labels = data
+    train(job, train_images=images, train_labels=labels, out=folder, scratch=folder / "scratch", **options)
+    return folder
+
+
+def weights(folder: Path, which: str = "last") -> dict[str, Tensor]:
+    return load_weights(folder / f"{which}.safetensors")[0]
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# Schedules
+
+
+def torch_rates(spec: TrainingSpec, steps: int) -> list[float]:
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=spec.learning_rate)
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    if spec.schedule.name == "step":
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(
+            optimiser, [m * steps for m in spec.schedule.milestones], spec.schedule.gamma
+        )
+    else:
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, spec.learning_rate, total_steps=spec.epochs * steps, cycle_momentum=False
+        )
+    rates = []
+    for _ in range(spec.epochs * steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ScheduleSpec(name="step", milestones=(3,)),
+        ScheduleSpec(name="step", milestones=(2, 5), gamma=0.5),
+        ScheduleSpec(name="onecycle"),
+    ],
+)
+def test_rates_are_torchs(schedule: ScheduleSpec, steps: int) -> None:
+    spec = TrainingSpec(epochs=9, schedule=schedule, learning_rate=0.3)
+    ours = [learning_rate(spec, epoch, step, steps) for epoch in range(9) for step in range(steps)]
+    assert ours == pytest.approx(torch_rates(spec, steps))
+
+
+@pytest.mark.parametrize("epochs", range(1, 12))
+def test_onecycle_of_a_few_steps_has_positive_rates(epochs: int) -> None:
+    spec = TrainingSpec(epochs=epochs, schedule=ScheduleSpec(name="onecycle"))
+    assert all(0 < learning_rate(spec, epoch, 0, 1) <= spec.learning_rate for epoch in range(epochs))
+
+
+# Augmentation
+
+
+def coded(batch: int, side: int = 16) -> Tensor:
+    """Images whose pixels are all different and none zero, the same image ``batch`` times."""
+    return torch.arange(1, 3 * side * side + 1).view(1, 3, side, side).repeat(batch, 1, 1, 1)
+
+
+def test_a_crop_is_a_window_of_the_padded_image_and_every_window_occurs() -> None:
+    side, margin = 16, 2
+    images = coded(1000)
+    out = augment(images, "crop", seeded(CPU, 0))
+    assert out.shape == images.shape
+    assert out.dtype == images.dtype
+    padded = F.pad(images[0], (margin,) * 4)
+    windows = {
+        (top, left): padded[:, top : top + side, left : left + side]
+        for top in range(2 * margin + 1)
+        for left in range(2 * margin + 1)
+    }
+    counts = {key: int((out == window).flatten(1).all(1).sum()) for key, window in windows.items()}
+    assert sum(counts.values()) == 1000
+    assert min(counts.values()) > 15  # 40 expected
+
+
+def test_half_of_the_images_are_flipped() -> None:
+    images = coded(2000)
+    crops = augment(images, "crop", seeded(CPU, 0))
+    flips = augment(images, "crop-flip", seeded(CPU, 0))  # the same shifts, drawn first
+    plain = (flips == crops).flatten(1).all(1)
+    reach = coded(1)[0, 0, :, 4].tolist()  # column 4 is in every window
+    falling = torch.tensor([bool((image[0].diff(dim=1)[6, 5:10] < 0).all()) for image in flips])
+    assert torch.equal(plain, ~falling)
+    assert all(value in flips[i, 0] for i in range(20) for value in reach[4:12])
+    assert abs(falling.float().mean().item() - 0.5) < 0.04
+
+
+def test_augmentation_repeats_for_a_seed_and_none_changes_nothing() -> None:
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(augment(images, "crop-flip", seeded(CPU, 1)), augment(images, "crop-flip", seeded(CPU, 1)))
+    assert not torch.equal(augment(images, "crop-flip", seeded(CPU, 1)), augment(images, "crop-flip", seeded(CPU, 2)))
+    assert torch.equal(augment(images, "none", seeded(CPU, 1)), images)
+
+
+# Data
+
+
+@pytest.mark.parametrize("holdout", [0, 20, 23])
+def test_holdout_is_class_balanced_and_disjoint(few: Arrays, holdout: int) -> None:
+    kept, held = split_holdout(few[1], holdout, seed=3)
+    assert len(held) == holdout
+    assert sorted([*kept, *held]) == list(range(150))
+    if holdout:
+        counts = np.bincount(few[1][held], minlength=10)
+        assert counts.max() - counts.min() <= 1
+    assert np.array_equal(held, split_holdout(few[1], holdout, seed=3)[1])
+
+
+def test_a_holdout_that_leaves_nothing_is_refused(few: Arrays) -> None:
+    with pytest.raises(ValueError, match=r"holdout=200 takes 20 of the \d+ training images of class"):
+        split_holdout(few[1], 200, seed=0)
+
+
+def test_references_are_drawn_from_every_class(few: Arrays) -> None:
+    data = ResidentImages(*few, device=CPU)
+    images, labels = data.references(5, seeded(CPU, 0))
+    assert labels.tolist() == [c for c in range(10) for _ in range(5)]
+    assert images.shape == (50, 1, 32, 32)
+    known = {image.tobytes(): label for image, label in zip(few[0], few[1], strict=True)}
+    for image, label in zip((images * 255).round().to(torch.uint8).numpy(), labels.tolist(), strict=True):
+        assert known[np.ascontiguousarray(image).tobytes()] == label
+
+
+# Methods
+
+
+def test_adversarial_training_scores_images_inside_the_ball(few: Arrays) -> None:
+    job = make_job(network=NetworkSpec(name="resnet18", width=1 / 32))
+    data = ResidentImages(*few, device=CPU)
+    images, labels = data.draw(torch.arange(16), seeded(CPU, 0))
+    network = build(job.network, in_channels=1, image_size=32, num_classes=10)
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    batch = Batch(images=images, labels=labels, generator=seeded(CPU, 1), target=fold_batchnorm(network), source=data)
+    output = AdversarialTraining(job.training)(network, batch, ("conv4",))
+    distance = (output.adversarial - images).abs()
+    assert 0 < distance.max() <= 25.5 / 255 + 1e-6
+    assert not output.adversarial.requires_grad
+    assert output.adversarial.min() >= 0
+    assert output.adversarial.max() <= 1
+    assert output.features["conv4"].requires_grad
+    assert all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
+    # ResNet18 has no dropout, so that the same pass can be made again.
+    torch.testing.assert_close(output.loss, F.cross_entropy(network.train()(output.adversarial), labels))
+
+
+def test_unknown_methods_are_refused() -> None:
+    with pytest.raises(ValueError, match="base 'none' trains no network; choose from at"):
+        make_method(ModelSpec(label="raw", base="none"), TrainingSpec())
+
+
+def test_a_regulariser_joins_without_touching_the_loop(
+    few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shrink:
+        """Pulls conv4's features to zero and draws references, as SNN and ASK will."""
+
+        layers = ("conv4",)
+
+        def __init__(self, spec: TrainingSpec) -> None:
+            self.steps = spec.steps
+
+        def __call__(self, network: Network, batch: Batch, output: BaseOutput) -> Tensor:
+            assert network.training
+            images, labels = batch.source.references(2, batch.generator)
+            assert len(images) == len(labels) == 20
+            return 10 * output.features["conv4"].square().mean()
+
+    plain = weights(run(make_job(holdout=0), few, tmp_path / "plain"))
+    monkeypatch.setitem(methods.REGULARISERS, "none", Shrink)
+    shrunk = weights(run(make_job(holdout=0), few, tmp_path / "shrunk"))
+    assert not same(plain, shrunk)
+
+
+# Training
+
+
+def test_adversarial_training_learns_digits_and_resists(digits: Arrays, tmp_path: Path) -> None:
+    job = make_job(
+        network=NetworkSpec(name="resnet18", width=1 / 16),
+        epochs=4,
+        batch_size=64,
+        steps=3,
+        augment="none",
+        holdout=200,
+        step_size=10,
+    )
+    run(job, digits, tmp_path)
+    best = history(tmp_path)[yaml.safe_load((tmp_path / "config.yaml").read_text())["chosen_epoch"] - 1]
+    assert float(best["val_clean_accuracy"]) > 0.8
+    assert float(best["val_robust_accuracy"]) > 0.5
+
+
+def test_outputs_say_what_was_done(few: Arrays, tmp_path: Path) -> None:
+    job = make_job()
+    run(job, few, tmp_path, fingerprint="code", data_hash="data")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "config.yaml",
+        "history.csv",
+        "last.safetensors",
+        "weights.safetensors",
+    ]
+    record = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert TrainJob.model_validate(record["job"]) == job
+    assert record["fingerprint"] == "code"
+    assert record["training_images"] == 130
+    assert record["heldout_images"] == 20
+    assert record["versions"]["torch"] == str(torch.__version__)
+    rows = history(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    robust = [float(row["val_robust_accuracy"]) for row in rows]
+    assert record["chosen_epoch"] == 1 + robust.index(max(robust))
+    assert f"epoch {record['chosen_epoch']} of 2: highest held-out robust" in record["selection"]
+    assert load_weights(tmp_path / "weights.safetensors")[1]["epoch"] == str(record["chosen_epoch"])
+    assert load_network(tmp_path).spec == job.network
+
+
+def test_without_a_qualifying_epoch_the_last_is_kept_and_named(few: Arrays, tmp_path: Path) -> None:
+    run(make_job(min_clean_accuracy=1.0), few, tmp_path)
+    record = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert record["chosen_epoch"] == 2
+    assert "no epoch's held-out clean accuracy exceeded min_clean_accuracy=1.0" in record["selection"]
+    assert same(weights(tmp_path), weights(tmp_path, "weights"))
+
+
+def test_without_held_out_images_the_last_is_kept(few: Arrays, tmp_path: Path) -> None:
+    run(make_job(holdout=0, epochs=1), few, tmp_path)
+    assert history(tmp_path)[0]["val_clean_accuracy"] == ""
+    assert "nothing is held out" in (tmp_path / "config.yaml").read_text()
+    assert same(weights(tmp_path), weights(tmp_path, "weights"))
+
+
+def test_weights_depend_on_the_seed_alone(few: Arrays, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    first = weights(run(make_job(epochs=1), few, tmp_path / "1"))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(9)
+    assert same(first, weights(run(make_job(epochs=1), few, tmp_path / "2")))
+    assert not same(first, weights(run(make_job(epochs=1, seed=1), few, tmp_path / "3")))
+
+
+def test_a_last_batch_of_one_image_is_left_out(few: Arrays, tmp_path: Path) -> None:
+    job = make_job(network=NetworkSpec(name="resnet18", width=1 / 32), batch_size=43, holdout=20, epochs=1)
+    checkpoint = Checkpoint(tmp_path, job, "", "")
+    assert Run(job, *few, CPU, checkpoint).steps == 3  # 130 = 3 * 43 + 1
+    run(job, few, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((4, 1, 32, 32), np.float32), np.arange(4), "must be uint8"),
+        (np.zeros((4, 32, 32), np.uint8), np.arange(4), "must be uint8"),
+        (np.zeros((4, 1, 32, 32), np.uint8), np.array([0, 1, 3, 3]), "every class from 0 on"),
+        (np.zeros((4, 1, 32, 32), np.uint8), np.arange(3), "must be int64"),
+        (np.zeros((4, 1, 28, 28), np.uint8), np.arange(4), "multiple of 32, not 28"),
+    ],
+)
+def test_unfit_data_are_refused(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(make_job(holdout=0), (images, labels), tmp_path)
+
+
+# Interruption and failure
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from ask.specs.training import TrainJob
+from ask.training import train
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+data = np.load(sys.argv[2])
+print("ready", flush=True)
+train(TrainJob.model_validate_json(sys.argv[3]), train_images=data["images"], train_labels=data["labels"],
+      out=folder, scratch=folder / "scratch", progress=False, checkpoint_seconds=float(sys.argv[4]))
+"""
+
+
+def start(folder: Path, data: Path, job: TrainJob, seconds: float, repository: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(data), job.model_dump_json(), str(seconds)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+    return subprocess.Popen(command, env=environment, cwd=repository, text=True, stdout=subprocess.PIPE)
+
+
+def test_a_killed_run_ends_with_the_same_weights(few: Arrays, tmp_path: Path, repository: Path) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, images=few[0], labels=few[1])
+    job = make_job(epochs=4, batch_size=16)
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    # Rounding may depend on the thread count: the same one here and in the other processes.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run(job, few, calm)
+    torch.set_num_threads(threads)
+    random = np.random.default_rng()
+    for attempt in range(2):
+        process = start(killed, data, job, 0, repository)
+        assert process.stdout is not None
+        process.stdout.readline()
+        # The first kill waits for a checkpoint, so that there is something to continue from.
+        while attempt == 0 and process.poll() is None and not list((killed / "scratch").glob("[!.]*")):
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.stdout.close()
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert list((killed / "scratch").glob("[!.]*"))
+    with start(killed, data, job, 0, repository) as process:
+        process.communicate()
+    assert process.returncode == 0
+    for which in ("last", "weights"):
+        assert (killed / f"{which}.safetensors").read_bytes() == (calm / f"{which}.safetensors").read_bytes()
+    for row, expected in zip(history(killed), history(calm), strict=True):
+        assert {**row, "seconds": ""} == {**expected, "seconds": ""}
+    assert not (killed / "scratch").exists()
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Stands for a kill."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    advance, count = Run.advance, 0
+
+    def limited(self: Run) -> None:
+        nonlocal count
+        count += 1
+        if count > after:
+            raise Interrupted
+        advance(self)
+
+    monkeypatch.setattr(Run, "advance", limited)
+
+
+@pytest.mark.parametrize("after", [1, 5, 7])  # in the first epoch, at its end, in the second
+@pytest.mark.parametrize("name", ["vgg16", "resnet18"])
+def test_a_resumed_run_equals_an_undisturbed_one(
+    name: str, after: int, few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(network=NetworkSpec(name=name, width=1 / 32))
+    calm = run(job, few, tmp_path / "calm")
+    folder = tmp_path / "resumed"
+    with monkeypatch.context() as patch:
+        interrupt(patch, after)
+        with pytest.raises(Interrupted):
+            run(job, few, folder, checkpoint_seconds=0)
+    # A kill between a history line and the checkpoint leaves lines too many.
+    with (folder / "history.csv").open("a") as file:
+        file.write("99,0,0,0,0,0,0\n")
+    steps: list[int] = []
+    advance = Run.advance
+    monkeypatch.setattr(Run, "advance", lambda self: (steps.append(self.position), advance(self))[1])
+    run(job, few, folder)
+    assert steps == list(range(after, 10))
+    assert same(weights(calm), weights(folder))
+    assert same(weights(calm, "weights"), weights(folder, "weights"))
+    assert [row["epoch"] for row in history(folder)] == ["1", "2"]
+    assert [row["train_loss"] for row in history(folder)] == [row["train_loss"] for row in history(calm)]
+
+
+@pytest.mark.parametrize("change", ["job", "fingerprint", "data_hash"])
+def test_a_stale_checkpoint_is_ignored(
+    change: str, few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3)
+        with pytest.raises(Interrupted):
+            run(make_job(epochs=1), few, tmp_path, checkpoint_seconds=0)
+    steps: list[int] = []
+    advance = Run.advance
+    monkeypatch.setattr(Run, "advance", lambda self: (steps.append(self.position), advance(self))[1])
+    job = make_job(epochs=1, learning_rate=0.05) if change == "job" else make_job(epochs=1)
+    run(job, few, tmp_path, **({} if change == "job" else {change: "other"}))
+    assert steps[0] == 0
+
+
+def test_a_checkpoint_returns_what_was_saved(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "scratch", make_job(), "code", "data")
+    assert checkpoint.load() is None
+    state = State(epoch=3, step=2, best_epoch=1, best_accuracy=0.1 + 0.2, rows=[{"epoch": 1, "train_loss": 1 / 3}])
+    checkpoint.save(state, network={"a.b/c": torch.rand(3)}, best={})
+    found = checkpoint.load()
+    assert found is not None
+    assert found[0] == state
+    assert list(found[1]) == ["network"]
+    checkpoint.remove()
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_loss_stops_training_with_the_reason(
+    value: float, few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = AdversarialTraining.__call__
+    count = 0
+
+    def spoilt(self: AdversarialTraining, network: Network, batch: Batch, layers: tuple[str, ...]) -> BaseOutput:
+        nonlocal count
+        count += 1
+        output = method(self, network, batch, layers)
+        if count < 8:
+            return output
+        return BaseOutput(loss=output.loss * value, correct=output.correct, adversarial=output.adversarial, features={})
+
+    monkeypatch.setattr(AdversarialTraining, "__call__", spoilt)
+    with pytest.raises(
+        TrainingDivergedError,
+        match=rf"loss is {value} at epoch 2, step 3 of 5 \(learning rate 0\.0\d+\): lower training.learning_rate",
+    ):
+        run(make_job(), few, tmp_path)
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_divergence_of_the_weights_alone_is_seen(few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advance = Run.advance
+
+    def spoilt(self: Run) -> None:
+        advance(self)
+        if self.state.step == self.steps:
+            next(self.network.parameters()).data.fill_(float("inf"))
+
+    monkeypatch.setattr(Run, "advance", spoilt)
+    with pytest.raises(TrainingDivergedError, match="a weight is not finite"):
+        run(make_job(), few, tmp_path)
+
+
+def test_a_log_gets_a_line_an_epoch(few: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(make_job(), few, tmp_path, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("at: epoch 1/2, loss ")
+    assert lines[0].endswith("images/s")
+    assert lines[2].startswith("at: kept epoch ")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_cpus_loss_and_gradient() -> None:
+    network = build(NetworkSpec(name="resnet18", width=1 / 4), in_channels=3, image_size=32, num_classes=10, seed=0)
+    images = torch.rand(64, 3, 32, 32, generator=seeded(CPU, 0))
+    labels = torch.arange(64) % 10
+    results: dict[str, tuple[Tensor, list[Tensor]]] = {}
+    for device in ("cpu", "cuda"):
+        copy = build_on(network, device)
+        with methods.training_precision(torch.device(device)):
+            loss = F.cross_entropy(copy(images.to(device)), labels.to(device))
+        gradients = torch.autograd.grad(loss, list(copy.parameters()))
+        results[device] = loss.detach().cpu(), [g.float().cpu() for g in gradients]
+    assert results["cuda"][0].item() == pytest.approx(results["cpu"][0].item(), rel=0.02)  # bf16
+    flat = [torch.cat([g.flatten() for g in results[device][1]]) for device in ("cpu", "cuda")]
+    assert F.cosine_similarity(flat[0], flat[1], dim=0) > 0.98
+
+
+def build_on(network: Network, device: str) -> Network:
+    again = build(network.spec, in_channels=3, image_size=32, num_classes=10)
+    again.load_state_dict(network.state_dict())
+    again.to(device, memory_format=torch.channels_last)
+    return again
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_cuda(few: Arrays, tmp_path: Path) -> None:
+    run(make_job(), few, tmp_path, device="cuda")
+    assert len(history(tmp_path)) == 2
