@@ -19,7 +19,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "download": ("ask.data.downloading",),
     "prepare": ("ask.data.preparing",),
     "train": ("ask.training.loop",),
-    "index": ("ask.evaluation",),
+    "index": ("ask.features",),
     "calibrate": ("ask.evaluation",),
     "attack": ("ask.evaluation",),
     "table": ("ask.artifacts.tables",),
@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, (step, text) in _COMMANDS.items():
         command = steps.add_parser(name, help=text, description=text)
         command.set_defaults(step=step)
+        if name == "reference":
+            continue
         if name == "check":
             command.add_argument("config", nargs="+", type=Path, help="configuration files, later ones winning")
             continue
@@ -85,7 +87,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from .data.arrays import load
-    from .hardware import pick_device
+    from .hardware import describe
     from .provenance import fingerprint
     from .specs.training import TrainJob
     from .training import train
@@ -93,6 +95,7 @@ def _train(options: argparse.Namespace) -> None:
     job = TrainJob.model_validate(options.job)
     folder = prepared(options.data, job.dataset)
     images, labels = load(folder, "train")
+    device = _device(options)
     facts = json.loads((folder / "facts.json").read_text())
     train(
         job,
@@ -100,14 +103,15 @@ def _train(options: argparse.Namespace) -> None:
         train_labels=labels,
         out=Run(options.run).model(job.dataset, job.model),
         scratch=options.run / "scratch" / job.dataset / job.model,
-        device=str(pick_device(options.device)),
+        device=device,
+        made_with=describe(device),
         fingerprint=fingerprint(STEPS["train"]),
-        data_hash=json.dumps(facts["sha256"], sort_keys=True),
+        data_hash=json.dumps(facts["splits"]["train"]["sha256"], sort_keys=True),
     )
 
 
 def _index(options: argparse.Namespace) -> None:
-    from .evaluation import build_index
+    from .features import build_index
     from .specs.evaluation import IndexJob
 
     job = IndexJob.model_validate(options.job)
@@ -168,8 +172,15 @@ def _check(options: argparse.Namespace) -> None:
     print(f"{config.run}: {len(plan.models)} models, {len(plan.calibrations)} calibrations, {len(plan.cells)} cells")
 
 
+def _reference(options: argparse.Namespace) -> None:  # noqa: ARG001  # every command gets its options
+    from .reference import write
+
+    _print_paths(write())
+
+
 _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "check": (_check, "Validate a configuration and count its jobs."),
+    "reference": (_reference, "Write the configuration's JSON schema and reference page."),
     "download": (_download, "Fetch a data set's published files."),
     "prepare": (_prepare, "Make a data set's arrays and check them against known facts."),
     "train": (_train, "Train a model; continues where it was interrupted."),
@@ -183,15 +194,20 @@ _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], None], str]] = {
 
 
 def _place(options: argparse.Namespace) -> Any:
+    from .features import Place
+
+    return Place(run=Run(options.run), data=options.data, device=_device(options))
+
+
+def _device(options: argparse.Namespace) -> Any:
     import torch
 
-    from .evaluation import Place
     from .hardware import pick_device
 
     # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
     # first parallel operation, for its threads inherit the setting.
     torch.set_flush_denormal(True)
-    return Place(run=Run(options.run), data=options.data, device=pick_device(options.device))
+    return pick_device(options.device)
 
 
 def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:

@@ -7,9 +7,7 @@ trial only, so that all attacks and models of a trial share them and can be comp
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,16 +18,15 @@ from torch import Tensor
 from .data.arrays import load
 from .dknn import classify, votes
 from .errors import AskError
+from .features import FORWARD_BATCH, Place, load_features, to_float
 from .knn import ExactSearch, Neighbours
 from .paths import Run, prepared
 from .seeds import derive_seed
-from .specs.evaluation import AttackSpec, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
+from .specs.evaluation import AttackSpec, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec
 
 ATTACKS = {"ask": "ask.attacks.ask"}
 """Home of each attack; a cell imports, and its code fingerprint counts, only its own."""
 
-Features = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-FORWARD_BATCH = 250
 ROUNDING = 1e-6
 """How far float32 may carry an image beyond the eps-ball."""
 
@@ -43,33 +40,6 @@ class Attack(Protocol):
 
     def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
         """Images like the given ones, from true labels."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a job reads its data and on which device it runs."""
-
-    run: Run
-    data: Path
-    device: torch.device
-
-
-def build_index(job: IndexJob, place: Place, out: Path) -> None:
-    """Write the training images' features at one layer: float32 (images, dimensions)."""
-    images, _ = load(prepared(place.data, job.features.dataset), "train")
-    extract = load_features(job.features, place)
-
-    def features_of(rows: slice) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            found = extract(to_float(images[rows], place.device), (job.layer,))[job.layer]
-        return np.asarray(found.float().cpu().numpy())
-
-    shape = (len(images), features_of(slice(0, 1)).shape[1])
-    written = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=shape)
-    for start in range(0, len(images), FORWARD_BATCH):
-        rows = slice(start, start + FORWARD_BATCH)
-        written[rows] = features_of(rows)
-    written.flush()
 
 
 def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
@@ -160,7 +130,7 @@ class Bench:
         images, labels = load(folder, "test")
         chosen = pick_test_images(len(labels), test_images, features.dataset)
         self.images = to_float(images[chosen], place.device)
-        self.labels = torch.from_numpy(labels[chosen]).to(place.device)
+        self.labels = torch.from_numpy(np.array(labels[chosen])).to(place.device)
         self.pool_labels = np.array(load(folder, "train")[1])
         self.n_classes = int(self.pool_labels.max()) + 1
         self.pools = {
@@ -293,23 +263,6 @@ def pick_test_images(available: int, wanted: int | None, dataset: str) -> NDArra
         return slice(None)
     shuffle = np.random.default_rng(derive_seed("test images", dataset)).permutation(available)
     return np.asarray(shuffle[:wanted], dtype=np.int64)
-
-
-def load_features(spec: FeatureSpec, place: Place) -> Features:
-    """The feature function of a trained model, ready for attacks; or raw pixels."""
-    if spec.network is None:
-        return lambda images, layers: {layer: images.flatten(1) for layer in layers}
-    from .models import fold_batchnorm, load_network
-
-    network = fold_batchnorm(load_network(place.run.model(spec.dataset, spec.model))).to(place.device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    features: Features = network.requires_grad_(False).features
-    return features
-
-
-def to_float(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """uint8 (images, channels, height, width) as float32 in [0, 1]."""
-    return torch.from_numpy(np.array(images)).to(device).float().div_(255)
 
 
 def read_setting(job: CellJob, run: Run) -> dict[str, dict[str, float]]:

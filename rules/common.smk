@@ -28,7 +28,9 @@ except ConfigError as error:
 
 RUN = Run(Path("results") / CONFIG.run)
 DATA = Path(CONFIG.data.root)
-MIRROR = CONFIG.data.mirror or os.environ.get("ASK_DATA_MIRROR", "")
+if CONFIG.data.mirror:
+    # Through the environment, not `params`: where a file comes from does not change what it holds.
+    os.environ["ASK_DATA_MIRROR"] = CONFIG.data.mirror
 # A GPU job asks for a GPU, so that a cluster grants one and the local scheduler keeps to the profile's cap.
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
 

@@ -20,7 +20,6 @@ rule download:
     params:
         job=lambda wildcards: document({"source": wildcards.source}),
         code=code("download"),
-        mirror=f"--mirror {MIRROR}" if MIRROR else "",
         data=DATA,
     log:
         DATA / "logs/download-{source}.log",
@@ -33,7 +32,7 @@ rule download:
         mem_mb=2000,
         runtime=120,
     shell:
-        "python -m ask download --job {params.job:q} --data {params.data:q} {params.mirror} > {log:q} 2>&1"
+        "python -m ask download --job {params.job:q} --data {params.data:q} > {log:q} 2>&1"
 
 
 rule prepare:

@@ -347,4 +347,4 @@ def test_renderings_stay_light_and_apart(module: str) -> None:
     )
     assert not loaded & {"torch", "pandas", "faiss", *(f"ask.artifacts.{other}" for other in others)}
     ours = {name for name in loaded if name.startswith("ask.") and not name.startswith("ask.artifacts")}
-    assert ours == {"ask.paths"}
+    assert ours == {"ask.errors", "ask.paths"}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ask.errors import AskError
 from ask.paths import Run
 
 Json = Mapping[str, Any]
@@ -49,7 +50,7 @@ PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 MINUS = "\N{MINUS SIGN}"
 
 
-class MissingValueError(Exception):
+class MissingValueError(AskError):
     """A number that no cell on disk holds; the message says which cell and how to make it."""
 
 

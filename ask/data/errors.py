@@ -1,7 +1,9 @@
 """The one exception of this package that users meet."""
 
+from ask.errors import AskError
 
-class DataError(Exception):
+
+class DataError(AskError):
     """A data set is missing, damaged or not what it should be.
 
     The message names the file, what is wrong with it, what was expected and what to do about it.

@@ -5,15 +5,16 @@ interrupted, for all draws are seeded by position. CUDA's own kernels need not r
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
 
-from ask import hardware
 from ask.models import save_weights
 from ask.specs.training import TrainJob
 from ask.tensorfile import write_atomically
@@ -31,7 +32,8 @@ def train(
     train_labels: NDArray[np.int64],
     out: Path,
     scratch: Path,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
+    made_with: Mapping[str, Any] | None = None,
     fingerprint: str = "",
     data_hash: str = "",
     progress: bool = True,
@@ -46,7 +48,8 @@ def train(
         out: folder for ``weights.safetensors`` (the chosen epoch), ``last.safetensors``, ``history.csv`` and
             ``config.yaml`` (the job as used, the chosen epoch and why, hardware, versions, seconds).
         scratch: folder for the checkpoint, outside ``out``'s declared files; nothing is left there at success.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: where to train.
+        made_with: hardware and versions for the record (:func:`ask.hardware.describe`).
         fingerprint: hash of the code; a checkpoint of other code is not continued.
         data_hash: hash of the training data, likewise.
         progress: bar on a terminal, a line an epoch otherwise.
@@ -54,11 +57,10 @@ def train(
 
     Raises:
         ValueError: images, labels, network and method do not fit together.
-        RuntimeError: a GPU is asked for and there is none.
         TrainingDivergedError: a loss or weight is not finite.
     """
     _check(train_images, train_labels)
-    where = hardware.pick_device(device)
+    where = torch.device(device)
     checkpoint = Checkpoint(scratch, job, fingerprint, data_hash)
     with ExitStack() as stack:
         # Dropout draws from torch's global generator, seeded each step; the caller's is put back.
@@ -82,21 +84,20 @@ def train(
             if time.monotonic() - saved >= checkpoint_seconds and run.position < job.training.epochs * run.steps:
                 run.save()
                 saved = time.monotonic()
-        bar.say(f"{job.model}: kept {_write(out, run, fingerprint, data_hash)}")
+        bar.say(f"{job.model}: kept {_write(out, run, made_with or {}, fingerprint, data_hash)}")
     checkpoint.remove()
 
 
-def _write(out: Path, run: Run, fingerprint: str, data_hash: str) -> str:
+def _write(out: Path, run: Run, made_with: Mapping[str, Any], fingerprint: str, data_hash: str) -> str:
     """Write the outputs; returns which epoch was kept, and why."""
     job, state = run.job, run.state
     why = describe(state.best_epoch, job.training, state.rows)
     chosen = state.best_epoch or state.epoch
-    made_with = hardware.describe(run.device)
     common = {
         "fingerprint": fingerprint,
         "data_hash": data_hash,
         "seed": str(job.seed),
-        **{f"version.{name}": made_with["versions"][name] for name in ("python", "torch")},
+        **{f"version.{name}": text for name, text in made_with.get("versions", {}).items()},
     }
     save_weights(out / "last.safetensors", run.network, {**common, "epoch": str(state.epoch)})
     if run.best:

@@ -1,0 +1,194 @@
+"""Configuration: what loads, what is refused and with which words, and that its documents are true."""
+
+import copy
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from ask import reference
+from ask.config import ConfigError, load_artifacts, load_run, merge, read_run
+from ask.experiments import entries, plan_run, read_paper_tables
+
+ROOT = Path(__file__).parent.parent
+PAPER_CSV = ROOT / "config/paper/tables.csv"
+RUNS = {"paper": ["config.yaml"], "demo": ["config.yaml", "demo.yaml"]}
+
+
+@pytest.fixture(scope="module")
+def raw():
+    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def plan(run):
+    config = read_run([ROOT / "config" / name for name in RUNS[run]])
+    return plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts), read_paper_tables(PAPER_CSV))
+
+
+def altered(raw, path, value):
+    changed = copy.deepcopy(raw)
+    *parents, last = path.split(".")
+    place = changed
+    for key in parents:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("evaluation.epsilon", 8, r"evaluation\.epsilon: unknown option; allowed here: eps, k, max_trials"),
+        ("evaluation.eps", 300, r"evaluation\.eps: input should be less than or equal to 255 \(got 300\)"),
+        (
+            "datasets.cifar10.network.name",
+            "vgg19",
+            r"network\.name: input should be 'vgg16' or 'resnet18' \(got 'vgg19'",
+        ),
+        ("datasets.cifar10.network.widht", 1, r"unknown option; allowed here: .*name.*width"),
+        ("datasets.cifar10.source", "cifar", r"input should be 'cifar10', 'imagenette'"),
+        ("models.at.base", "pgd", r"models\.at\.base: input should be"),
+        ("seed", "many", r"seed: input should be a valid integer.*got 'many'"),
+        ("run", "my run", r"run: string should match pattern"),
+        ("calibration.images", 0, r"calibration\.images: input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_is_one_message_with_place_value_and_what_is_allowed(raw, path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        load_run(altered(raw, path, value))
+
+
+TABLE = {
+    "kind": "table",
+    "title": "t",
+    "caption": "c",
+    "category": "attack",
+    "settings": {"dataset": "cifar10", "model": "at", "layers": ["conv4"]},
+    "rows": [{"values": [{"label": "K = 5", "k": 5}]}],
+    "columns": [{"values": [{"label": "cosine", "similarity": "cosine"}]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("settings.layers", ["conv6"], r"one\.yaml: settings\.layers\.0: input should be .*'conv5' \(got 'conv6'\)"),
+        ("settings.layers", ["input"], r"layer 'input' exists for model 'raw' only"),
+        ("settings.eps", 300, r"settings\.eps: input should be less than or equal to 255 \(got 300\)"),
+        (
+            "settings.k_out",
+            2001,
+            r"K = 2001 exceeds the 2000 references a class of dataset 'cifar10'; lower K or raise",
+        ),
+        ("settings.model", "askdef", r"unknown model 'askdef'; known: raw, at; add it to `models`"),
+        ("settings.dataset", "svhn", r"unknown dataset 'svhn'; known: cifar10, .*; add it to `datasets`"),
+        ("settings", {"dataset": "mnist", "model": "at", "layers": ["conv4"]}, r"needs a network on dataset 'mnist'"),
+        ("settings", {"dataset": "mnist", "model": "raw", "layers": ["conv4"]}, r"the layer 'input' only"),
+        (
+            "settings",
+            {"model": "at", "layers": ["conv4"]},
+            r"no dataset given; set it in `settings`, a row or a column",
+        ),
+        ("settings", {"dataset": "cifar10", "model": "at"}, r"no layers given"),
+        ("rows", [], r"a table needs rows and columns"),
+    ],
+)
+def test_a_mistake_in_an_artifact_names_its_file(raw, tmp_path, path, value, message):
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(altered(TABLE, path, value)))
+    with pytest.raises(ConfigError, match=message):
+        plan_run(load_run(raw), load_artifacts(tmp_path, "all"))
+
+
+def test_unknown_artifacts_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"no file .*table99\.yaml; known artifacts: .*table05"):
+        load_artifacts(ROOT / "config/artifacts", ["table99"])
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match=r"bad\.yaml: not valid YAML"):
+        read_run([tmp_path / "bad.yaml"])
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        read_run([tmp_path / "none.yaml"])
+
+
+def test_merge_is_deep_for_mappings_and_replaces_lists():
+    base = {"a": {"x": 1, "y": [1, 2]}, "b": 1}
+    assert merge(base, {"a": {"y": [3]}, "c": 2}) == {"a": {"x": 1, "y": [3]}, "b": 1, "c": 2}
+    assert base["a"]["y"] == [1, 2]
+
+
+def test_schema_and_reference_page_are_up_to_date():
+    assert (ROOT / reference.SCHEMA).read_text() == reference.schema(), "run: python -m ask reference"
+    assert (ROOT / reference.PAGE).read_text() == reference.page(), "run: python -m ask reference"
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_schema_accepts_our_runs_and_refuses_mistakes(run, raw):
+    import json
+
+    schema = json.loads(reference.schema())
+    merged = {}
+    for name in RUNS[run]:
+        merged = merge(merged, yaml.safe_load((ROOT / "config" / name).read_text()))
+    jsonschema.validate(merged, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(altered(raw, "evaluation.eps", 300), schema)
+
+
+def test_every_option_has_a_description():
+    rows = [line for line in reference.page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert all(row.split("|")[-2].strip() for row in rows)
+
+
+# The plan
+
+
+def test_the_paper_run_is_the_papers_protocol():
+    cells = plan("paper").cells
+    cell = cells["cifar10", "at", "ask-cos-L4-K5-e8-s20"]
+    assert (cell.trials, cell.references_per_class, cell.test_images) == (20, 2000, None)
+    assert (cell.attack.eps, cell.attack.step_size, cell.attack.steps, cell.tau) == (8, 2, 20, None)
+    assert cells["imagenette", "at", "ask-cos-L4-K5-e4-s20"].references_per_class == 850
+    two = cells["cifar10", "at", "ask-cos-L34-K5-e8-s20"]
+    assert two.tau_from == ("tau-ask-cos-L3-e8", "tau-ask-cos-L4-e8")
+    assert two.omega_from == "omega-ask-cos-L34-e8"
+
+
+def test_artifacts_share_cells_and_cells_serve_all_classifiers():
+    made = plan("paper")
+    shown = [e for job in made.artifacts.values() for e in entries(job)]
+    assert len(made.cells) < len(shown)
+    cell = made.cells["cifar10", "at", "ask-cos-L4-K5-e8-s20"]  # Tables 1, 3, 4, 10, 12 and Figure 4
+    wanted = {(c.layers, c.k) for c in cell.classifiers}
+    assert {(("conv3",), 5), (("conv3", "conv4"), 5), (("conv4",), 1), (("conv4",), 9)} <= wanted
+    for entry in shown:
+        key = entry["cell"]
+        found = made.cells[key["dataset"], key["model"], key["id"]]
+        assert entry["classifier"] in [c.model_dump(mode="json") for c in found.classifiers]
+
+
+def test_every_value_of_the_papers_tables_has_its_place():
+    """All ASK-Atk rows of the tables of this project stand beside a measured cell, with their own value."""
+    made = plan("paper")
+    for number in ("1", "2", "3", "4", "5", "9", "10", "11", "12"):
+        rows = [
+            row
+            for row in read_paper_tables(PAPER_CSV)
+            if row["table"] == number and row["attack"] == "ASK-Atk" and row["metric"] == "dknn_robust_accuracy"
+        ]
+        shown = [e["paper_mean"] for e in entries(made.artifacts[f"table{int(number):02}"])]
+        assert sorted(shown) == sorted(float(row["value_percent"]) for row in rows), f"Table {number}"
+
+
+def test_stand_ins_scale_eps_steps_and_reference_sets():
+    made = plan("demo")
+    cell = made.cells["digits-vgg", "at", "ask-cos-L4-K5-e51.2-s20"]
+    assert (cell.attack.eps, cell.attack.step_size, cell.trials) == (51.2, 12.8, 3)
+    sizes = {c.references_per_class for (d, _, name), c in made.cells.items() if name.startswith("clean")}
+    assert sizes == {10, 20, 40, 60, 100}
+    assert not made.artifacts["table01"]["comparable"]
+    assert plan("paper").artifacts["table01"]["comparable"]
+
+
+def test_both_runs_make_the_same_artifacts():
+    assert list(plan("paper").artifacts) == list(plan("demo").artifacts)

@@ -1,0 +1,101 @@
+"""Code fingerprints: they change with behaviour, and only for the steps that it concerns."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ask import provenance
+from ask.cli import STEPS, step_modules
+
+PACKAGE = Path(provenance.__file__).parent
+ATTACK = {"attack": {"name": "ask"}}
+
+
+@pytest.fixture
+def package(tmp_path):
+    copy = tmp_path / "ask"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def fingerprints(package):
+    provenance._imports.cache_clear()
+    provenance._syntax.cache_clear()
+    found = {step: provenance.fingerprint(modules, package) for step, modules in STEPS.items()}
+    return found | {"ask attack": provenance.fingerprint(step_modules("attack", ATTACK), package)}
+
+
+def changed_steps(package, edit):
+    before = fingerprints(package)
+    edit()
+    after = fingerprints(package)
+    return {step for step in before if before[step] != after[step]}
+
+
+def replace(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "steps"),
+    [
+        ("attacks/ask.py", "class ASKAttack:", "# a comment\nclass ASKAttack:", set()),
+        ("attacks/ask.py", '"""ASK-Atk (paper', '"""The attack (paper', set()),
+        ("attacks/ask.py", "ids = search.rows(", "ids = (\n    search.rows)(", set()),
+        ("attacks/ask.py", "place < config.k_in", "place <= config.k_in", {"ask attack"}),
+        ("losses/ask.py", ".logsumexp(1) - own", ".logsumexp(1) - 2 * own", {"ask attack"}),
+        ("specs/evaluation.py", '"""Gradient steps."""', '"""Number of gradient steps."""', set()),
+        (
+            "artifacts/figures.py",
+            "def render_figure(",
+            "def also_render():\n    return 1\n\n\ndef render_figure(",
+            {"figure"},
+        ),
+        ("knn.py", "beta=-0.5", "beta=-0.25", {"calibrate", "attack", "ask attack"}),
+        ("attacks/pgd.py", 'reduction="none"', 'reduction="sum"', {"train"}),
+        ("config.py", "class ConfigError(AskError)", "class ConfigError(Exception)", set()),
+        ("hardware.py", "timeout=10", "timeout=9", set()),
+    ],
+)
+def test_an_edit_concerns_the_steps_that_it_can_change(package, module, old, new, steps):
+    assert changed_steps(package, lambda: replace(package / module, old, new)) == steps
+
+
+def test_a_template_of_the_report_is_code(package):
+    template = next((package / "artifacts/templates").glob("*.css"))
+    assert changed_steps(package, lambda: template.write_text(template.read_text() + "\n")) == {"report"}
+
+
+def test_imports_are_followed_into_functions_but_not_for_type_checkers(tmp_path):
+    package = tmp_path / "pack"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .c import x\ndef f():\n    from . import b\n"
+    )
+    (package / "b.py").write_text("import pack.d\n")
+    for name in "cd":
+        (package / f"{name}.py").write_text("x = 1\n")
+    assert provenance.closure(["pack.a"], package) == {"pack.a", "pack.b", "pack.d"}
+
+
+def test_steps_depend_on_what_they_run():
+    """Lazily exporting packages hide what stands behind them, so inside the package their modules are named."""
+    attack = provenance.closure(step_modules("attack", ATTACK))
+    assert {
+        "ask.attacks.ask",
+        "ask.attacks.linf",
+        "ask.losses.ask",
+        "ask.knn",
+        "ask.models",
+        "ask.data.arrays",
+    } <= attack
+    assert {"ask.attacks.linf", "ask.models", "ask.training.methods"} <= provenance.closure(STEPS["train"])
+    assert not any(name.startswith(("ask.artifacts", "ask.config", "ask.training")) for name in attack)
+    for step in ("table", "figure", "report"):
+        assert not any(
+            name.startswith(("ask.attacks", "ask.models", "ask.knn")) for name in provenance.closure(STEPS[step])
+        )

@@ -1,0 +1,205 @@
+"""The DAG: a tiny run from data to report, and what re-runs after an edit."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("Snakefile", "rules", "ask", "config", "profiles", "environment.yml")
+TINY = {
+    "run": "tiny",
+    "datasets": {
+        "digits-tiny": {
+            "label": "Digits",
+            "source": "digits",
+            "image_size": 32,
+            "references_per_class": 60,
+            "test_images": 40,
+            "network": {"name": "vgg16", "width": 0.03125, "dropout": 0},
+            "training": {"epochs": 1, "batch_size": 256, "eps": 10, "steps": 1, "holdout": 20, "augment": "none"},
+        }
+    },
+    "evaluation": {"max_trials": 2, "steps": 3},
+    "calibration": {"images": 20, "tau_cosine": [0.03, 0.3]},
+}
+SETTINGS = {"dataset": "digits-tiny", "model": "at", "layers": ["conv4"], "eps": 50, "step_size": 10}
+TABLE = {
+    "kind": "table",
+    "title": "A table",
+    "caption": "Of two rows.",
+    "category": "attack",
+    "settings": SETTINGS,
+    "rows": [{"values": [{"label": "K = 5", "k": 5}, {"label": "K = 3", "k": 3}]}],
+    "columns": [{"values": [{"label": "ASK-Atk", "attack": "ask"}]}],
+}
+FIGURE = {
+    "kind": "figure",
+    "title": "A figure",
+    "caption": "Of one line.",
+    "category": "attack",
+    "settings": SETTINGS,
+    "panels": [
+        {
+            "title": "K",
+            "x": {"label": "K", "setting": "k", "values": [3, 5]},
+            "lines": {"values": [{"label": "ASK-Atk"}]},
+        }
+    ],
+}
+pytestmark = pytest.mark.xdist_group("workflow")  # one run serves all tests of this file
+
+
+def snakemake(folder, *options, check=True):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    environment.pop("ASK_DATA_MIRROR", None)
+    command = [sys.executable, "-m", "snakemake", "--configfile", "config/tiny.yaml", *options]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    output = done.stdout + done.stderr
+    assert not check or done.returncode == 0, output[-5000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of this project with a tiny configuration, run to its end."""
+    folder = tmp_path_factory.mktemp("project with a space")
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, folder / part)
+    for path in (folder / "config/artifacts").glob("*.yaml"):
+        path.unlink()
+    (folder / "config/artifacts/small.yaml").write_text(yaml.safe_dump(TABLE))
+    (folder / "config/artifacts/curve.yaml").write_text(yaml.safe_dump(FIGURE))
+    (folder / "config/tiny.yaml").write_text(yaml.safe_dump(TINY))
+    snakemake(folder, "--cores", "2")
+    return folder
+
+
+def jobs(folder):
+    """How many jobs of each rule a dry run lists."""
+    output = snakemake(folder, "--dry-run")
+    if "Nothing to be done" in output:
+        return {}
+    stats = output.split("Job stats:")[1].split("Reasons:")[0]
+    found = {m[1]: int(m[2]) for m in re.finditer(r"^(\w+)\s+(\d+)$", stats, re.MULTILINE)}
+    return {rule: count for rule, count in found.items() if rule not in ("all", "total")}
+
+
+@pytest.fixture
+def edit(project):
+    """Replace text in a file of the project; undone after the test."""
+    before = {}
+
+    def replace(name, old, new):
+        path = project / name
+        before.setdefault(path, path.read_text())
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    yield replace
+    for path, text in before.items():
+        path.write_text(text)
+
+
+def test_a_tiny_run_makes_everything(project):
+    run = project / "results/tiny"
+    cell = json.loads((run / "cells/digits-tiny/at/ask-cos-L4-K5-e50-s3-step10.json").read_text())
+    assert cell["validity"]["max_linf"] <= 50 / 255 + 1e-6
+    assert len(cell["results"][0]["robust"]["trials"]) == 2
+    assert cell["tau"]["conv4"] in (0.03, 0.3)
+    for suffix in ("csv", "md", "tex", "html"):
+        assert (run / f"tables/small.{suffix}").stat().st_size > 0
+    for suffix in ("csv", "svg", "png", "pdf"):
+        assert (run / f"figures/curve.{suffix}").stat().st_size > 0
+    assert "A figure" in (run / "report/index.html").read_text()
+    assert not (run / "scratch").exists() or not any((run / "scratch").rglob("*.safetensors"))
+
+
+def test_a_cell_can_be_made_again_from_its_own_record(project, tmp_path):
+    """The command in a cell's record gives the same predictions, bit for bit."""
+    name = "cells/digits-tiny/at/ask-cos-L4-K5-e50-s3-step10"
+    record = json.loads((project / f"results/tiny/{name}.json").read_text())
+    shutil.copytree(project / "results/tiny", tmp_path / "again")
+    (tmp_path / f"again/{name}.npz").unlink()
+    command = [
+        sys.executable,
+        "-m",
+        "ask",
+        "attack",
+        "--run",
+        str(tmp_path / "again"),
+        "--job",
+        json.dumps(record["job"]),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=project, check=True, capture_output=True, env=environment)
+    again = (tmp_path / f"again/{name}.npz").read_bytes()
+    assert again == (project / f"results/tiny/{name}.npz").read_bytes()
+    assert "python -m ask attack --run results/tiny --job" in record["command"]
+
+
+def test_nothing_is_left_to_do(project):
+    assert jobs(project) == {}
+
+
+def test_a_comment_or_docstring_reruns_nothing(project, edit):
+    edit("ask/attacks/ask.py", "class ASKAttack:", "# What follows is the attack.\nclass ASKAttack:")
+    edit("ask/attacks/ask.py", '"""ASK-Atk (paper', '"""The attack ASK-Atk (paper')
+    edit("ask/specs/training.py", '"""Images a step."""', '"""Images of one step."""')
+    assert jobs(project) == {}
+
+
+def test_a_change_of_the_attack_reruns_its_cells_and_trains_nothing(project, edit):
+    edit("ask/attacks/ask.py", "place < config.k_in", "place <= config.k_in")
+    assert jobs(project) == {"calibrate": 1, "attack": 2, "table": 1, "figure": 1, "report": 1}
+
+
+def test_a_change_of_figure_code_redraws_figures_only(project, edit):
+    edit("ask/artifacts/figures.py", "def render_figure(", "UNUSED = 1\n\n\ndef render_figure(")
+    assert jobs(project) == {"figure": 1, "report": 1}
+
+
+def test_a_new_classifier_k_reruns_only_the_cell_that_serves_it(project, edit):
+    edit("config/artifacts/small.yaml", "label: K = 3", "label: K = 3, 7 of the classifier\n    classifier_k: 7")
+    assert jobs(project) == {"attack": 1, "table": 1, "figure": 1, "report": 1}
+
+
+def test_a_new_row_adds_its_cell_and_touches_no_other(project, edit):
+    edit("config/artifacts/small.yaml", "  - k: 5", "  - {k: 4, label: K = 4}\n  - k: 5")
+    assert jobs(project) == {"attack": 1, "table": 1, "report": 1}
+
+
+def test_a_changed_seed_reruns_what_depends_on_it(project, edit):
+    edit("config/tiny.yaml", "run: tiny", "run: tiny\nseed: 1")
+    assert jobs(project) == {
+        "train": 1,
+        "index": 1,
+        "calibrate": 1,
+        "attack": 2,
+        "table": 1,
+        "figure": 1,
+        "report": 1,
+    }
+
+
+def test_a_mistake_ends_before_any_job_with_one_message(project, edit):
+    edit("config/artifacts/small.yaml", "- conv4", "- conv6")
+    output = snakemake(project, "--dry-run", check=False)
+    assert "small.yaml: settings.layers.0: input should be" in output
+    assert "Traceback" not in output
+    assert "Job stats" not in output
+
+
+def test_parsing_imports_nothing_heavy():
+    """Every cluster job parses the Snakefile again."""
+    modules = "ask.cli, ask.config, ask.experiments, ask.paths, ask.provenance"
+    code = f"import sys, {modules}; print(sorted({{'torch', 'faiss', 'pandas', 'matplotlib'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
