@@ -106,8 +106,8 @@ class Settings(Spec):
     """K of the classifier."""
     eps: Pixels | None = None
     """l-infinity radius, n/255."""
-    step_size: Pixels | Literal["eps/4"] | None = None
-    """Sign step, n/255, or a quarter of eps."""
+    step_size: Pixels | Annotated[str, Field(pattern=r"^eps/[1-9]\d*$")] | None = None
+    """Sign step, n/255, or a fraction of eps, e.g. `eps/4`."""
     steps: int | None = Field(default=None, ge=1)
     """Gradient steps."""
     tau: float | None = Field(default=None, gt=0)
@@ -151,7 +151,7 @@ class Panel(Spec):
     """One plot of a figure."""
 
     title: str
-    """Title."""
+    """Title; `{dataset}` becomes the data set's label."""
     settings: Settings = Settings()
     """Fixed settings of the panel."""
     x: XAxis

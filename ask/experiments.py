@@ -1,7 +1,6 @@
-"""From artifacts to jobs: which models, indexes, calibrations and attack cells a run needs, and nothing twice.
+"""From artifacts to jobs: which measured values a table or figure shows, and what has to run for them.
 
-A pure function of the configuration (and of the paper's reference values), fast enough for Snakefile
-parsing. Every job is a plain slice of the configuration; ids are for people and are never parsed.
+A pure function of the configuration (and of the paper's reference values), fast enough for Snakefile parsing.
 """
 
 import csv
@@ -12,26 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from .config import ArtifactConfig, Axis, AxisValue, ConfigError, DatasetConfig, RunConfig, Settings, StandIn
-from .specs.data import DataSpec
-from .specs.evaluation import AttackSpec, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
-from .specs.training import TrainJob
+from .jobs import JobMaker, Jobs, Key, Subject
+from .specs.evaluation import ClassifierSpec, FeatureSpec
 
-RAW = "raw"
 ATTACK_LABELS = {"ask": "ASK-Atk", "none": "none"}
 PAPER_METRICS = {"dknn_standard_accuracy": "dknn_clean_accuracy"}
-Key = tuple[str, str, str]
-"""(data set, model, id) of a job."""
 
 
 @dataclass
-class Plan:
-    """All jobs of a run, keyed by what their files are called."""
+class Plan(Jobs):
+    """All jobs of a run, and its artifacts' own jobs by id."""
 
-    data: dict[str, DataSpec] = field(default_factory=dict)
-    models: dict[tuple[str, str], TrainJob] = field(default_factory=dict)
-    indexes: dict[Key, IndexJob] = field(default_factory=dict)
-    calibrations: dict[Key, CalibrationJob] = field(default_factory=dict)
-    cells: dict[Key, CellJob] = field(default_factory=dict)
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def cells_of(self, artifact: str) -> list[Key]:
@@ -91,6 +81,7 @@ class _Planner:
         self.config = config
         self.paper = paper
         self.result = Plan()
+        self.make = JobMaker(config, self.result)
 
     def plan(self, artifacts: Mapping[str, ArtifactConfig]) -> Plan:
         for name, artifact in artifacts.items():
@@ -100,8 +91,6 @@ class _Planner:
             except ConfigError as error:
                 raise ConfigError(f"config/artifacts/{name}.yaml: {error}") from None
         return self.result
-
-    # Artifacts
 
     def _table(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
         if not artifact.rows or not artifact.columns:
@@ -134,7 +123,9 @@ class _Planner:
                     entry = self._entry(artifact, [artifact.settings, panel.settings, line, at])
                     points.append({"x": self._x(panel.x.setting, x, entry), "entry": entry})
                 lines.append({"label": self._labels(artifact, (line,))[0], "points": points})
-            panels.append({"title": panel.title, "x_label": panel.x.label, "y_label": panel.y_label, "lines": lines})
+            dataset = _merge([artifact.settings, panel.settings]).get("dataset")
+            title = panel.title.replace("{dataset}", self._dataset_label(dataset) if dataset else "")
+            panels.append({"title": title, "x_label": panel.x.label, "y_label": panel.y_label, "lines": lines})
         points = [point["entry"] for panel in panels for line in panel["lines"] for point in line["points"]]
         return {**_head(name, artifact), "comparable": self._comparable(points), "panels": panels}
 
@@ -158,8 +149,6 @@ class _Planner:
         label = self._dataset_label(dataset) if dataset else ""
         return [value.label.replace("{dataset}", label) for value in values]
 
-    # One measured value
-
     def _entry(self, artifact: ArtifactConfig, levels: list[Settings]) -> dict[str, Any]:
         asked = self._complete(_merge(levels))
         dataset, settings, scale = self._dataset(asked["dataset"])
@@ -173,9 +162,8 @@ class _Planner:
         classifier = ClassifierSpec(
             similarity=asked["similarity"], layers=asked["dknn_layers"], k=asked["classifier_k"]
         )
-        key = self._cell(features, settings, asked, classifier, scale)
+        cell = self.make.cell(Subject(features, settings, scale), asked, classifier)
         mean, ci95 = self._paper_value(artifact.paper_table, asked)
-        cell = self.result.cells[key]
         return {
             "columns": {
                 "dataset": dataset,
@@ -227,8 +215,8 @@ class _Planner:
         for name in ("attack_layers", "dknn_layers"):
             if not full[name]:
                 raise ConfigError("no layers given; set `layers` (or `attack_layers` and `dknn_layers`)")
-        if full["step_size"] == "eps/4":
-            full["step_size"] = full["eps"] / 4
+        if isinstance(full["step_size"], str):
+            full["step_size"] = full["eps"] / int(full["step_size"].removeprefix("eps/"))
         return full
 
     def _dataset(self, name: str) -> tuple[str, DatasetConfig, StandIn]:
@@ -298,150 +286,6 @@ class _Planner:
             if all(row[name] in ("", value) or not value for name, value in wanted.items()):
                 return float(row["value_percent"]), float(row["ci95_percent"]) if row["ci95_percent"] else None
         return None, None
-
-    # Jobs
-
-    def _cell(
-        self,
-        features: FeatureSpec,
-        settings: DatasetConfig,
-        asked: dict[str, Any],
-        classifier: ClassifierSpec,
-        scale: StandIn,
-    ) -> Key:
-        attack = self._attack(asked, scale)
-        references = asked["references_per_class"] or settings.references_per_class
-        trials = min(asked["trials"], self.config.evaluation.max_trials or asked["trials"])
-        name = self._cell_id(attack, asked, settings, scale)
-        key = (features.dataset, features.model, name)
-        known = self.result.cells.get(key)
-        classifiers = {classifier, *(known.classifiers if known else ())}
-        tau_from: tuple[str, ...] = ()
-        omega_from = None
-        self._prepare(features, settings, {*attack.layers, *classifier.layers})
-        if attack.name == "ask":
-            if asked["tau"] is None:
-                tau_from = tuple(
-                    self._calibrate_tau(features, settings, attack, layer, scale) for layer in attack.layers
-                )
-            if len(attack.layers) == 2 and tau_from:
-                omega_from = self._calibrate_omega(features, settings, attack, tau_from, scale)
-        self.result.cells[key] = CellJob(
-            id=name,
-            features=features,
-            attack=attack,
-            classifiers=tuple(sorted(classifiers, key=lambda c: (c.similarity, c.layers, c.k))),
-            references_per_class=references,
-            trials=max(trials, known.trials if known else 0),
-            test_images=settings.test_images,
-            tau=asked["tau"],
-            tau_from=tau_from,
-            omega_from=omega_from,
-            seed=self.config.seed,
-        )
-        return key
-
-    def _attack(self, asked: dict[str, Any], scale: StandIn) -> AttackSpec:
-        if asked["attack"] == "none":
-            return AttackSpec(name="none", similarity=asked["similarity"], layers=(), eps=0, step_size=0, steps=0)
-        return AttackSpec(
-            name=asked["attack"],
-            variant=asked["variant"],
-            similarity=asked["similarity"],
-            layers=asked["attack_layers"],
-            k_in=asked["k_in"],
-            k_out=asked["k_out"],
-            eps=round(asked["eps"] * scale.eps_scale, 6),
-            step_size=round(asked["step_size"] * scale.eps_scale, 6),
-            steps=asked["steps"],
-        )
-
-    def _cell_id(self, attack: AttackSpec, asked: dict[str, Any], settings: DatasetConfig, scale: StandIn) -> str:
-        references = asked["references_per_class"]
-        suffix = f"-n{references}" if references and references != settings.references_per_class else ""
-        if attack.name == "none":
-            return f"clean-{_SHORT[attack.similarity]}{suffix}"
-        k = f"K{attack.k_in}" + (f"x{attack.k_out}" if attack.k_out != attack.k_in else "")
-        tau = f"-t{asked['tau']:g}" if asked["tau"] is not None else ""
-        return f"{_attack_id(attack, k)}-s{attack.steps}{self._step_id(attack, scale)}{tau}{suffix}"
-
-    def _step_id(self, attack: AttackSpec, scale: StandIn) -> str:
-        default = round(self.config.evaluation.step_size * scale.eps_scale, 6)
-        return f"-step{attack.step_size:g}" if attack.step_size != default else ""
-
-    def _prepare(self, features: FeatureSpec, settings: DatasetConfig, layers: Iterable[str]) -> None:
-        """Data, model and indexes that a cell needs."""
-        dataset, model = features.dataset, features.model
-        self.result.data[dataset] = DataSpec(**{name: getattr(settings, name) for name in DataSpec.model_fields})
-        if features.network is not None:
-            self.result.models[dataset, model] = TrainJob(
-                dataset=dataset,
-                model=model,
-                network=features.network,
-                method=self.config.models[model],
-                training=settings.training,
-                seed=self.config.seed,
-            )
-        for layer in layers:
-            job = IndexJob.model_validate({"features": features, "layer": layer})
-            self.result.indexes[dataset, model, layer] = job
-
-    def _calibrate_tau(
-        self, features: FeatureSpec, settings: DatasetConfig, attack: AttackSpec, layer: str, scale: StandIn
-    ) -> str:
-        grid = self.config.calibration
-        taus = grid.tau_cosine if attack.similarity == "cosine" else grid.tau_l2
-        return self._calibrate("tau", features, settings, attack, (layer,), taus, (), scale)
-
-    def _calibrate_omega(
-        self,
-        features: FeatureSpec,
-        settings: DatasetConfig,
-        attack: AttackSpec,
-        tau_from: tuple[str, ...],
-        scale: StandIn,
-    ) -> str:
-        omegas = self.config.calibration.omega
-        return self._calibrate("omega", features, settings, attack, attack.layers, omegas, tau_from, scale)
-
-    def _calibrate(
-        self,
-        what: str,
-        features: FeatureSpec,
-        settings: DatasetConfig,
-        attack: AttackSpec,
-        layers: tuple[str, ...],
-        grid: tuple[float, ...],
-        tau_from: tuple[str, ...],
-        scale: StandIn,
-    ) -> str:
-        # Per model, similarity, layer, eps, step size and variant, at the default K and number of steps.
-        default = self.config.evaluation
-        tuned = AttackSpec.model_validate(
-            attack.model_dump() | {"layers": layers, "k_in": default.k, "k_out": default.k, "steps": default.steps}
-        )
-        name = f"{what}-{_attack_id(tuned, '')}{self._step_id(tuned, scale)}"
-        self.result.calibrations[features.dataset, features.model, name] = CalibrationJob(
-            id=name,
-            features=features,
-            attack=tuned,
-            classifier=ClassifierSpec(similarity=tuned.similarity, layers=tuned.layers, k=default.k),
-            grid=grid,
-            images=self.config.calibration.images,
-            references_per_class=settings.references_per_class,
-            tau_from=tau_from,
-            seed=self.config.seed,
-        )
-        return name
-
-
-_SHORT = {"cosine": "cos", "l2": "l2", "non-targeted": "", "targeted": "-targeted", "random-sampling": "-random"}
-
-
-def _attack_id(attack: AttackSpec, k: str) -> str:
-    layers = "in" if attack.layers == ("input",) else "".join(layer.removeprefix("conv") for layer in attack.layers)
-    parts = [f"{attack.name}{_SHORT[attack.variant]}", _SHORT[attack.similarity], f"L{layers}", k, f"e{attack.eps:g}"]
-    return "-".join(part for part in parts if part)
 
 
 def _head(name: str, artifact: ArtifactConfig) -> dict[str, Any]:

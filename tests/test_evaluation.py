@@ -1,0 +1,215 @@
+"""The evaluation protocol: reference sets, statistics, validity, calibration and cells on real digits."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from ask.data import download, prepare
+from ask.evaluation import (
+    Bench,
+    InvalidAttackError,
+    Validity,
+    draw_references,
+    pick_test_images,
+    read_setting,
+    run_calibration,
+    run_cell,
+    summarise,
+)
+from ask.features import Place, build_index
+from ask.paths import Run
+from ask.seeds import derive_seed
+from ask.specs.data import DataSpec
+from ask.specs.evaluation import AttackSpec, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
+
+RAW = FeatureSpec(dataset="digits", model="raw", network=None)
+ATTACK = AttackSpec(name="ask", similarity="l2", layers=("input",), k_in=5, k_out=5, eps=40, step_size=4, steps=10)
+CLASSIFIERS = tuple(ClassifierSpec(similarity="l2", layers=("input",), k=k) for k in (1, 5))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluation")
+    spec = DataSpec(source="digits")
+    download(spec, root / "data", None)
+    prepare(spec, root / "data", "digits")
+    made = Place(run=Run(root / "run"), data=root / "data", device=torch.device("cpu"))
+    path = made.run.index("digits", "raw", "input")
+    path.parent.mkdir(parents=True)
+    build_index(IndexJob(features=RAW, layer="input"), made, path)
+    return made
+
+
+def cell(**changes):
+    job = {
+        "id": "cell",
+        "features": RAW,
+        "attack": ATTACK,
+        "classifiers": CLASSIFIERS,
+        "references_per_class": 80,
+        "trials": 2,
+        "test_images": 60,
+        "tau": 0.1,
+        "tau_from": (),
+        "omega_from": None,
+        "seed": 0,
+    }
+    return CellJob.model_validate(job | changes)
+
+
+def test_index_holds_every_training_image(place):
+    index = np.load(place.run.index("digits", "raw", "input"))
+    images = np.load(place.data / "prepared/digits/train_images.npy")
+    assert index.dtype == np.float32
+    np.testing.assert_allclose(index, images.reshape(len(images), -1) / 255, rtol=1e-6)
+
+
+def test_reference_sets_are_balanced_distinct_and_seeded():
+    labels = np.array([0] * 30 + [1] * 50 + [2] * 20)
+    chosen = draw_references(labels, 20, seed=1)
+    assert np.bincount(labels[chosen]).tolist() == [20, 20, 20]
+    assert len(set(chosen.tolist())) == 60
+    assert np.array_equal(chosen, draw_references(labels, 20, seed=1))
+    assert not np.array_equal(chosen, draw_references(labels, 20, seed=2))
+    with pytest.raises(ValueError, match="class 2 has 20 training images, fewer than references_per_class = 21"):
+        draw_references(labels, 21, seed=1)
+
+
+def test_smaller_test_sets_are_part_of_larger_ones():
+    small, large = pick_test_images(1000, 50, "mnist"), pick_test_images(1000, 200, "mnist")
+    assert np.array_equal(small, large[:50])
+    assert len(set(large.tolist())) == 200
+    assert pick_test_images(1000, None, "mnist") == slice(None)
+    assert pick_test_images(1000, 1000, "mnist") == slice(None)
+
+
+def test_seeds_depend_on_every_part():
+    seeds = {derive_seed(0, "mnist", "start", t) for t in range(100)} | {derive_seed(1, "mnist", "start", 0)}
+    assert len(seeds) == 101
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed("ab", "c") != derive_seed("a", "bc")
+
+
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_interval_is_students(n):
+    values = np.random.default_rng(0).random(n)
+    found = summarise(values)
+    low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["ci95"] == pytest.approx((high - low) / 2)
+    assert summarise(values[:1])["ci95"] is None
+
+
+def test_validity_names_the_worst_image():
+    clean = torch.full((3, 1, 2, 2), 0.5)
+    seen = Validity()
+    seen.see_images(clean, clean + 0.1, eps=0.1)
+    assert seen.max_linf == pytest.approx(0.1)
+    moved = clean.clone()
+    moved[2, 0, 1, 1] += 0.2
+    with pytest.raises(InvalidAttackError, match=r"image 2 was moved by 0\.2000.*more than eps"):
+        seen.see_images(clean, moved, eps=0.1)
+    with pytest.raises(InvalidAttackError, match="image 0"):
+        seen.see_images(clean, torch.full_like(clean, float("nan")), eps=0.1)
+    bright = torch.ones(2, 1, 2, 2)
+    with pytest.raises(InvalidAttackError, match=r"image 1 leaves \[0, 1\]"):
+        seen.see_images(bright, bright + torch.tensor([0.0, 0.05]).view(2, 1, 1, 1), eps=0.1)
+    seen.see_gradient(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+    assert seen.summary()["zero_gradient_share"] == 0.5
+
+
+def test_a_cell_measures_what_its_predictions_say(place):
+    measured, predictions = run_cell(cell(), place)
+    assert predictions["robust"].shape == predictions["clean"].shape == (2, 2, 60)
+    labels = predictions["labels"]
+    for i, result in enumerate(measured["results"]):
+        assert result["k"] == CLASSIFIERS[i].k
+        for kind in ("robust", "clean"):
+            by_hand = (predictions[kind][i] == labels).mean(1)
+            assert result[kind]["trials"] == by_hand.tolist()
+        assert result["clean"]["mean"] > 0.9
+        assert result["robust"]["mean"] < result["clean"]["mean"] - 0.1
+    assert 0 < measured["validity"]["max_linf"] <= 40 / 255 + 1e-6
+    assert measured["validity"]["zero_gradient_share"] == 0
+    assert measured["tau"] == {"input": 0.1}
+    json.dumps(measured)
+
+
+def test_trials_repeat_alone_and_do_not_depend_on_classifiers(place):
+    """More trials or classifiers add to a cell and change nothing of it; seeds change all."""
+    _, base = run_cell(cell(), place)
+    _, more = run_cell(cell(trials=3, classifiers=CLASSIFIERS[:1]), place)
+    assert np.array_equal(base["robust"][0], more["robust"][0, :2])
+    assert not np.array_equal(more["robust"][0, 0], more["robust"][0, 2])
+    _, other = run_cell(cell(seed=1), place)
+    assert not np.array_equal(base["robust"], other["robust"])
+
+
+def test_attacks_of_a_trial_share_references(place):
+    """Clean predictions are the same in all cells of a trial, so that attacks can be compared in pairs."""
+    _, weak = run_cell(cell(attack=ATTACK.model_copy(update={"eps": 4.0})), place)
+    _, none = run_cell(cell(attack=AttackSpec(name="none", layers=(), eps=0, step_size=0, steps=0)), place)
+    assert np.array_equal(weak["clean"], none["clean"])
+    assert np.array_equal(none["clean"], none["robust"])
+
+
+def test_the_classifier_may_use_another_similarity_than_the_attack(place):
+    other = ClassifierSpec(similarity="cosine", layers=("input",), k=5)
+    measured, _ = run_cell(cell(classifiers=(CLASSIFIERS[1], other)), place)
+    assert [r["similarity"] for r in measured["results"]] == ["l2", "cosine"]
+    assert all(r["clean"]["mean"] > r["robust"]["mean"] for r in measured["results"])
+
+
+def calibration(**changes):
+    job = {
+        "id": "tau",
+        "features": RAW,
+        "attack": ATTACK,
+        "classifier": CLASSIFIERS[1],
+        "grid": (0.001, 0.1, 100.0),
+        "images": 60,
+        "references_per_class": 80,
+        "tau_from": (),
+        "seed": 0,
+    }
+    return CalibrationJob.model_validate(job | changes)
+
+
+def test_calibration_picks_the_lowest_accuracy_and_cells_use_it(place):
+    found = run_calibration(calibration(), place)
+    assert found["picked"] == found["grid"][int(np.argmin(found["accuracies"]))]
+    assert len(set(found["accuracies"])) > 1
+    assert found == run_calibration(calibration(), place)
+    path = place.run.calibration("digits", "raw", "tau")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    job = cell(tau=None, tau_from=("tau",))
+    assert read_setting(job, place.run) == {"tau": {"input": found["picked"]}, "omega": {"input": 1.0}}
+    assert run_cell(job, place)[0]["tau"] == {"input": found["picked"]}
+
+
+def test_layer_weights_come_from_their_calibration(place):
+    for name, picked in (("t3", 0.03), ("t4", 0.3), ("omega", 0.2)):
+        path = place.run.calibration("digits", "raw", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"picked": picked}))
+    two = ATTACK.model_copy(update={"layers": ("conv3", "conv4")})
+    job = cell(attack=two, tau=None, tau_from=("t3", "t4"), omega_from="omega")
+    assert read_setting(job, place.run) == {
+        "tau": {"conv3": 0.03, "conv4": 0.3},
+        "omega": {"conv3": 0.2, "conv4": 0.8},
+    }
+    three = ATTACK.model_copy(update={"layers": ("conv2", "conv3", "conv4")})
+    assert read_setting(cell(attack=three), place.run)["omega"] == pytest.approx(dict.fromkeys(three.layers, 1 / 3))
+
+
+def test_a_bench_indexes_only_what_is_asked(place):
+    bench = Bench(RAW, ("input",), CLASSIFIERS, 10, place)
+    bench.draw(20, seed=0)
+    assert list(bench.searches) == [("l2", "input")]
+    found = bench.neighbours(bench.clean_features, k_class=3)["l2", "input"]
+    assert found.indices.shape == (10, 5)
+    assert found.class_indices.shape == (10, 10, 3)
