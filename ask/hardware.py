@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import AskError
+
 if TYPE_CHECKING:
     import torch
 
@@ -14,11 +16,11 @@ PACKAGES = ("torch", "numpy", "safetensors", "snakemake")
 
 
 def pick_device(wanted: str) -> "torch.device":
-    """The device for ``auto``, ``cpu`` or ``cuda``; raises RuntimeError when a GPU is asked for and there is none."""
+    """The device for ``auto``, ``cpu`` or ``cuda``; raises AskError when a GPU is asked for and there is none."""
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device 'cuda' was asked for, but torch sees no GPU; use device: auto or cpu")
+        raise AskError("device 'cuda' was asked for, but torch sees no GPU; use device: auto or cpu")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -8,17 +8,16 @@ import torch
 from scipy import stats
 
 from ask.data import download, prepare
+from ask.errors import AskError
 from ask.evaluation import (
-    Bench,
     InvalidAttackError,
     Validity,
-    draw_references,
-    pick_test_images,
     read_setting,
     run_calibration,
     run_cell,
     summarise,
 )
+from ask.evaluator import Evaluator, draw_references, pick_test_images
 from ask.features import Place, build_index
 from ask.paths import Run
 from ask.seeds import derive_seed
@@ -74,7 +73,7 @@ def test_reference_sets_are_balanced_distinct_and_seeded():
     assert len(set(chosen.tolist())) == 60
     assert np.array_equal(chosen, draw_references(labels, 20, seed=1))
     assert not np.array_equal(chosen, draw_references(labels, 20, seed=2))
-    with pytest.raises(ValueError, match="class 2 has 20 training images, fewer than references_per_class = 21"):
+    with pytest.raises(AskError, match="class 2 has 20 training images, fewer than references_per_class = 21"):
         draw_references(labels, 21, seed=1)
 
 
@@ -206,10 +205,10 @@ def test_layer_weights_come_from_their_calibration(place):
     assert read_setting(cell(attack=three), place.run)["omega"] == pytest.approx(dict.fromkeys(three.layers, 1 / 3))
 
 
-def test_a_bench_indexes_only_what_is_asked(place):
-    bench = Bench(RAW, ("input",), CLASSIFIERS, 10, place)
-    bench.draw(20, seed=0)
-    assert list(bench.searches) == [("l2", "input")]
-    found = bench.neighbours(bench.clean_features, k_class=3)["l2", "input"]
+def test_an_evaluator_indexes_only_what_is_asked(place):
+    evaluator = Evaluator(RAW, ("input",), CLASSIFIERS, 10, place)
+    evaluator.draw(20, seed=0)
+    assert list(evaluator.searches) == [("l2", "input")]
+    found = evaluator.neighbours(evaluator.clean_features, k_class=3)["l2", "input"]
     assert found.indices.shape == (10, 5)
     assert found.class_indices.shape == (10, 10, 3)
