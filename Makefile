@@ -17,7 +17,7 @@ FLAGS  ?=
 PYTEST ?=
 
 # Relative paths and $$PWD in quotes: the folder's name may hold spaces, and .venv may have been moved with it.
-PIP       := .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP       := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 IN_ENV    := PATH="$$PWD/.venv/bin:$$PATH" python -m
 SNAKEMAKE := $(IN_ENV) snakemake
 CONFIGS   := config/config.yaml config/demo.yaml

@@ -1,5 +1,6 @@
 """The configuration of a run: types with units and sources, loading, and messages that contain the fix."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -240,6 +241,15 @@ def read_run(files: Sequence[Path]) -> RunConfig:
     for path in files:
         merged = merge(merged, _read(path))
     return load_run(merged, " + ".join(str(path) for path in files))
+
+
+def export_mirror(config: RunConfig) -> None:
+    """Hand the mirror to the jobs through ``ASK_DATA_MIRROR``.
+
+    Not through their slices of the configuration, for where a file comes from does not change what it holds.
+    """
+    if config.data.mirror:
+        os.environ["ASK_DATA_MIRROR"] = config.data.mirror
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,6 @@ makes: results/<run>/cells/<dataset>/<model>/<cell>.json, and the predictions be
 """
 
 
-def cell(wildcards):
-    return PLAN.cells[wildcards.dataset, wildcards.model, wildcards.cell]
-
-
 rule attack:
     input:
         prepared(DATA, "{dataset}") / "facts.json",
@@ -18,12 +14,6 @@ rule attack:
     output:
         measured=RUN.cell("{dataset}", "{model}", "{cell}"),
         predictions=RUN.cell("{dataset}", "{model}", "{cell}").with_suffix(".npz"),
-    params:
-        job=lambda wildcards: document(cell(wildcards)),
-        code=lambda wildcards: code("attack", cell(wildcards)),
-        run=RUN.root,
-        data=DATA,
-        device=CONFIG.device,
     log:
         log_of(RUN.cell("{dataset}", "{model}", "{cell}")),
     benchmark:
@@ -34,6 +24,12 @@ rule attack:
         mem_mb=8000,
         runtime=12 * 60,
         gpu=GPU,
+    params:
+        job=lambda wildcards: document(cell(wildcards)),
+        code=lambda wildcards: code("attack", cell(wildcards)),
+        run=RUN.root,
+        data=DATA,
+        device=CONFIG.device,
     shell:
         "python -m ask attack --job {params.job:q} --run {params.run:q} --data {params.data:q}"
         " --device {params.device} > {log:q} 2>&1"

@@ -5,10 +5,6 @@ makes: results/<run>/calibration/<dataset>/<model>/<calibration>.json
 """
 
 
-def calibration(wildcards):
-    return PLAN.calibrations[wildcards.dataset, wildcards.model, wildcards.calibration]
-
-
 rule calibrate:
     input:
         prepared(DATA, "{dataset}") / "facts.json",
@@ -17,12 +13,6 @@ rule calibrate:
         lambda wildcards: calibrations(wildcards.dataset, wildcards.model, calibration(wildcards)),
     output:
         RUN.calibration("{dataset}", "{model}", "{calibration}"),
-    params:
-        job=lambda wildcards: document(calibration(wildcards)),
-        code=lambda wildcards: code("calibrate", calibration(wildcards)),
-        run=RUN.root,
-        data=DATA,
-        device=CONFIG.device,
     log:
         log_of(RUN.calibration("{dataset}", "{model}", "{calibration}")),
     benchmark:
@@ -33,6 +23,12 @@ rule calibrate:
         mem_mb=8000,
         runtime=120,
         gpu=GPU,
+    params:
+        job=lambda wildcards: document(calibration(wildcards)),
+        code=lambda wildcards: code("calibrate", calibration(wildcards)),
+        run=RUN.root,
+        data=DATA,
+        device=CONFIG.device,
     shell:
         "python -m ask calibrate --job {params.job:q} --run {params.run:q} --data {params.data:q}"
         " --device {params.device} > {log:q} 2>&1"

@@ -1,7 +1,6 @@
 """The plan of the run, made once from the configuration, and what all rules share."""
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -9,7 +8,7 @@ import sys
 sys.path.insert(0, workflow.basedir)
 
 from ask.cli import step_modules
-from ask.config import ConfigError, load_artifacts, load_run
+from ask.config import ConfigError, export_mirror, load_artifacts, load_run
 from ask.experiments import plan_run, read_paper_tables, report_job
 from ask.paths import Run, prepared, raw
 from ask.provenance import fingerprint
@@ -28,9 +27,7 @@ except ConfigError as error:
 
 RUN = Run(Path("results") / CONFIG.run)
 DATA = Path(CONFIG.data.root)
-if CONFIG.data.mirror:
-    # Through the environment, not `params`: where a file comes from does not change what it holds.
-    os.environ["ASK_DATA_MIRROR"] = CONFIG.data.mirror
+export_mirror(CONFIG)
 # A GPU job asks for a GPU, so that a cluster grants one and the local scheduler keeps to the profile's cap.
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
 
@@ -70,6 +67,39 @@ def indexes(dataset, model, job):
     classifiers = getattr(job, "classifiers", None) or (job.classifier,)
     layers = sorted({*job.attack.layers, *(layer for c in classifiers for layer in c.layers)})
     return [RUN.index(dataset, model, layer) for layer in layers]
+
+
+PUBLISHED = {"cifar10", "imagenette", "mnist", "fashion_mnist"}
+TABLE_FORMATS = (".md", ".tex", ".html")
+FIGURE_FORMATS = (".svg", ".png", ".pdf")
+
+
+def source_of(wildcards):
+    """What a data set is made from: published files, a user's own, or nothing (embedded)."""
+    spec = PLAN.data[wildcards.dataset]
+    if spec.source in PUBLISHED:
+        return raw(DATA, spec.source) / "manifest.json"
+    return spec.path or []
+
+
+def calibration(wildcards):
+    """Job of a calibration."""
+    return PLAN.calibrations[wildcards.dataset, wildcards.model, wildcards.calibration]
+
+
+def cell(wildcards):
+    """Job of a cell."""
+    return PLAN.cells[wildcards.dataset, wildcards.model, wildcards.cell]
+
+
+def cells_of(name):
+    """Measurements that an artifact shows."""
+    return [RUN.cell(*key) for key in PLAN.cells_of(name)]
+
+
+def formats(path, *suffixes):
+    """A file and its siblings in other formats."""
+    return [path, *(path.with_suffix(suffix) for suffix in suffixes)]
 
 
 def log_of(output):

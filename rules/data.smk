@@ -4,33 +4,24 @@ needs: the publishers' files, from their URLs or a mirror; nothing for embedded 
 makes: data/prepared/<dataset>/{train,test}_{images,labels}.npy and facts.json
 """
 
-PUBLISHED = {"cifar10", "imagenette", "mnist", "fashion_mnist"}
-
-
-def source_of(wildcards):
-    spec = PLAN.data[wildcards.dataset]
-    if spec.source in PUBLISHED:
-        return raw(DATA, spec.source) / "manifest.json"
-    return spec.path or []
-
 
 rule download:
     output:
         raw(DATA, "{source}") / "manifest.json",
-    params:
-        job=lambda wildcards: document({"source": wildcards.source}),
-        code=code("download"),
-        data=DATA,
     log:
         DATA / "logs/download-{source}.log",
     benchmark:
         DATA / "logs/download-{source}.tsv"
+    retries: 2
     conda:
         "../environment.yml"
-    retries: 2
     resources:
         mem_mb=2000,
         runtime=120,
+    params:
+        job=lambda wildcards: document({"source": wildcards.source}),
+        code=code("download"),
+        data=DATA,
     shell:
         "python -m ask download --job {params.job:q} --data {params.data:q} > {log:q} 2>&1"
 
@@ -41,10 +32,6 @@ rule prepare:
     output:
         expand(prepared(DATA, "{{dataset}}") / "{split}_{kind}.npy", split=["train", "test"], kind=["images", "labels"]),
         prepared(DATA, "{dataset}") / "facts.json",
-    params:
-        job=lambda wildcards: document(PLAN.data[wildcards.dataset]),
-        code=code("prepare"),
-        data=DATA,
     log:
         DATA / "logs/prepare-{dataset}.log",
     benchmark:
@@ -55,5 +42,9 @@ rule prepare:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        job=lambda wildcards: document(PLAN.data[wildcards.dataset]),
+        code=code("prepare"),
+        data=DATA,
     shell:
         "python -m ask prepare --job {params.job:q} --data {params.data:q} --name {wildcards.dataset} > {log:q} 2>&1"

@@ -11,12 +11,6 @@ rule index:
         weights,
     output:
         RUN.index("{dataset}", "{model}", "{layer}"),
-    params:
-        job=lambda wildcards: document(PLAN.indexes[wildcards.dataset, wildcards.model, wildcards.layer]),
-        code=code("index"),
-        run=RUN.root,
-        data=DATA,
-        device=CONFIG.device,
     log:
         log_of(RUN.index("{dataset}", "{model}", "{layer}")),
     benchmark:
@@ -27,6 +21,12 @@ rule index:
         mem_mb=4000,
         runtime=60,
         gpu=GPU,
+    params:
+        job=lambda wildcards: document(PLAN.indexes[wildcards.dataset, wildcards.model, wildcards.layer]),
+        code=code("index"),
+        run=RUN.root,
+        data=DATA,
+        device=CONFIG.device,
     shell:
         "python -m ask index --job {params.job:q} --run {params.run:q} --data {params.data:q}"
         " --device {params.device} > {log:q} 2>&1"

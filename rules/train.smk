@@ -14,12 +14,6 @@ rule train:
         last=RUN.model("{dataset}", "{model}") / "last.safetensors",
         history=RUN.model("{dataset}", "{model}") / "history.csv",
         config=RUN.model("{dataset}", "{model}") / "config.yaml",
-    params:
-        job=lambda wildcards: document(PLAN.models[wildcards.dataset, wildcards.model]),
-        code=code("train"),
-        run=RUN.root,
-        data=DATA,
-        device=CONFIG.device,
     log:
         log_of(RUN.model("{dataset}", "{model}") / "train"),
     benchmark:
@@ -31,6 +25,12 @@ rule train:
         mem_mb=8000,
         runtime=24 * 60,
         gpu=GPU,
+    params:
+        job=lambda wildcards: document(PLAN.models[wildcards.dataset, wildcards.model]),
+        code=code("train"),
+        run=RUN.root,
+        data=DATA,
+        device=CONFIG.device,
     shell:
         "python -m ask train --job {params.job:q} --run {params.run:q} --data {params.data:q}"
         " --device {params.device} > {log:q} 2>&1"

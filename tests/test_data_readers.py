@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ask.data import DataError
-from ask.data.cifar import read_cifar
-from ask.data.digits import COUNTS, read_digits
-from ask.data.files import content_sha256
-from ask.data.idx import read_idx
-from ask.data.splits import resize_arrays
+from ask.data.images import resize
+from ask.data.readers import read_cifar, read_digits, read_idx
+from ask.data.sources import PUBLISHED
 
 
 def idx_bytes(array: NDArray[np.uint8]) -> bytes:
@@ -46,13 +44,13 @@ GOOD = idx_bytes(np.arange(12, dtype=np.uint8).reshape(3, 2, 2))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "starts with nothing"),
-        (b"\x00\x00\x0d\x03" + GOOD[4:], "starts with 00000d03, expected 00000803"),
-        (idx_bytes(np.zeros(4, np.uint8)), "starts with 00000801, expected 00000803"),
-        (GOOD[:9], "ends inside its header"),
-        (GOOD[:-1], "only 11 bytes of data, expected 12"),
-        (GOOD + b"\0", "more bytes of data, expected 12"),
-        (b"\x00\x00\x08\x03" + struct.pack(">3I", 2**31, 2**31, 2**31), "more than the 1073741824 allowed"),
+        (b"", "not an IDX file"),
+        (b"\x00\x00\x0d\x03" + GOOD[4:], "not an IDX file"),
+        (idx_bytes(np.zeros(4, np.uint8)), r"not an IDX file of unsigned bytes with 3 dimension\(s\)"),
+        (GOOD[:9], "not an IDX file"),
+        (GOOD[:-1], r"11 bytes of data, expected shape \(3, 2, 2\)"),
+        (GOOD + b"\0", "13 bytes of data"),
+        (b"\x00\x00\x08\x03" + struct.pack(">3I", 2**31, 2**31, 2**31), "0 bytes of data"),
         (gzip.compress(GOOD)[:-9], "damaged or truncated gzip"),
         (gzip.compress(GOOD)[:-8] + b"\0" * 8, "damaged or truncated gzip"),
         (b"\x1f\x8b no gzip", "damaged or truncated gzip"),
@@ -64,13 +62,6 @@ def test_idx_errors(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         read_idx(path, 3)
     assert str(path) in str(caught.value)
-
-
-def test_content_digest_stops_at_its_limit(tmp_path: Path) -> None:
-    path = tmp_path / "bomb.gz"
-    path.write_bytes(gzip.compress(bytes(5 << 20)))
-    with pytest.raises(DataError, match="more than 1000 bytes"):
-        content_sha256(path, 1000)
 
 
 def cifar_batches(records: int = 4) -> dict[str, bytes]:
@@ -97,9 +88,9 @@ def test_cifar_reads_the_publishers_order(tmp_path: Path) -> None:
     batches = cifar_batches()
     # The order in the archive is not that of the batches.
     splits = read_cifar(write_tar(tmp_path / "cifar.tar.gz", dict(reversed(batches.items()))))
-    train = np.concatenate(list(splits["train"].blocks))
+    train = np.asarray(splits["train"].images)
     assert train.shape == (20, 3, 32, 32)
-    assert np.concatenate(list(splits["test"].blocks)).shape == (4, 3, 32, 32)
+    assert np.asarray(splits["test"].images).shape == (4, 3, 32, 32)
     third = np.frombuffer(batches["cifar-10-batches-bin/data_batch_3.bin"], np.uint8).reshape(4, 3073)
     np.testing.assert_array_equal(train[8:12].reshape(4, -1), third[:, 1:])
     np.testing.assert_array_equal(splits["train"].labels[8:12], third[:, 0])
@@ -111,29 +102,27 @@ def test_cifar_errors(tmp_path: Path) -> None:
     path = tmp_path / "cifar.tar.gz"
     missing = cifar_batches()
     del missing[name]
-    for contents, message in (
-        (missing, "not in the archive"),
-        (cifar_batches() | {name: b"\0" * 3074}, "expected a multiple of 3073"),
-        (cifar_batches() | {name: b""}, "expected a multiple of 3073"),
-        (cifar_batches() | {name: b"\x0a" * 3073}, "label 10, expected 0 to 9"),
+    for contents in (
+        missing,
+        cifar_batches() | {name: b"\0" * 3074},
+        cifar_batches() | {name: b""},
     ):
-        with pytest.raises(DataError, match=message) as caught:
+        with pytest.raises(DataError, match="a train batch is missing or no whole number of records"):
             read_cifar(write_tar(path, contents))
-        assert name in str(caught.value)
     whole = write_tar(path, cifar_batches()).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="damaged or truncated archive"):
+    with pytest.raises(DataError, match=r"data_batch_\d.bin: unreadable"):
         read_cifar(path)
 
 
 def test_digits_facts() -> None:
     splits = read_digits()
-    images = {name: np.concatenate(list(split.blocks)) for name, split in splits.items()}
+    images = {name: np.asarray(split.images) for name, split in splits.items()}
     counts = {name: np.bincount(split.labels) for name, split in splits.items()}
     assert images["train"].shape == (1442, 1, 8, 8)
     assert images["test"].shape == (355, 1, 8, 8)
-    assert (counts["train"] + counts["test"]).tolist() == list(COUNTS)
-    assert counts["test"].tolist() == [count // 5 for count in COUNTS]
+    assert counts["train"].tolist() == list(PUBLISHED["digits"].train_counts)
+    assert counts["test"].tolist() == list(PUBLISHED["digits"].test_counts)
     assert (images["train"].min(), images["train"].max()) == (0, 255)
     # Seventeen grey levels, evenly spread.
     levels = np.unique(images["train"])
@@ -146,19 +135,15 @@ def test_digits_test_images_are_every_fifth_of_a_class() -> None:
     fifth = np.flatnonzero(bunch.target == 7)[4]
     splits = read_digits()
     first_seven = np.flatnonzero(splits["test"].labels == 7)[0]
-    image = np.concatenate(list(splits["test"].blocks))[first_seven, 0]
+    image = np.asarray(splits["test"].images)[first_seven, 0]
     np.testing.assert_array_equal(np.rint(image / 255 * 16), bunch.images[fifth])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_resizing(channels: int) -> None:
-    block = np.random.default_rng(0).integers(0, 256, (5, channels, 8, 8), dtype=np.uint8)
-    (same,) = resize_arrays([block], None)
-    assert same is block
-    whole = np.concatenate(list(resize_arrays([block], 32, size=2)))
-    np.testing.assert_array_equal(whole, block.repeat(4, axis=2).repeat(4, axis=3))
-    between = np.concatenate(list(resize_arrays([block], 12)))
-    assert between.shape == (5, channels, 12, 12)
+    image = np.random.default_rng(0).integers(0, 256, (channels, 8, 8), dtype=np.uint8)
+    assert resize(image, None) is image
+    np.testing.assert_array_equal(resize(image, 32), image.repeat(4, axis=1).repeat(4, axis=2))
+    assert resize(image, 12).shape == (channels, 12, 12)
     # Antialiased shrinking to a half is a weighted mean: it keeps the mean of the whole image nearly unchanged.
-    half = np.concatenate(list(resize_arrays([block], 4)))
-    assert abs(float(half.mean()) - float(block.mean())) < 5
+    assert abs(float(resize(image, 4).mean()) - float(image.mean())) < 5

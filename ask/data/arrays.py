@@ -14,11 +14,7 @@ _T = TypeVar("_T", np.uint8, np.int64)
 
 
 def load(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Open one split of a prepared data set.
-
-    Args:
-        folder: Folder written by `prepare`.
-        split: ``"train"`` or ``"test"``.
+    """Open one split, ``"train"`` or ``"test"``, of a folder written by `prepare`.
 
     Returns:
         Images, uint8 (N, C, H, W), and labels, int64 (N,); both read-only and memory-mapped.
@@ -33,13 +29,13 @@ def load(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     if len(images) != len(labels):
         raise DataError(
             f"{folder}: {len(images)} {split} images but {len(labels)} labels; "
-            f"delete the folder and make it anew with `python -m ask data`"
+            f"delete the folder and make it anew with `python -m ask prepare`"
         )
     return images, labels
 
 
 def _open(path: Path, dtype: type[_T], dims: int) -> NDArray[_T]:
-    fix = "make it with `python -m ask data`"
+    fix = "make it with `python -m ask prepare`"
     if not path.is_file():
         raise DataError(f"{path}: missing; {fix}")
     try:

@@ -1,34 +1,28 @@
-"""The step that turns raw files into arrays."""
+"""The step that turns raw files into arrays, and checks them."""
 
+import hashlib
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 
 from ask import paths
 from ask.specs.data import DataSpec
 
-from .archives import OWN_LIMITS, PUBLISHED_LIMITS
-from .arrays import SPLITS
-from .cifar import read_cifar
-from .digits import read_digits
-from .downloading import MANIFEST, ZIP_FORM, damage
+from .downloading import MANIFEST, ZIP_FORM, own_images, read_manifest
 from .errors import DataError
-from .facts import check, split_facts
-from .files import locked, read_json, write_json
-from .idx import read_idx
-from .images import read_images
+from .files import locked, write_json
+from .images import read_images, resize
+from .readers import Split, read_cifar, read_digits, read_mnist
 from .sources import PUBLISHED
-from .splits import Dataset, Split, resize_arrays
-from .trees import arrange, fingerprint, open_members, own_images, tree_key
 
-FACTS = "facts.json"
-_FILES = {FACTS, *(f"{split}_{kind}.npy" for split in SPLITS for kind in ("images", "labels"))}
+TOLERANCE = 1e-4
+"""Largest difference from known means and deviations, which are published to four digits."""
 
 
 def prepare(spec: DataSpec, root: Path, name: str) -> Path:
@@ -42,8 +36,8 @@ def prepare(spec: DataSpec, root: Path, name: str) -> Path:
         name: The data set's name in the configuration.
 
     Returns:
-        The folder ``prepared/<name>``, with ``{train,test}_images.npy`` (uint8 (N, C, H, W)),
-        ``{train,test}_labels.npy`` (int64 (N,)) and ``facts.json``.
+        The folder ``prepared/<name>``: ``{train,test}_images.npy`` (uint8 (N, C, H, W)), ``{train,test}_labels.npy``
+        (int64 (N,)) and ``facts.json``.
 
     Raises:
         DataError: raw files are missing or damaged, or counts or channel means are not the known ones.
@@ -51,119 +45,107 @@ def prepare(spec: DataSpec, root: Path, name: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise DataError(f"data set name {name!r}: use letters, digits, `_`, `-` and `.` only")
     target = paths.prepared(root, name)
-    build = target.with_name(f".{name}.tmp")
-    with locked(target.with_name(f".{name}.lock")), _open(spec, root) as dataset:
+    build, old = target.with_name(f".{name}.tmp"), target.with_name(f".{name}.old")
+    with locked(target.with_name(f".{name}.lock")):
         # Left over from a run that was killed: nobody else can be at work in it, for the lock is ours.
         shutil.rmtree(build, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
         build.mkdir()
         try:
-            facts = {
-                "source": spec.source,
-                "note": dataset.note,
-                "image_size": spec.image_size,
-                **_write(dataset, build),
-            }
+            note, classes, splits = _read(spec, root)
+            facts: dict[str, Any] = {"source": spec.source, "note": note, "image_size": spec.image_size}
+            written = {split: _write(split, splits[split], spec.image_size, build) for split in ("train", "test")}
+            facts |= {"image_shape": list(written["train"].shape[1:]), "class_names": list(classes)}
+            facts["splits"] = {split: _facts(written[split], splits[split].labels, len(classes)) for split in written}
             check(facts)
-            write_json(build / FACTS, facts)
-            _move_in_place(build, target)
+            write_json(build / "facts.json", facts)
+            if target.exists():
+                target.replace(old)
+            build.replace(target)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(build, ignore_errors=True)
     return target
 
 
-@contextmanager
-def _open(spec: DataSpec, root: Path) -> Iterator[Dataset]:
+def _read(spec: DataSpec, root: Path) -> tuple[str, tuple[str, ...], dict[str, Split]]:
+    """Note, class names and splits of a data set."""
     if spec.source == "images":
-        with _own(spec, root) as dataset:
-            yield dataset
-        return
-    manifest = paths.raw(root, spec.source) / MANIFEST
-    if not manifest.is_file():
-        raise DataError(f"{manifest}: missing, so the raw files are not complete; run `python -m ask data`")
-    wrong = damage(manifest)
-    if wrong:
-        raise DataError(f"{wrong}; delete {manifest} and run `python -m ask data` again")
+        return "", *read_images([own_images(spec)], spec.image_size)
+    published = PUBLISHED[spec.source]
     if spec.source == "digits":
         note = "Training and test images: scikit-learn's digits, every fifth of a class tests."
-        yield Dataset(class_names=tuple("0123456789"), splits=_resized(read_digits(), spec.image_size), note=note)
-        return
-    published = PUBLISHED[spec.source]
-    content = read_json(manifest)
-    files = {record["name"]: manifest.parent / record["name"] for record in content["files"]}
-    as_zips = content["form"] == ZIP_FORM
-    note = published.image_zip_note if as_zips else ""
-    if as_zips or spec.source == "imagenette":
-        with open_members(list(files.values()), PUBLISHED_LIMITS) as members:
-            tree = arrange(members, str(manifest.parent), published.class_folders)
-            yield Dataset(class_names=published.class_names, splits=read_images(tree, spec.image_size), note=note)
-        return
-    splits = read_cifar(*files.values()) if spec.source == "cifar10" else _read_idx_files(files)
-    yield Dataset(class_names=published.class_names, splits=_resized(splits, spec.image_size), note=note)
-
-
-@contextmanager
-def _own(spec: DataSpec, root: Path) -> Iterator[Dataset]:
-    path = own_images(spec)
+        return note, published.class_names, read_digits()
     manifest = paths.raw(root, spec.source) / MANIFEST
-    known = read_json(manifest)["trees"].get(tree_key(path)) if manifest.is_file() else None
-    if known is None or known != fingerprint(path):
-        state = "not yet recorded" if known is None else f"changed since it was recorded in {manifest}"
-        raise DataError(f"{path}: {state}; run `python -m ask data` to record it as it is now")
-    with open_members([path], OWN_LIMITS) as members:
-        tree = arrange(members, str(path))
-        yield Dataset(class_names=tree.classes, splits=read_images(tree, spec.image_size))
-
-
-def _read_idx_files(files: dict[str, Path]) -> dict[str, Split]:
-    plain = {name.removesuffix(".gz"): path for name, path in files.items()}
-    splits = {}
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = read_idx(plain[f"{prefix}-images-idx3-ubyte"], 3)
-        labels = read_idx(plain[f"{prefix}-labels-idx1-ubyte"], 1)
-        if len(images) != len(labels):
-            raise DataError(
-                f"{plain[f'{prefix}-images-idx3-ubyte']}: {len(images)} images, but {len(labels)} labels; get both"
-            )
-        splits[split] = Split(labels.astype(np.int64), [images[:, None]])
-    return splits
-
-
-def _resized(splits: dict[str, Split], side: int | None) -> dict[str, Split]:
-    return {name: Split(split.labels, resize_arrays(split.blocks, side)) for name, split in splits.items()}
-
-
-def _write(dataset: Dataset, folder: Path) -> dict[str, Any]:
-    """Write the arrays, block by block, and return their facts."""
-    splits = {}
-    shape: tuple[int, ...] = ()
-    for name in SPLITS:
-        split = dataset.splits[name]
-        array, start = None, 0
-        for block in split.blocks:
-            if array is None:
-                shape = (len(split.labels), *block.shape[1:])
-                array = open_memmap(folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=shape)
-            array[start : start + len(block)] = block
-            start += len(block)
-        if array is None or start != len(split.labels):
-            raise DataError(f"{name}: {start} images, but {len(split.labels)} labels; get the raw files anew")
-        array.flush()
-        np.save(folder / f"{name}_labels.npy", split.labels, allow_pickle=False)
-        splits[name] = split_facts(array, split.labels, len(dataset.class_names))
-    return {"image_shape": list(shape[1:]), "class_names": list(dataset.class_names), "splits": splits}
-
-
-def _move_in_place(build: Path, target: Path) -> None:
-    if target.exists():
-        foreign = sorted(
-            path.name for path in target.iterdir() if path.name not in _FILES and not path.name.startswith(".")
-        )
-        if foreign:
-            raise DataError(f"{target / foreign[0]}: not one of this folder's files; move it away, or use another name")
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        target.replace(old)
-        build.replace(target)
-        shutil.rmtree(old)
+    found = read_manifest(manifest)
+    files = [manifest.parent / record["name"] for record in found["files"]]
+    zips = found["form"] == ZIP_FORM
+    if zips or spec.source == "imagenette":
+        _, splits = read_images(files, spec.image_size, published.class_folders)
     else:
-        build.replace(target)
+        splits = read_cifar(*files) if spec.source == "cifar10" else read_mnist(files)
+    return published.image_zip_note if zips else "", published.class_names, splits
+
+
+def _write(name: str, split: Split, side: int | None, folder: Path) -> NDArray[np.uint8]:
+    """Write the arrays of one split, image by image, and return its images, memory-mapped."""
+    images = (resize(pixels, side) for pixels in split.images)
+    first = next(images)
+    shape = (len(split.labels), *first.shape)
+    array = open_memmap(folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    for number, pixels in enumerate(chain([first], images)):
+        array[number] = pixels
+    array.flush()
+    np.save(folder / f"{name}_labels.npy", split.labels, allow_pickle=False)
+    return array
+
+
+def _facts(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: int) -> dict[str, Any]:
+    """Number and counts a class of images, channel means and deviations in [0, 1], and sha256 of the two arrays' bytes.
+
+    The digests are of the elements, row-major, without the .npy header.
+    """
+    histogram = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for start in range(0, len(images), 4096):
+        for channel, counts in enumerate(histogram):
+            counts += np.bincount(images[start : start + 4096, channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    shares = histogram / histogram.sum(axis=1, keepdims=True)
+    mean = shares @ levels
+    std = np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
+    return {
+        "images": len(images),
+        "per_class": np.bincount(labels, minlength=classes).tolist(),
+        "mean": [round(float(value), 8) for value in mean],
+        "std": [round(float(value), 8) for value in std],
+        "sha256": {
+            "images": hashlib.sha256(images.data).hexdigest(),
+            "labels": hashlib.sha256(labels.data).hexdigest(),
+        },
+    }
+
+
+def check(facts: dict[str, Any]) -> None:
+    """Compare the content of a ``facts.json`` with what is known about its source.
+
+    Raises:
+        DataError: counts a class differ, or channel means or deviations by more than `TOLERANCE`.
+    """
+    known = PUBLISHED.get(facts["source"])
+    if known is None:  # a user's own images
+        return
+    train, test = facts["splits"]["train"], facts["splits"]["test"]
+    compared: list[tuple[str, list[float], tuple[float, ...], float]] = [
+        ("training images a class", train["per_class"], known.train_counts, 0),
+        ("test images a class", test["per_class"], known.test_counts, 0),
+    ]
+    # Resizing moves the means a little, so that the published ones no longer apply.
+    if known.mean and tuple(facts["image_shape"]) == known.shape:
+        compared.append(("channel means of the training images", train["mean"], known.mean, TOLERANCE))
+        compared.append(("channel deviations of the training images", train["std"], known.std, TOLERANCE))
+    for what, found, expected, tolerance in compared:
+        if len(found) != len(expected) or np.abs(np.subtract(found, expected)).max() > tolerance:
+            right = f"{list(expected)}, within {tolerance}" if tolerance else list(expected)
+            raise DataError(
+                f"{known.title}: {what} are {found}, expected {right}; delete its raw files and run the download again"
+            )
