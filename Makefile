@@ -34,7 +34,7 @@ paper: .venv/.stamp-$(FAISS) ## Run everything at the paper's scale (downloads d
 	@printf '\nReport: %s\n' "$$PWD/results/paper/report/index.html"
 
 test: .venv/.stamp-test ## Run the tests, on all cores, one torch thread each
-	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n logical --maxprocesses 8 $(PYTEST)
+	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n logical --maxprocesses 8 --dist loadgroup $(PYTEST)
 
 lint: .venv/.stamp-lint ## Check style, types and the workflow; changes nothing
 	@$(IN_ENV) ruff check .

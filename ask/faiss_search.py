@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .knn import Neighbours, check_queries, check_references
-from .similarity import Similarity, unit
+from .knn import Neighbours, ReferenceSet
+from .similarity import Similarity
 
 
-class FaissSearch:
+class FaissSearch(ReferenceSet):
     """Neighbours under cosine similarity or l2 distance by faiss; arguments as :class:`ask.knn.ExactSearch`.
 
     Args:
@@ -32,26 +32,13 @@ class FaissSearch:
         similarity: Similarity = "cosine",
         approximate: bool = False,
     ) -> None:
-        self.n_classes = n_classes or int(labels.max()) + 1
-        self.counts = check_references(features, labels, self.n_classes)
-        self.similarity: Similarity = similarity
-        self.order = torch.argsort(labels, stable=True)
-        ordered = features[self.order].float()
-        self.features = unit(ordered) if similarity == "cosine" else ordered
-        self._row = torch.empty_like(self.order)
-        self._row[self.order] = torch.arange(len(self.order), device=self.order.device)
-        ends = self.counts.cumsum(0).tolist()
-        self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+        super().__init__(features.float(), labels, n_classes=n_classes, similarity=similarity)
         self._global = self._index(self.features, approximate)
         self._by_class: list[Any] = []
 
     def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
         """As :meth:`ask.knn.ExactSearch.search`."""
-        check_queries(queries, self.features, self.counts, k, k_class)
-        queries = queries.float()
-        if self.similarity == "cosine":
-            queries = unit(queries)
-        array = np.ascontiguousarray(queries.detach().cpu().numpy())
+        array = np.ascontiguousarray(self.checked(queries, k, k_class).detach().cpu().numpy())
         distances, ids = self._ask(self._global, array, k)
         by_class = []
         if k_class and not self._by_class:
@@ -69,10 +56,6 @@ class FaissSearch:
             else torch.empty(shape, dtype=torch.int64, device=device),
             torch.stack([d for d, _ in by_class], 1).to(device) if k_class else torch.empty(shape, device=device),
         )
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Rows of ``features`` for positions in the reference set as it was given."""
-        return self._row[indices]
 
     def _index(self, features: Tensor, approximate: bool) -> Any:
         import faiss

@@ -89,7 +89,36 @@ def check_queries(queries: Tensor, references: Tensor, counts: Tensor, k: int, k
         raise ValueError("queries hold NaN or infinite values")
 
 
-class ExactSearch:
+class ReferenceSet:
+    """References sorted by class, and the way back to the order in which they were given."""
+
+    def __init__(
+        self, features: Tensor, labels: Tensor, *, n_classes: int | None = None, similarity: Similarity = "cosine"
+    ) -> None:
+        self.n_classes = n_classes or int(labels.max()) + 1
+        self.counts = check_references(features, labels, self.n_classes)
+        self.similarity: Similarity = similarity
+        self.order = torch.argsort(labels, stable=True)
+        self._row = torch.empty_like(self.order)
+        self._row[self.order] = torch.arange(len(self.order), device=self.order.device)
+        ordered = features[self.order]
+        ordered = ordered if ordered.dtype == torch.float64 else ordered.float()
+        self.features = unit(ordered) if similarity == "cosine" else ordered
+        ends = self.counts.cumsum(0).tolist()
+        self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of ``features`` for positions in the reference set as it was given."""
+        return self._row[indices]
+
+    def checked(self, queries: Tensor, k: int, k_class: int) -> Tensor:
+        """Queries (queries, dimensions) ready for comparison; raises ValueError for what can't be searched."""
+        check_queries(queries, self.features, self.counts, k, k_class)
+        queries = queries.to(self.features.dtype)
+        return unit(queries) if self.similarity == "cosine" else queries
+
+
+class ExactSearch(ReferenceSet):
     """Exact neighbours under cosine similarity or l2 distance, on the device of the references.
 
     Args:
@@ -101,7 +130,6 @@ class ExactSearch:
 
     Attributes:
         features: references as given (unit length under cosine), sorted by class.
-        labels: their classes, ascending.
         order: position of each of ``features`` in the set as given.
     """
 
@@ -114,35 +142,17 @@ class ExactSearch:
         similarity: Similarity = "cosine",
         memory: int = DEFAULT_MEMORY,
     ) -> None:
-        self.n_classes = n_classes or int(labels.max()) + 1
-        self.counts = check_references(features, labels, self.n_classes)
-        self.similarity: Similarity = similarity
+        super().__init__(features, labels, n_classes=n_classes, similarity=similarity)
         self.memory = memory
-        self.order = torch.argsort(labels, stable=True)
-        ordered = features[self.order]
-        ordered = ordered if ordered.dtype == torch.float64 else ordered.float()
-        self.features = unit(ordered) if similarity == "cosine" else ordered
-        self.labels = labels[self.order]
-        self._row = torch.empty_like(self.order)
-        self._row[self.order] = torch.arange(len(self.order), device=self.order.device)
-        ends = self.counts.cumsum(0).tolist()
-        self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
         self.square_norms = self.features.square().sum(1)
         self._max_norm = self.square_norms.max().sqrt()
 
     def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
         """The ``k`` nearest of all and the ``k_class`` nearest of each class, for queries (queries, dimensions)."""
-        check_queries(queries, self.features, self.counts, k, k_class)
-        queries = queries.to(self.features.dtype)
-        if self.similarity == "cosine":
-            queries = unit(queries)
+        queries = self.checked(queries, k, k_class)
         chunk = max(1, self.memory // (4 * len(self.features)))
         parts = [self._search(block, k, k_class) for block in queries.split(chunk)]
         return Neighbours(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Rows of ``features`` for positions in the reference set as it was given."""
-        return self._row[indices]
 
     def _search(self, queries: Tensor, k: int, k_class: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Score: q.r - |r|^2 / 2, which ranks as the distance does; |r| = 1 under cosine.

@@ -316,7 +316,6 @@ def test_bad_weights_and_missing_references_are_clear_errors(digits):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_gpu_equals_cpu(digits, network, similarity):
     references, reference_labels, images, labels = digits

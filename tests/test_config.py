@@ -13,7 +13,11 @@ from ask.experiments import entries, plan_run, read_paper_tables
 
 ROOT = Path(__file__).parent.parent
 PAPER_CSV = ROOT / "config/paper/tables.csv"
-RUNS = {"paper": ["config.yaml"], "demo": ["config.yaml", "demo.yaml"]}
+RUNS = {
+    "paper": ["config.yaml"],
+    "raw-pixels": ["config.yaml", "raw-pixels.yaml"],
+    "demo": ["config.yaml", "demo.yaml"],
+}
 
 
 @pytest.fixture(scope="module")

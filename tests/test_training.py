@@ -524,7 +524,6 @@ def test_a_log_gets_a_line_an_epoch(few: Arrays, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_cpus_loss_and_gradient() -> None:
     network = build(NetworkSpec(name="resnet18", width=1 / 4), in_channels=3, image_size=32, num_classes=10, seed=0)
     images = torch.rand(64, 3, 32, 32, generator=seeded(CPU, 0))
@@ -549,7 +548,6 @@ def build_on(network: Network, device: str) -> Network:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_cuda(few: Arrays, tmp_path: Path) -> None:
     run(make_job(), few, tmp_path, device="cuda")
     assert len(history(tmp_path)) == 2
