@@ -278,7 +278,7 @@ def test_adversarial_training_learns_digits_and_resists(digits: Arrays, tmp_path
 
 def test_outputs_say_what_was_done(few: Arrays, tmp_path: Path) -> None:
     job = make_job()
-    run(job, few, tmp_path, fingerprint="code", data_hash="data")
+    run(job, few, tmp_path, fingerprint="code", data_hash="data", made_with={"versions": {"torch": "2.x"}})
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "config.yaml",
         "history.csv",
@@ -290,7 +290,7 @@ def test_outputs_say_what_was_done(few: Arrays, tmp_path: Path) -> None:
     assert record["fingerprint"] == "code"
     assert record["training_images"] == 130
     assert record["heldout_images"] == 20
-    assert record["versions"]["torch"] == str(torch.__version__)
+    assert record["versions"]["torch"] == "2.x"
     rows = history(tmp_path)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     robust = [float(row["val_robust_accuracy"]) for row in rows]
