@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .errors import AskError
 
 if TYPE_CHECKING:
@@ -47,11 +48,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    try:
-        found["ask"] = version("ask-knn")
-    except PackageNotFoundError:
-        found["ask"] = "not installed"
-    return found | commit()
+    return found | {"ask": __version__} | commit()
 
 
 def commit() -> dict[str, str]:

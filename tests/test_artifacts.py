@@ -308,7 +308,7 @@ def test_report_shows_run_evidence_and_warnings(tmp_path: Path) -> None:
     assert "3.4% of the images had no gradient" in text
     assert "clean accuracy of the DkNN (cosine, conv4, K=5) is 43.0%" in text
     assert "python -m ask attack --run demo --dataset digits --model at --cell ask-cos-L3-K5-e8-s20" in text
-    assert ">32<" in text
+    assert ">23<" in text, "values of the paper's own artifacts, not of the studies beside it"
 
 
 def test_report_on_stand_ins_says_so_and_compares_nothing(tmp_path: Path) -> None:

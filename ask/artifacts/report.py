@@ -53,7 +53,7 @@ def render_report(job: Json, run: Run) -> list[Path]:
         note=job.get("note"),
         stand_ins=stand_ins,
         summary=summarise(configuration, cells.values()),
-        glance=None if stand_ins else compare(artifacts),
+        glance=None if stand_ins else compare(shown for shown in artifacts if shown["paper"]),
         numbers=sum(len(shown["rows"]) for shown in artifacts),
         categories=categories,
         warnings=gather_warnings(artifacts),
@@ -111,7 +111,7 @@ def gather_warnings(artifacts: Iterable[Json]) -> dict[str, list[Json]]:
 
 
 def compare(artifacts: Iterable[Json]) -> dict[str, float] | None:
-    """How near the measured values are to the paper's, in points; None when the paper has no values for this run."""
+    """How near the measured values of the paper's own artifacts are to its, in points; None when it has none."""
     rows = {
         tuple(value for column, value in row.items() if column not in {"artifact", "panel", "line", "x"}): row
         for shown in artifacts
@@ -134,15 +134,14 @@ def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[t
     facts = [(key.replace("_", " "), in_text(value)) for key, value in configuration.items()]
     seen = list(cells)
     hardware = dict.fromkeys(cell["hardware"] for cell in seen if cell.get("hardware"))
-    versions = dict.fromkeys(
-        ", ".join(f"{name} {version}" for name, version in cell["versions"].items())
-        for cell in seen
-        if cell.get("versions")
-    )
+    versions: dict[str, dict[str, None]] = {}
+    for cell in seen:
+        for name, version in cell.get("versions", {}).items():
+            versions.setdefault(name, {})[version] = None
     seconds = sum((cell.get("seconds") or {}).get("total") or 0.0 for cell in seen)
     facts += [
         ("hardware", "; ".join(hardware)),
-        ("versions", "; ".join(versions)),
+        ("versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())),
         ("compute", f"{duration(seconds)} ({seconds:,.0f} s) in {len(seen)} cell{'s' * (len(seen) != 1)}"),
     ]
     return [(key, value) for key, value in facts if value]
