@@ -13,6 +13,8 @@ rule download:
     benchmark:
         DATA / "logs/download-{source}.tsv"
     retries: 2
+    # Compute nodes often have no internet.
+    localrule: True
     conda:
         "../environment.yml"
     resources:

@@ -20,7 +20,7 @@ rule train:
         benchmark_of(RUN.model("{dataset}", "{model}") / "train")
     conda:
         "../environment.yml"
-    threads: 8
+    threads: 4
     resources:
         mem_mb=8000,
         runtime=24 * 60,
