@@ -102,10 +102,18 @@ class JobMaker:
     ) -> str:
         """Id of the search of tau or omega for an attack on ``layers``.
 
-        One for each model, similarity, layer, eps, step size and variant, at the run's K and number of steps.
+        One for each model, similarity and layer, and for each eps, step size and variant unless the configuration
+        says otherwise; at the run's K and number of steps.
         """
         default, grid = self.config.evaluation, self.config.calibration
-        changes = {"layers": layers, "k_in": default.k, "k_out": default.k, "steps": default.steps}
+        changes: dict[str, Any] = {"layers": layers, "k_in": default.k, "k_out": default.k, "steps": default.steps}
+        scale = subject.scale.eps_scale
+        usual = {
+            "variant": "non-targeted",
+            "eps": round(default.eps * scale, 6),
+            "step_size": round(default.step_size * scale, 6),
+        }
+        changes |= {name: value for name, value in usual.items() if name not in grid.own}
         tuned = AttackSpec.model_validate(attack.model_dump() | changes)
         taus = grid.tau_cosine if attack.similarity == "cosine" else grid.tau_l2
         name = f"{what}-{_attack_id(tuned)}{self._step_id(tuned, subject.scale)}"

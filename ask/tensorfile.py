@@ -48,6 +48,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             metadata: dict[str, str] = json.loads(header.get("metadata", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  # no dict
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): delete it and make it again") from error

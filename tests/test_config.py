@@ -194,5 +194,16 @@ def test_stand_ins_scale_eps_steps_and_reference_sets():
     assert plan("paper").artifacts["table01"]["comparable"]
 
 
+def test_calibrations_may_be_shared():
+    """The paper run searches tau for every variant and step size, the demo once for each eps."""
+    paper, demo = plan("paper"), plan("demo")
+    targeted = paper.cells["cifar10", "at", "ask-targeted-l2-L4-K5-e8-s20"]
+    assert targeted.tau_from == ("tau-ask-targeted-l2-L4-e8",)
+    shared = demo.cells["digits-vgg", "at", "ask-targeted-l2-L4-K5-e51.2-s20"]
+    assert shared.tau_from == ("tau-ask-l2-L4-e51.2",)
+    assert demo.calibrations["digits-raw", "raw", "tau-ask-l2-Lin-e40"].attack.step_size == 2
+    assert ("digits-raw", "raw", "tau-ask-l2-Lin-e60") in demo.calibrations
+
+
 def test_both_runs_make_the_same_artifacts():
     assert list(plan("paper").artifacts) == list(plan("demo").artifacts)

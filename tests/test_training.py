@@ -405,7 +405,7 @@ def test_a_killed_run_ends_with_the_same_weights(few: Arrays, tmp_path: Path, re
     assert not (killed / "scratch").exists()
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(Exception):  # noqa: N818  # no error: it stands for one
     """Stands for a kill."""
 
 

@@ -24,6 +24,8 @@ class CalibrationSpec(Spec):
     """Temperatures tried under negative l2 distance."""
     omega: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Weights tried for the first of two attacked layers; the second gets the rest. More layers weigh the same."""
+    own: tuple[Literal["variant", "eps", "step_size"], ...] = ("variant", "eps", "step_size")
+    """Settings of an attack that get a search of their own; for the others, the run's default is searched once."""
 
 
 class AttackSpec(Spec):

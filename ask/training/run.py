@@ -53,7 +53,7 @@ class Run:
             num_classes=int(labels.max()) + 1,
             seed=derive_seed(job.seed, "network"),
         )
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
         self.folded = fold_batchnorm(self.network)
         self.base, self.regulariser = make_method(job.method, job.training)
         self.optimiser = torch.optim.SGD(
