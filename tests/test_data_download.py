@@ -177,7 +177,7 @@ def idx_files(seed: int = 0) -> dict[str, bytes]:
 
 
 def compressed(files: dict[str, bytes], level: int = 9) -> dict[str, bytes]:
-    return {f"{name}.gz": gzip.compress(data, level, mtime=0, mtime=0) for name, data in files.items()}
+    return {f"{name}.gz": gzip.compress(data, level, mtime=0) for name, data in files.items()}
 
 
 def publish(server: Server, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], source: str = "mnist") -> None:
