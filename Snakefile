@@ -20,6 +20,12 @@ include: "rules/attack.smk"
 include: "rules/artifacts.smk"
 
 
+# Jobs of a local run fork from one process that has torch loaded; see ask/worker.py. ASK_WORKER= (empty) turns it off.
+onstart:
+    if workflow.local_exec:
+        start_worker()
+
+
 rule all:
     default_target: True
     input:

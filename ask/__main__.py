@@ -1,7 +1,12 @@
-"""``python -m ask <step>``."""
+"""``python -m ask <step>``: by the warm worker if there is one, otherwise here."""
 
 import sys
 
-from .cli import main
+from . import worker
 
-sys.exit(main())
+status = worker.run(sys.argv[1:])
+if status is None:
+    from .cli import main
+
+    status = main()
+sys.exit(status)

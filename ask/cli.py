@@ -212,12 +212,17 @@ def _device(options: argparse.Namespace) -> Any:
 
 def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:
     """What a measurement was made with, and the command that makes it again."""
-    from .hardware import describe
+    from .hardware import describe, usage
     from .provenance import fingerprint
 
     job = json.dumps(options.job, separators=(",", ":"))
     command = f"python -m ask {options.name} --run {shlex.quote(str(options.run))} --job {shlex.quote(job)}"
-    return {**describe(place.device), "code": fingerprint(step_modules(options.name, options.job)), "command": command}
+    return {
+        **describe(place.device),
+        "usage": usage(place.device),
+        "code": fingerprint(step_modules(options.name, options.job)),
+        "command": command,
+    }
 
 
 def step_modules(step: str, job: Mapping[str, Any]) -> tuple[str, ...]:

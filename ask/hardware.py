@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,20 @@ def hardware(device: "torch.device") -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{_processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}"
+
+
+def usage(device: "torch.device") -> dict[str, float]:
+    """CPU time of this process and its largest memory so far, on the GPU too if it used one."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    found = {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_memory_mib": used.ru_maxrss / unit}
+    if device.type == "cuda":
+        import torch
+
+        found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def versions() -> dict[str, str]:

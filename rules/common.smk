@@ -12,6 +12,7 @@ from ask.config import ConfigError, export_mirror, load_artifacts, load_run
 from ask.experiments import plan_run, read_paper_tables, report_job
 from ask.paths import Run, prepared, raw
 from ask.provenance import fingerprint
+from ask.worker import start as start_worker
 
 HERE = Path(workflow.basedir)
 

@@ -1,0 +1,173 @@
+"""A warm process for short jobs: importing torch costs a second of a core, a fork of a process that has it 10 ms.
+
+Snakemake runs every job as a command. Of a local run with hundreds of small jobs, most of the time would be imports.
+So the main process starts one server (:func:`start`); a command hands its arguments, environment, folder and
+standard streams to it and exits with the status that comes back (:func:`run`). The server forks for each: a job still
+has a process of its own. Without a server, or with another Python, the command runs in its own process, the same way.
+
+The forked process ends when its command does (Ctrl-C, a scheduler's kill), and the server with its starter.
+Snakemake's ``benchmark`` sees the waiting command: its wall time is right, its CPU time and memory are not; those are
+in the job's own record (:func:`ask.hardware.usage`).
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from select import select
+
+ADDRESS = "ASK_WORKER"
+"""Environment variable that names the server's socket; empty: no server."""
+PRELOADED = ("torch", "numpy", "scipy.special", "pydantic", "safetensors.torch", "yaml", "jinja2")
+"""What jobs import anyway. Nothing of ``ask``, whose code may change during a run."""
+
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def start() -> None:
+    """Start a server that lives as long as this process, and name it in the environment; does nothing on failure."""
+    if os.environ.get(ADDRESS) == "" or not hasattr(os, "fork"):
+        return
+    folder = tempfile.mkdtemp(prefix="ask-")  # readable by this user alone
+    address = str(Path(folder) / "worker")
+    environment = os.environ | dict.fromkeys(_ONE_THREAD, "1")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "ask.worker", address],
+        stdin=subprocess.PIPE,  # its end tells the server that this process is gone
+        stdout=subprocess.PIPE,
+        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, [_home(), os.environ.get("PYTHONPATH")]))},
+        start_new_session=True,  # Ctrl-C is for the commands
+    )
+    assert server.stdout is not None
+    if server.stdout.readline():
+        os.environ[ADDRESS] = address
+        _kept.append(server)
+
+
+_kept: list["subprocess.Popen[bytes]"] = []
+
+
+def run(arguments: Sequence[str]) -> int | None:
+    """Exit status of a command run by the server; None where there is none to run it."""
+    address = os.environ.get(ADDRESS)
+    if not address or "SLURM_JOB_ID" in os.environ or arguments[:1] == [_LONG]:
+        return None
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(address)
+        except OSError:
+            return None
+        request = {
+            "home": _home(),
+            "python": [sys.prefix, sys.version],
+            "arguments": list(arguments),
+            "folder": str(Path.cwd()),
+            "environment": dict(os.environ),
+        }
+        body = json.dumps(request).encode()
+        socket.send_fds(connection, [len(body).to_bytes(8, "big")], [0, 1, 2])
+        connection.sendall(body)
+        status = connection.recv(1)
+    if not status:
+        sys.stderr.write("the job's process was killed (out of memory?)\n")
+        return 128 + signal.SIGKILL
+    return None if status[0] == _REFUSED else status[0]
+
+
+_REFUSED = 255
+_LONG = "train"
+"""Takes so long that a start-up does not matter, and its benchmark is worth having whole."""
+
+
+def serve(address: str) -> None:
+    """Fork for every command that connects, until standard input ends."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(128)
+        sys.stdout.write("ready\n")  # early commands wait for the imports
+        sys.stdout.flush()
+        for name in PRELOADED:
+            with suppress(ImportError):
+                import_module(name)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+        while sys.stdin not in select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            with connection:
+                if os.fork() == 0:
+                    listener.close()
+                    _answer(connection)
+    shutil.rmtree(Path(address).parent, ignore_errors=True)
+
+
+def _answer(connection: socket.socket) -> None:
+    """In the forked process: become the command, run it, tell its status, end."""
+    status = 1
+    try:
+        head, streams, _, _ = socket.recv_fds(connection, 8, 3, socket.MSG_WAITALL)
+        wanted, body = int.from_bytes(head, "big"), bytearray()
+        while len(body) < wanted and (part := connection.recv(wanted - len(body))):
+            body += part
+        request = json.loads(body)
+        if request["python"] != [sys.prefix, sys.version] or request["home"] != _home():
+            status = _REFUSED
+            return
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for stream, number in zip(streams, (0, 1, 2), strict=True):
+            os.dup2(stream, number)
+            os.close(stream)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        threading.Thread(target=_end_with_command, args=(connection,), daemon=True).start()
+        status = _run(request["arguments"])
+    except (KeyboardInterrupt, ConnectionError):
+        status = 128 + signal.SIGINT
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with suppress(OSError):
+            connection.sendall(bytes([status]))
+        os._exit(status)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    import traceback
+
+    import torch
+
+    from ask.cli import main
+
+    # OpenMP read its variable when the server imported torch.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except Exception:  # noqa: BLE001  # what a process of its own would end with
+        traceback.print_exc()
+        return 1
+
+
+def _end_with_command(connection: socket.socket) -> None:
+    with suppress(OSError):
+        if not connection.recv(1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def _home() -> str:
+    """Folder of the package: another checkout's commands are not for this server."""
+    return str(Path(__file__).resolve().parent.parent)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

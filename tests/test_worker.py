@@ -1,0 +1,119 @@
+"""The warm worker: commands behave as in a process of their own, and nothing outlives its starter."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STARTER = "from ask import worker; import os, sys; worker.start(); print(os.environ['ASK_WORKER'], flush=True); input()"
+
+
+def environment(**more):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "ASK_"))}
+    return kept | {"PYTHONPATH": str(ROOT)} | more
+
+
+def wait_until(done, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def address():
+    """A server of a starter that ends with the test."""
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    path = starter.stdout.readline().strip()
+    yield path
+    starter.communicate("\n", timeout=20)
+    wait_until(lambda: not Path(path).parent.exists())
+
+
+def ask(address, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "ask", *arguments],
+        env=environment(ASK_WORKER=address),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,
+    )
+
+
+def test_prepares_data_as_a_cold_command_does(address, tmp_path):
+    job = json.dumps({"source": "digits"})
+    for how, folder in ((address, "warm"), ("", "cold")):
+        (tmp_path / folder).mkdir()
+        done = ask(how, "prepare", "--job", job, "--name", "digits", cwd=tmp_path / folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == "data/prepared/digits"
+    for cold in (tmp_path / "cold/data").rglob("*.npy"):
+        assert cold.read_bytes() == (tmp_path / "warm" / cold.relative_to(tmp_path / "cold")).read_bytes()
+
+
+def test_failures_keep_their_status_and_message(address, tmp_path):
+    bad = ask(address, "attack", "--job", "{}", "--run", "results/x", cwd=tmp_path)
+    assert bad.returncode == 1
+    assert "ValidationError" in bad.stderr
+    usage = ask(address, "attack", cwd=tmp_path)
+    assert usage.returncode == 2
+    assert "--job" in usage.stderr
+    job = json.dumps({"source": "images", "path": str(tmp_path / "nothing")})
+    expected = ask(address, "prepare", "--job", job, cwd=tmp_path)
+    assert expected.returncode == 1
+    assert expected.stderr.startswith("ask prepare: ")
+    assert expected.stderr == ask("", "prepare", "--job", job, cwd=tmp_path).stderr
+
+
+def test_without_a_server_the_command_runs_by_itself(tmp_path):
+    assert ask(str(tmp_path / "gone"), "check", "config/config.yaml", cwd=ROOT).returncode == 0
+
+
+def test_a_cluster_job_never_leaves_its_own_process(address, monkeypatch):
+    from ask import worker
+
+    monkeypatch.setenv("ASK_WORKER", address)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert worker.run(["check"]) is None
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert worker.run(["train"]) is None
+    monkeypatch.setattr(sys, "prefix", "/another/environment")
+    assert worker.run(["check"]) is None  # refused by the server
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_command_takes_its_process_along(address, tmp_path, kill):
+    os.mkfifo(tmp_path / "never.yaml")  # opening it blocks
+    command = subprocess.Popen(
+        [sys.executable, "-m", "ask", "check", "never.yaml"],
+        cwd=tmp_path,
+        env=environment(ASK_WORKER=address),
+        stderr=subprocess.PIPE,
+    )
+    wait_until(lambda: working_in(tmp_path) - {command.pid})
+    time.sleep(0.5)
+    assert working_in(tmp_path) - {command.pid}
+    command.send_signal(kill)
+    command.communicate(timeout=20)
+    wait_until(lambda: not working_in(tmp_path))
+
+
+def working_in(folder):
+    """Processes whose working folder this is."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink() == folder.resolve():
+                found.add(int(process.name))
+        except OSError:
+            continue
+    return found
