@@ -73,9 +73,11 @@ clean: ## Remove caches and the demo's results; keeps .venv, data and all other 
 	@$(PIP) -e '.[$(FAISS),slurm]'
 	@touch $@
 
+# torchattacks goes without its dependencies: it wants requests 2.25 of 2020, against our pin, and never imports it.
 .venv/.stamp-test: .venv/.stamp-$(FAISS)
 	@echo "Installing what the tests need …"
 	@$(PIP) -e '.[test]'
+	@$(PIP) --no-deps torchattacks
 	@touch $@
 
 .venv/.stamp-lint: .venv/.stamp-$(FAISS)

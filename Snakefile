@@ -17,6 +17,7 @@ include: "rules/train.smk"
 include: "rules/index.smk"
 include: "rules/calibrate.smk"
 include: "rules/attack.smk"
+include: "rules/analyses.smk"
 include: "rules/artifacts.smk"
 
 
@@ -30,5 +31,5 @@ rule all:
     default_target: True
     input:
         RUN.report,
-        [RUN.table(name) if job["kind"] == "table" else RUN.figure(name) for name, job in PLAN.artifacts.items()],
+        [shows(name)[0] for name in PLAN.artifacts],
     localrule: True

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .attacks import HOMES
 from .paths import Run, prepared
 
 STEPS: dict[str, tuple[str, ...]] = {
@@ -21,9 +22,15 @@ STEPS: dict[str, tuple[str, ...]] = {
     "train": ("ask.training.loop",),
     "index": ("ask.features",),
     "calibrate": ("ask.evaluation",),
+    "blocks": ("ask.analyses.blocks",),
     "attack": ("ask.evaluation",),
+    "failures": ("ask.analyses.failures",),
+    "timing": ("ask.analyses.timing",),
+    "cost": ("ask.analyses.cost",),
+    "example": ("ask.analyses.example",),
     "table": ("ask.artifacts.tables",),
     "figure": ("ask.artifacts.figures",),
+    "pictures": ("ask.artifacts.pictures",),
     "report": ("ask.artifacts.report",),
 }
 """Modules whose code a step depends on (what they import is found by :mod:`ask.provenance`)."""
@@ -62,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--name", dest="dataset", default="", help="name of the prepared data set")
             continue
         command.add_argument("--run", type=Path, required=True, help="folder of the run, e.g. results/demo")
-        if name in ("train", "index", "calibrate", "attack"):
+        if name not in ("cost", "table", "figure", "pictures", "report"):
             command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 
@@ -95,18 +102,24 @@ def _train(options: argparse.Namespace) -> None:
     job = TrainJob.model_validate(options.job)
     folder = prepared(options.data, job.dataset)
     images, labels = load(folder, "train")
+    by_test = job.training.selection == "test"
+    test_images, test_labels = load(folder, "test") if by_test else (None, None)
     device = _device(options)
     facts = json.loads((folder / "facts.json").read_text())
     train(
         job,
         train_images=images,
         train_labels=labels,
+        test_images=test_images,
+        test_labels=test_labels,
         out=Run(options.run).model(job.dataset, job.model),
         scratch=options.run / "scratch" / job.dataset / job.model,
         device=device,
         made_with=describe(device),
-        fingerprint=fingerprint(STEPS["train"]),
-        data_hash=json.dumps(facts["splits"]["train"]["sha256"], sort_keys=True),
+        fingerprint=fingerprint(step_modules("train", options.job)),
+        data_hash=json.dumps(
+            [facts["splits"][split]["sha256"] for split in ("train", *(["test"] if by_test else []))], sort_keys=True
+        ),
     )
 
 
@@ -145,6 +158,60 @@ def _attack(options: argparse.Namespace) -> None:
     _write_json(path, record)
 
 
+def _blocks(options: argparse.Namespace) -> None:
+    from .analyses.blocks import fit
+    from .specs.evaluation import BlockJob
+
+    job = BlockJob.model_validate(options.job)
+    fit(job, _place(options), Run(options.run).blocks(job.features.dataset, job.features.model, job.id))
+
+
+def _failures(options: argparse.Namespace) -> None:
+    from .analyses.failures import analyse
+    from .specs.evaluation import FailureJob
+
+    job = FailureJob.model_validate(options.job)
+    _analysis(options, job.id, job.cell.features, lambda place: analyse(job, place))
+
+
+def _cost(options: argparse.Namespace) -> None:
+    from .analyses.cost import compare
+    from .provenance import fingerprint
+    from .specs.evaluation import CostJob
+
+    job, run = CostJob.model_validate(options.job), Run(options.run)
+    record = {"id": job.id, **compare(job, run), "job": options.job, "code": fingerprint(STEPS["cost"])}
+    _write_json(run.cell(job.dataset, job.model, job.id), record | {"command": _command(options)})
+
+
+def _timing(options: argparse.Namespace) -> None:
+    from .analyses.timing import measure
+    from .specs.evaluation import TimingJob
+
+    job = TimingJob.model_validate(options.job)
+    _analysis(options, job.id, job.cells[0].features, lambda place: measure(job, place))
+
+
+def _analysis(options: argparse.Namespace, name: str, features: Any, work: Callable[[Any], dict[str, Any]]) -> None:
+    place = _place(options)
+    record = {"id": name, **work(place), "job": options.job, **_provenance(options, place)}
+    _write_json(place.run.cell(features.dataset, features.model, name), record)
+
+
+def _example(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .analyses.example import show
+    from .specs.evaluation import ExampleJob
+
+    job = ExampleJob.model_validate(options.job)
+    place = _place(options)
+    record, pictures = show(job, place)
+    path = place.run.example(job.id)
+    _atomically(path.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **pictures))
+    _write_json(path, {"id": job.id, **record, "job": options.job, **_provenance(options, place)})
+
+
 def _table(options: argparse.Namespace) -> None:
     from .artifacts.tables import render_table
 
@@ -157,6 +224,12 @@ def _figure(options: argparse.Namespace) -> None:
     _print_paths(render_figure(options.job, Run(options.run)))
 
 
+def _pictures(options: argparse.Namespace) -> None:
+    from .artifacts.pictures import render_pictures
+
+    _print_paths(render_pictures(options.job, Run(options.run)))
+
+
 def _report(options: argparse.Namespace) -> None:
     from .artifacts.report import render_report
 
@@ -166,9 +239,11 @@ def _report(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     from .config import load_artifacts, read_run
     from .experiments import plan_run
+    from .paper import Paper
 
     config = read_run(options.config)
-    plan = plan_run(config, load_artifacts(Path("config/artifacts"), config.artifacts))
+    artifacts = load_artifacts(Path("config/artifacts"), config.artifacts)
+    plan = plan_run(config, artifacts, Paper.read(Path("config/paper")))
     print(f"{config.run}: {len(plan.models)} models, {len(plan.calibrations)} calibrations, {len(plan.cells)} cells")
 
 
@@ -185,10 +260,16 @@ _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "prepare": (_prepare, "Make a data set's arrays and check them against known facts."),
     "train": (_train, "Train a model; continues where it was interrupted."),
     "index": (_index, "Compute the training images' features at one layer."),
-    "calibrate": (_calibrate, "Pick tau or omega on the first test images."),
+    "calibrate": (_calibrate, "Pick an attack's parameters on the first test images."),
+    "blocks": (_blocks, "Fit AdvKnn's deep kNN blocks of one layer, for every trial."),
     "attack": (_attack, "Evaluate one attack on one model over all trials."),
+    "failures": (_failures, "Describe the images that withstand an attack, and those that do not."),
+    "timing": (_timing, "Time attacks in turns."),
+    "cost": (_cost, "Compare what models cost to train."),
+    "example": (_example, "Attack one image and find its nearest references."),
     "table": (_table, "Render a table as CSV, Markdown, LaTeX and HTML."),
     "figure": (_figure, "Draw a figure as SVG, PNG and PDF."),
+    "pictures": (_pictures, "Draw one image with its neighbours as SVG, PNG and PDF."),
     "report": (_report, "Write the report page."),
 }
 
@@ -211,26 +292,33 @@ def _device(options: argparse.Namespace) -> Any:
 
 
 def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:
-    """What a measurement was made with, and the command that makes it again."""
+    """What a measurement was made with."""
     from .hardware import describe, usage
     from .provenance import fingerprint
 
-    job = json.dumps(options.job, separators=(",", ":"))
-    command = f"python -m ask {options.name} --run {shlex.quote(str(options.run))} --job {shlex.quote(job)}"
     return {
         **describe(place.device),
         "usage": usage(place.device),
         "code": fingerprint(step_modules(options.name, options.job)),
-        "command": command,
+        "command": _command(options),
     }
 
 
+def _command(options: argparse.Namespace) -> str:
+    """The command that makes a measurement again."""
+    job = json.dumps(options.job, separators=(",", ":"))
+    return f"python -m ask {options.name} --run {shlex.quote(str(options.run))} --job {shlex.quote(job)}"
+
+
 def step_modules(step: str, job: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modules a job depends on: those of its step and, for an attack, of that attack."""
-    attack = job.get("attack")
-    if not attack or attack["name"] == "none":
-        return STEPS[step]
-    return (*STEPS[step], f"ask.attacks.{attack['name']}")
+    """The modules a job depends on: those of its step, of the attacks that it runs and of its training method."""
+    from .specs.training import METHOD_HOMES
+
+    attacks = [part["attack"]["name"] for part in (job, *job.get("cells", ())) if part.get("attack")]
+    homes = sorted({HOMES[name] for name in attacks if name != "none"})
+    method = job.get("method") or {}
+    methods = [METHOD_HOMES[part] for part in (method.get("base"), method.get("regulariser")) if part in METHOD_HOMES]
+    return (*STEPS[step], *homes, *methods)
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -9,12 +9,12 @@ import yaml
 from pydantic import Field, ValidationError
 
 from .errors import AskError
+from .specs.artifacts import ArtifactConfig
 from .specs.base import Pixels, Spec
 from .specs.data import DataSpec
-from .specs.evaluation import AttackName, CalibrationSpec, Layer, Similarity, Variant
+from .specs.evaluation import AdvKnnSpec, CalibrationSpec, DkNNAttackSpec, Similarity
 from .specs.training import ModelSpec, NetworkSpec, TrainingSpec
 
-Metric = Literal["dknn_robust_accuracy", "dknn_clean_accuracy"]
 T = TypeVar("T", bound=Spec)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
@@ -76,118 +76,19 @@ class EvaluationConfig(Spec):
     """Trials: each redraws the reference set and the random starts (paper, VI)."""
     max_trials: int | None = Field(default=None, ge=1)
     """Upper bound on trials, whatever an artifact asks for; null for none."""
+    dknn: DkNNAttackSpec = DkNNAttackSpec()
+    """Options of DkNN-Atk."""
+    advknn: AdvKnnSpec = AdvKnnSpec()
+    """Options of AdvKnn."""
 
 
-class Settings(Spec):
-    """What a table's row, column or fixed part, or a figure's line, may set; the rest comes from `evaluation`."""
+class TimingConfig(Spec):
+    """How attacks are timed."""
 
-    dataset: str | None = None
-    """Data set (or the one that stands in for it)."""
-    model: str | None = None
-    """Training method, a key of `models`."""
-    attack: AttackName | None = None
-    """`ask`, or `none` for clean images only."""
-    variant: Variant | None = None
-    """Variant of ASK-Atk."""
-    similarity: Similarity | None = None
-    """Similarity of attack and classifier."""
-    layers: tuple[Layer, ...] | None = None
-    """Layers of attack and classifier."""
-    attack_layers: tuple[Layer, ...] | None = None
-    """Layers of the attack."""
-    dknn_layers: tuple[Layer, ...] | None = None
-    """Layers of the classifier."""
-    k: int | None = Field(default=None, ge=1)
-    """K of attack and classifier."""
-    k_in: int | None = Field(default=None, ge=1)
-    """K+ of the attack."""
-    k_out: int | None = Field(default=None, ge=1)
-    """K- of the attack."""
-    classifier_k: int | None = Field(default=None, ge=1)
-    """K of the classifier."""
-    eps: Pixels | None = None
-    """l-infinity radius, n/255."""
-    step_size: Pixels | Annotated[str, Field(pattern=r"^eps/[1-9]\d*$")] | None = None
-    """Sign step, n/255, or a fraction of eps, e.g. `eps/4`."""
-    steps: int | None = Field(default=None, ge=1)
-    """Gradient steps."""
-    tau: float | None = Field(default=None, gt=0)
-    """Fixed temperature; null: from calibration."""
-    references_per_class: int | None = Field(default=None, ge=1)
-    """Size of the reference set per class; null: the data set's."""
-    trials: int | None = Field(default=None, ge=1)
-    """Trials."""
-    metric: Metric | None = None
-    """Accuracy under attack (default) or on clean images."""
-
-
-class AxisValue(Settings):
-    """One row, column or line."""
-
-    label: str
-    """Heading; `{dataset}` becomes the data set's label."""
-
-
-class Axis(Spec):
-    """A level of row or column headings."""
-
-    name: str = ""
-    """What the values are, e.g. `Attacked layers`."""
-    values: tuple[AxisValue, ...] = Field(min_length=1)
-    """Rows, columns or lines."""
-
-
-class XAxis(Spec):
-    """The horizontal axis of a panel."""
-
-    label: str
-    """Axis title."""
-    setting: Literal["eps", "k", "k_in", "k_out", "classifier_k", "steps", "references_per_class"]
-    """Which setting varies."""
-    values: tuple[float, ...] = Field(min_length=1)
-    """Its values."""
-
-
-class Panel(Spec):
-    """One plot of a figure."""
-
-    title: str
-    """Title; `{dataset}` becomes the data set's label."""
-    settings: Settings = Settings()
-    """Fixed settings of the panel."""
-    x: XAxis
-    """Horizontal axis."""
-    y_label: str = "DkNN robust accuracy (%)"
-    """Vertical axis title."""
-    lines: Axis
-    """Lines."""
-
-
-class ArtifactConfig(Spec):
-    """A table or figure: data, not code."""
-
-    kind: Literal["table", "figure"]
-    """Table, or line plot."""
-    title: str
-    """Title."""
-    caption: str
-    """What is shown, under which settings, in a sentence or two."""
-    category: Literal["attack", "defence", "beyond the paper"]
-    """Section of the report."""
-    paper: str | None = None
-    """Number in the paper, e.g. `Table 1`."""
-    paper_table: int | None = None
-    """Table of `config/paper/tables.csv` whose values stand beside the measured ones."""
-    notes: tuple[str, ...] = ()
-    """Remarks shown below it."""
-    settings: Settings = Settings()
-    """Fixed settings."""
-    rows: tuple[Axis, ...] = ()
-    """Levels of row headings, outermost first (tables)."""
-    columns: tuple[Axis, ...] = ()
-    """Levels of column headings, outermost first (tables)."""
-    panels: tuple[Panel, ...] = ()
-    """Plots, side by side (figures)."""
+    images: int = Field(default=500, ge=1)
+    """Test images attacked in each round."""
+    rounds: int = Field(default=5, ge=2)
+    """Rounds, in each of which all attacks take their turn."""
 
 
 class RunConfig(Spec):
@@ -214,7 +115,9 @@ class RunConfig(Spec):
     evaluation: EvaluationConfig = EvaluationConfig()
     """Defaults of every evaluation."""
     calibration: CalibrationSpec = CalibrationSpec()
-    """Search of tau and omega."""
+    """Search of tau, omega, and DkNN-Atk's alpha and learning rate."""
+    timing: TimingConfig = TimingConfig()
+    """How attacks are timed."""
     artifacts: Literal["all"] | tuple[str, ...] = "all"
     """Artifacts to make: all of `config/artifacts`, or these."""
 

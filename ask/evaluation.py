@@ -19,7 +19,7 @@ from .evaluator import Evaluator
 from .features import Place
 from .paths import Run
 from .seeds import derive_seed
-from .specs.evaluation import CalibrationJob, CellJob
+from .specs.evaluation import BlockJob, CalibrationJob, CellJob
 
 ROUNDING = 1e-6
 """How far float32 may carry an image beyond the eps-ball."""
@@ -30,22 +30,25 @@ class InvalidAttackError(AskError):
 
 
 def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
-    """Attack the first batch of test images with every value of the grid; the lowest accuracy wins, ties the first."""
-    evaluator = Evaluator(job.features, job.attack.layers, [job.classifier], job.images, place)
+    """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first."""
+    evaluator = Evaluator(job.features, job.attack, [job.classifier], job.images, place)
     seed = derive_seed(job.seed, job.features.dataset, "calibration")
     evaluator.draw(job.references_per_class, derive_seed(seed, "references"))
-    taus = {
-        layer: read_picked(place.run, job, name) for layer, name in zip(job.attack.layers, job.tau_from, strict=False)
-    }
+    clean = None
+    layers = job.attack.layers
+    taus = {layer: read_picked(place.run, job, name)["tau"] for layer, name in zip(layers, job.tau_from, strict=False)}
     accuracies = []
-    for value in job.grid:
-        if taus:
-            first, second = job.attack.layers
-            setting = {"tau": taus, "omega": {first: value, second: 1 - value}}
+    for point in job.grid:
+        if "omega" in point:
+            setting: dict[str, Any] = {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
+        elif "tau" in point:
+            setting = {"tau": dict.fromkeys(layers, point["tau"]), "omega": {}}
         else:
-            setting = {"tau": dict.fromkeys(job.attack.layers, value), "omega": {}}
-        adversarial = evaluator.attack(job.attack, setting, seed)
-        predicted = evaluator.classify(evaluator.neighbours(evaluator.features_of(adversarial)), job.classifier)
+            setting = point
+        attack = evaluator.attack(setting, seed)
+        clean = clean or evaluator.neighbours(evaluator.clean_features, attack)
+        adversarial = evaluator.run(attack, clean)
+        predicted = evaluator.classify(evaluator.neighbours(evaluator.look(adversarial)[0]), job.classifier)
         accuracies.append(float((predicted == evaluator.labels).float().mean()))
     picked = job.grid[int(np.argmin(accuracies))]
     return {"picked": picked, "grid": list(job.grid), "accuracies": accuracies}
@@ -57,44 +60,67 @@ def run_cell(
     """Evaluate one attack over all trials.
 
     Returns:
-        The measurements (JSON-able), and the predictions: ``robust`` and ``clean``, uint8 of shape
-        (classifiers, trials, images), and ``labels`` (images,).
+        The measurements (JSON-able), and the predictions, uint8: ``robust`` and ``clean`` of shape
+        (classifiers, trials, images), ``network_robust`` (trials, images) and ``network_clean`` (images,) where there
+        is a network, and ``labels`` (images,).
     """
     began = time.perf_counter()
     seconds = {"attack": 0.0, "search": 0.0}
-    setting = read_setting(job, place.run)
-    evaluator = Evaluator(job.features, job.attack.layers, job.classifiers, job.test_images, place)
-    shape = (len(job.classifiers), job.trials, len(evaluator.labels))
+    setting = Setting(job, place)
+    evaluator = Evaluator(job.features, job.attack, job.classifiers, job.test_images, place)
+    labels = evaluator.labels.cpu().numpy()
+    shape = (len(job.classifiers), job.trials, len(labels))
     predictions = {"clean": np.zeros(shape, np.uint8), "robust": np.zeros(shape, np.uint8)}
+    if evaluator.clean_classes is not None:
+        predictions["network_clean"] = evaluator.clean_classes.cpu().numpy().astype(np.uint8)
+        predictions["network_robust"] = np.tile(predictions["network_clean"], (job.trials, 1))
     validity = Validity()
     for trial in range(job.trials):
-        evaluator.draw(job.references_per_class, derive_seed(job.seed, job.features.dataset, "references", trial))
-        with _Clock(seconds, "search", place.device):
-            clean = evaluator.neighbours(evaluator.clean_features, k_class=max(job.attack.k_in, job.attack.k_out))
-        found = {"clean": clean}
+        evaluator.draw(job.references_per_class, reference_seed(job, trial))
+        attack = None
         if job.attack.name != "none":
-            seed = derive_seed(job.seed, job.features.dataset, "start", trial)
+            attack = evaluator.attack(setting.of(trial), start_seed(job, trial), validity.see_gradient)
+        with _Clock(seconds, "search", place.device):
+            clean = evaluator.neighbours(evaluator.clean_features, attack)
+        found = {"clean": clean, "robust": clean}
+        if attack is not None:
             with _Clock(seconds, "attack", place.device):
-                adversarial = evaluator.attack(job.attack, setting, seed, clean, validity.see_gradient)
+                adversarial = evaluator.run(attack, clean)
             validity.see_images(evaluator.images, adversarial, job.attack.eps / 255)
             with _Clock(seconds, "search", place.device):
-                found["robust"] = evaluator.neighbours(evaluator.features_of(adversarial))
+                features, classes = evaluator.look(adversarial)
+                found["robust"] = evaluator.neighbours(features)
+            if classes is not None:
+                predictions["network_robust"][trial] = classes.cpu().numpy()
         for i, classifier in enumerate(job.classifiers):
             for kind, neighbours in found.items():
                 predictions[kind][i, trial] = evaluator.classify(neighbours, classifier).cpu().numpy()
-        if job.attack.name == "none":
-            predictions["robust"][:, trial] = predictions["clean"][:, trial]
-        robust = (predictions["robust"][:, trial] == evaluator.labels.cpu().numpy()).mean(1)
-        log(f"trial {trial + 1}/{job.trials}: accuracy {', '.join(f'{100 * a:.2f} %' for a in robust)}")
-    labels = evaluator.labels.cpu().numpy()
-    seconds["total"] = time.perf_counter() - began
+        shown = predictions["robust"][:, trial] if job.classifiers else predictions["network_robust"][[trial]]
+        accuracies = ", ".join(f"{100 * (classes == labels).mean():.2f} %" for classes in shown)
+        log(f"trial {trial + 1}/{job.trials}: accuracy {accuracies}")
     results = [
         classifier.model_dump(mode="json")
         | {kind: summarise((predictions[kind][i] == labels).mean(1)) for kind in ("robust", "clean")}
         for i, classifier in enumerate(job.classifiers)
     ]
-    measured = {"results": results, "validity": validity.summary(), "seconds": seconds, **setting}
+    seconds["total"] = time.perf_counter() - began
+    measured = {"results": results, "validity": validity.summary(), "seconds": seconds, "setting": setting.known}
+    if evaluator.clean_classes is not None:
+        measured["network"] = {
+            "clean": summarise((predictions["network_clean"][None] == labels).mean(1)),
+            "robust": summarise((predictions["network_robust"] == labels).mean(1)),
+        }
     return measured, {**predictions, "labels": labels.astype(np.uint8)}
+
+
+def reference_seed(job: CellJob | BlockJob, trial: int) -> int:
+    """Seed of a trial's reference set, the same for all models and attacks of a data set."""
+    return derive_seed(job.seed, job.features.dataset, "references", trial)
+
+
+def start_seed(job: CellJob, trial: int) -> int:
+    """Seed of a trial's random starts, likewise."""
+    return derive_seed(job.seed, job.features.dataset, "start", trial)
 
 
 class Validity:
@@ -133,25 +159,51 @@ class Validity:
         return {"max_linf": self.max_linf, "min": self.low, "max": self.high, "zero_gradient_share": share}
 
 
-def read_setting(job: CellJob, run: Run) -> dict[str, dict[str, float]]:
-    """tau and omega of every attacked layer, fixed or as calibrated."""
-    layers: tuple[str, ...] = job.attack.layers
-    if job.tau is not None:
-        tau = dict.fromkeys(layers, job.tau)
-    else:
-        tau = {layer: read_picked(run, job, name) for layer, name in zip(layers, job.tau_from, strict=True)}
-    omega = dict.fromkeys(layers, 1 / len(layers) if layers else 0.0)
-    if job.omega_from:
-        first, second = layers
-        omega[first] = read_picked(run, job, job.omega_from)
-        omega[second] = 1 - omega[first]
-    return {"tau": tau, "omega": omega}
+class Setting:
+    """Parameters of a cell's attack that other jobs found: tau and omega, alpha and learning rate, or blocks."""
+
+    def __init__(self, job: CellJob, place: Place) -> None:
+        self.known: dict[str, Any] = {}
+        layers: tuple[str, ...] = job.attack.layers
+        if job.attack.name == "ask":
+            tau = dict.fromkeys(layers, job.tau)
+            if job.tau is None:
+                picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
+                tau = dict(zip(layers, picked, strict=True))
+            shares = [1 / len(layers)] * len(layers)
+            if job.omega_from:
+                shares = _shares(read_picked(place.run, job, job.omega_from)["omega"])
+            self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
+        if job.alpha_from:
+            self.known = read_picked(place.run, job, job.alpha_from)
+        self._blocks = {
+            layer: _load_blocks(job, name, place) for layer, name in zip(layers, job.blocks_from, strict=False)
+        }
+
+    def of(self, trial: int) -> dict[str, Any]:
+        """All parameters in one trial."""
+        if not self._blocks:
+            return self.known
+        return {"blocks": {layer: blocks(trial) for layer, blocks in self._blocks.items()}}
 
 
-def read_picked(run: Run, job: CellJob | CalibrationJob, name: str) -> float:
-    """The value that a calibration picked."""
+def _load_blocks(job: CellJob, name: str, place: Place) -> Callable[[int], tuple[Tensor, ...]]:
+    """A trial's parameters of AdvKnn's block of one layer."""
+    from .tensorfile import load_tensors
+
+    tensors, _ = load_tensors(place.run.blocks(job.features.dataset, job.features.model, name))
+    stacked = [tensors[key].to(place.device) for key in sorted(tensors)]
+    return lambda trial: tuple(tensor[trial] for tensor in stacked)
+
+
+def _shares(first: float) -> list[float]:
+    return [first, 1 - first]
+
+
+def read_picked(run: Run, job: CellJob | CalibrationJob, name: str) -> dict[str, float]:
+    """The point that a calibration picked."""
     path = run.calibration(job.features.dataset, job.features.model, name)
-    return float(json.loads(path.read_text())["picked"])
+    return dict(json.loads(path.read_text())["picked"])
 
 
 def summarise(accuracies: NDArray[np.float64]) -> dict[str, Any]:

@@ -9,24 +9,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .attacks import HOMES
+from .attacks.subject import Subject
 from .data.arrays import load
 from .dknn import classify, votes
 from .errors import AskError
-from .features import FORWARD_BATCH, Place, load_features, to_float
-from .knn import ExactSearch, Neighbours
+from .features import FORWARD_BATCH, Place, load_subject, to_float
+from .knn import ExactSearch, Neighbours, Search
 from .paths import prepared
 from .seeds import derive_seed
+from .similarity import SIMILARITIES
 from .specs.evaluation import AttackSpec, ClassifierSpec, FeatureSpec
-
-ATTACKS = {"ask": "ask.attacks.ask"}
-"""Home of each attack; a cell imports, and its code fingerprint counts, only its own."""
 
 
 class Attack(Protocol):
-    """Adversarial images from clean ones; neighbours of the clean images may be handed in."""
+    """Adversarial images from clean ones."""
 
-    def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
-        """Images like the given ones, from true labels."""
+    k: int
+    """Nearest references of all that it wants of clean images, and …"""
+    k_class: int
+    """… of each class; with neither it takes no ``neighbours``."""
+
+    def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] = ...) -> Tensor:
+        """Images like the given ones, from true labels; neighbours of the clean images by attacked layer."""
 
 
 class Evaluator:
@@ -35,15 +40,15 @@ class Evaluator:
     def __init__(
         self,
         features: FeatureSpec,
-        attack_layers: Sequence[str],
+        attack: AttackSpec,
         classifiers: Sequence[ClassifierSpec],
         test_images: int | None,
         place: Place,
     ) -> None:
-        self.extract = load_features(features, place)
+        self.extract, self.network = load_subject(features, place)
         self.classifiers = classifiers
-        self.attack_layers = tuple(attack_layers)
-        self.layers = tuple(sorted({*attack_layers, *(layer for c in classifiers for layer in c.layers)}))
+        self.spec = attack
+        self.layers = tuple(sorted({*attack.layers, *(layer for c in classifiers for layer in c.layers)}))
         self.place = place
         folder = prepared(place.data, features.dataset)
         images, labels = load(folder, "test")
@@ -56,7 +61,7 @@ class Evaluator:
             layer: np.load(place.run.index(features.dataset, features.model, layer), mmap_mode="r")
             for layer in self.layers
         }
-        self.clean_features = self.features_of(self.images)
+        self.clean_features, self.clean_classes = self.look(self.images)
 
     def draw(self, per_class: int, seed: int) -> None:
         """Draw a reference set, and index it under every similarity that is asked for."""
@@ -64,25 +69,28 @@ class Evaluator:
         labels = torch.from_numpy(self.pool_labels[chosen]).to(self.place.device)
         self.reference_labels = labels
         self.searches: dict[tuple[str, str], ExactSearch] = {}
+        wanted = {(c.similarity, layer) for c in self.classifiers for layer in c.layers}
+        wanted |= {(self.spec.similarity, layer) for layer in self.spec.layers}
         for layer in self.layers:
             features = torch.from_numpy(self.pools[layer][chosen]).to(self.place.device)
-            for similarity in sorted({c.similarity for c in self.classifiers}):
-                self.searches[similarity, layer] = ExactSearch(
-                    features, labels, n_classes=self.n_classes, similarity=similarity
-                )
+            for similarity in SIMILARITIES:
+                if (similarity, layer) in wanted:
+                    self.searches[similarity, layer] = ExactSearch(
+                        features, labels, n_classes=self.n_classes, similarity=similarity
+                    )
 
-    def neighbours(self, features: Mapping[str, Tensor], k_class: int = 0) -> dict[tuple[str, str], Neighbours]:
-        """Neighbours by similarity and layer: as many as the classifiers need, and ``k_class`` of each class
-        at attacked layers.
-        """
+    def neighbours(
+        self, features: Mapping[str, Tensor], attack: Attack | None = None
+    ) -> dict[tuple[str, str], Neighbours]:
+        """Neighbours by similarity and layer: as many as the classifiers need, and as ``attack`` wants."""
         found = {}
         for (similarity, layer), search in self.searches.items():
+            aimed = attack is not None and similarity == self.spec.similarity and layer in self.spec.layers
             wanted = [c.k for c in self.classifiers if c.similarity == similarity and layer in c.layers]
-            found[similarity, layer] = search.search(
-                features[layer],
-                k=max(wanted, default=0),
-                k_class=k_class if layer in self.attack_layers else 0,
-            )
+            wanted += [attack.k] if attack and aimed else []
+            k_class = attack.k_class if attack and aimed else 0
+            if any(wanted) or k_class:
+                found[similarity, layer] = search.search(features[layer], k=max(wanted, default=0), k_class=k_class)
         return found
 
     def classify(self, neighbours: Mapping[tuple[str, str], Neighbours], classifier: ClassifierSpec) -> Tensor:
@@ -98,32 +106,35 @@ class Evaluator:
         )
 
     def attack(
-        self,
-        spec: AttackSpec,
-        setting: Mapping[str, Any],
-        seed: int,
-        clean: Mapping[tuple[str, str], Neighbours] | None = None,
-        on_gradient: Callable[[Tensor], None] | None = None,
-    ) -> Tensor:
-        """Adversarial images of all test images."""
-        attack: Attack = import_module(ATTACKS[spec.name]).build(
+        self, setting: Mapping[str, Any], seed: int, on_gradient: Callable[[Tensor], None] | None = None
+    ) -> Attack:
+        """The attack on the current trial's reference set, with its calibrated parameters."""
+        spec = self.spec
+        references: dict[str, Search] = {layer: self.searches[spec.similarity, layer] for layer in spec.layers}
+        made: Attack = import_module(HOMES[spec.name]).build(
             spec,
-            self.extract,
-            {layer: self.searches[spec.similarity, layer] for layer in spec.layers},
-            **setting,
+            Subject(self.extract, references, self.network),
+            setting,
             generator=torch.Generator().manual_seed(seed),
             on_gradient=on_gradient,
         )
-        known: dict[str, Neighbours] | None = None
-        if clean is not None:
-            known = {layer: clean[spec.similarity, layer] for layer in spec.layers}
+        return made
+
+    def run(self, attack: Attack, clean: Mapping[tuple[str, str], Neighbours]) -> Tensor:
+        """Adversarial images of all test images, whose clean neighbours are known."""
+        if not (attack.k or attack.k_class):
+            return attack(self.images, self.labels)
+        known: dict[str, Neighbours] = {layer: clean[self.spec.similarity, layer] for layer in self.spec.layers}
         return attack(self.images, self.labels, neighbours=known)
 
-    def features_of(self, images: Tensor) -> dict[str, Tensor]:
-        """Features (images, dimensions) by layer."""
+    def look(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Features (images, dimensions) by layer, and the network's own classes (images,); None on raw pixels."""
         with torch.no_grad():
-            parts = [self.extract(batch, self.layers) for batch in images.split(FORWARD_BATCH)]
-        return {layer: torch.cat([part[layer] for part in parts]) for layer in self.layers}
+            if self.network is None:
+                return dict(self.extract(images, self.layers)), None
+            parts = [self.network.forward_with_features(batch, self.layers) for batch in images.split(FORWARD_BATCH)]
+        features: dict[str, Tensor] = {layer: torch.cat([found[layer] for _, found in parts]) for layer in self.layers}
+        return features, torch.cat([logits.argmax(1) for logits, _ in parts])
 
 
 def draw_references(labels: NDArray[np.int64], per_class: int, seed: int) -> NDArray[np.int64]:

@@ -3,19 +3,41 @@
 A pure function of the configuration (and of the paper's reference values), fast enough for Snakefile parsing.
 """
 
-import csv
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from .config import ArtifactConfig, Axis, AxisValue, ConfigError, DatasetConfig, RunConfig, Settings, StandIn
+from .config import ConfigError, DatasetConfig, RunConfig, StandIn
 from .jobs import JobMaker, Jobs, Key, Subject
-from .specs.evaluation import ClassifierSpec, FeatureSpec
+from .paper import Paper
+from .specs.artifacts import (
+    ArtifactConfig,
+    Axis,
+    AxisValue,
+    CostMetric,
+    FailureMetric,
+    Settings,
+    TimingMetric,
+)
+from .specs.evaluation import VARIANTS, CellJob, ClassifierSpec, FeatureSpec
 
-ATTACK_LABELS = {"ask": "ASK-Atk", "none": "none"}
-PAPER_METRICS = {"dknn_standard_accuracy": "dknn_clean_accuracy"}
+SETTING_COLUMNS = (
+    "dataset",
+    "model",
+    "attack",
+    "variant",
+    "similarity",
+    "attack_layers",
+    "dknn_layers",
+    "k_in",
+    "k_out",
+    "classifier_k",
+    "eps",
+    "steps",
+    "metric",
+)
+"""Columns that describe a measured value."""
 
 
 @dataclass
@@ -25,9 +47,14 @@ class Plan(Jobs):
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def cells_of(self, artifact: str) -> list[Key]:
-        """The cells that an artifact shows."""
+        """The cells (or failure analyses and timings, which have the same form) that an artifact shows."""
         keys = {(e["cell"]["dataset"], e["cell"]["model"], e["cell"]["id"]) for e in entries(self.artifacts[artifact])}
         return sorted(keys)
+
+    @property
+    def measurements(self) -> list[Key]:
+        """Everything that artifacts read."""
+        return [*self.cells, *self.failures, *self.timings, *self.costs]
 
 
 def entries(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -39,17 +66,9 @@ def entries(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 yield point["entry"]
 
 
-def plan_run(
-    config: RunConfig, artifacts: Mapping[str, ArtifactConfig], paper: Iterable[Mapping[str, str]] = ()
-) -> Plan:
+def plan_run(config: RunConfig, artifacts: Mapping[str, ArtifactConfig], paper: Paper | None = None) -> Plan:
     """Expand artifacts into jobs; raises ConfigError for settings that contradict each other."""
-    return _Planner(config, list(paper)).plan(artifacts)
-
-
-def read_paper_tables(path: Path) -> list[dict[str, str]]:
-    """Rows of ``config/paper/tables.csv``."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return _Planner(config, paper or Paper()).plan(artifacts)
 
 
 def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
@@ -77,7 +96,7 @@ def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 
 class _Planner:
-    def __init__(self, config: RunConfig, paper: list[Mapping[str, str]]) -> None:
+    def __init__(self, config: RunConfig, paper: Paper) -> None:
         self.config = config
         self.paper = paper
         self.result = Plan()
@@ -85,11 +104,12 @@ class _Planner:
 
     def plan(self, artifacts: Mapping[str, ArtifactConfig]) -> Plan:
         for name, artifact in artifacts.items():
-            make = self._table if artifact.kind == "table" else self._figure
+            make = {"table": self._table, "figure": self._figure, "pictures": self._pictures}[artifact.kind]
             try:
                 self.result.artifacts[name] = make(name, artifact)
             except ConfigError as error:
                 raise ConfigError(f"config/artifacts/{name}.yaml: {error}") from None
+        self.make.finish()
         return self.result
 
     def _table(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
@@ -100,6 +120,7 @@ class _Planner:
         for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
             entry = self._entry(artifact, [artifact.settings, *row, *column])
             found.append({"row": i, "column": j, **entry})
+        self._compare_seconds(found)
         return {
             **_head(name, artifact),
             "comparable": self._comparable(found),
@@ -128,6 +149,35 @@ class _Planner:
             panels.append({"title": title, "x_label": panel.x.label, "y_label": panel.y_label, "lines": lines})
         points = [point["entry"] for panel in panels for line in panel["lines"] for point in line["points"]]
         return {**_head(name, artifact), "comparable": self._comparable(points), "panels": panels}
+
+    def _pictures(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
+        if not artifact.rows or not artifact.columns:
+            raise ConfigError("pictures need rows and columns; add at least one axis of each")
+        rows, columns = _product(artifact.rows), _product(artifact.columns)
+        found = []
+        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+            found.append({"row": i, "column": j, **self._entry(artifact, [artifact.settings, *row, *column])})
+        keys = [(e["cell"]["dataset"], e["cell"]["model"], e["cell"]["id"]) for e in found]
+        classifier = ClassifierSpec.model_validate(found[0]["classifier"])
+        self.make.example(name, [self.result.cells[key] for key in keys], classifier, artifact.class_index)
+        return {
+            **_head(name, artifact),
+            "comparable": self._comparable(found),
+            "row_headers": [self._labels(artifact, row) for row in rows],
+            "column_headers": [self._labels(artifact, column) for column in columns],
+            "entries": found,
+        }
+
+    def _compare_seconds(self, found: list[dict[str, Any]]) -> None:
+        """Let timing metrics of a table read one common measurement, in which attacks take turns."""
+        timed = [entry for entry in found if entry["metric"] in get_args(TimingMetric)]
+        keys = [(e["cell"]["dataset"], e["cell"]["model"], e["cell"]["id"]) for e in timed]
+        if not timed:
+            return
+        job = self.make.timing([self.result.cells[key] for key in dict.fromkeys(keys)])
+        for entry, key in zip(timed, keys, strict=True):
+            entry["classifier"] = {"timed": key[2]}
+            entry["cell"] = {**entry["cell"], "id": job.id}
 
     def _x(self, setting: str, asked: float, entry: Mapping[str, Any]) -> float:
         """Position of a point: what was really used where a stand-in scales what was asked for."""
@@ -159,33 +209,61 @@ class _Planner:
         if asked["references_per_class"]:
             asked["references_per_class"] = round(asked["references_per_class"] * scale.references_scale)
         self._check(asked, dataset, settings, features)
-        classifier = ClassifierSpec(
-            similarity=asked["similarity"], layers=asked["dknn_layers"], k=asked["classifier_k"]
-        )
-        cell = self.make.cell(Subject(features, settings, scale), asked, classifier)
-        mean, ci95 = self._paper_value(artifact.paper_table, asked)
+        subject = Subject(features, settings, scale)
+        if asked["metric"] in get_args(CostMetric):
+            return self._cost(subject, asked["metric"])
+        classifier = None
+        if not asked["metric"].startswith("dnn_"):
+            similarity, layers, k = asked["similarity"], asked["dknn_layers"], asked["classifier_k"]
+            classifier = ClassifierSpec(similarity=similarity, layers=layers, k=k)
+        cell = self.make.cell(subject, asked, classifier)
+        attack, aimed = cell.attack, bool(cell.attack.layers)
+        mean, ci95 = self._paper_value(artifact, asked)
         return {
             "columns": {
                 "dataset": dataset,
                 "model": model,
-                "attack": cell.attack.name,
-                "variant": cell.attack.variant if cell.attack.name == "ask" else "",
-                "similarity": asked["similarity"],
-                "attack_layers": "+".join(cell.attack.layers),
-                "dknn_layers": "+".join(asked["dknn_layers"]),
-                "k_in": asked["k_in"],
-                "k_out": asked["k_out"],
-                "classifier_k": asked["classifier_k"],
-                "eps": cell.attack.eps,
-                "steps": cell.attack.steps,
+                "attack": attack.name,
+                "variant": attack.variant,
+                "similarity": asked["similarity"] if aimed or classifier else "",
+                "attack_layers": "+".join(attack.layers),
+                "dknn_layers": "+".join(classifier.layers) if classifier else "",
+                "k_in": attack.k_in if aimed else "",
+                "k_out": attack.k_out if attack.name == "ask" else "",
+                "classifier_k": classifier.k if classifier else "",
+                "eps": attack.eps,
+                "steps": attack.steps,
                 "metric": asked["metric"],
             },
-            "cell": {"dataset": dataset, "model": model, "id": cell.id},
-            "classifier": classifier.model_dump(mode="json"),
-            "metric": asked["metric"],
+            "cell": {"dataset": dataset, "model": model, "id": self._measured_by(cell, classifier, asked)},
+            "classifier": classifier.model_dump(mode="json") if classifier else {},
+            "metric": ".".join(filter(None, [asked["group"], asked["metric"]])),
             "paper_mean": mean,
             "paper_ci95": ci95,
         }
+
+    def _cost(self, subject: Subject, metric: str) -> dict[str, Any]:
+        """A value of the comparison of a model's training with plain adversarial training."""
+        dataset, model = subject.features.dataset, subject.features.model
+        if "at" not in self.config.models or subject.features.network is None:
+            raise ConfigError(f"metric {metric!r} compares a trained model with model 'at'; name both in `models`")
+        name = self.make.cost(subject, "at")
+        return {
+            "columns": dict.fromkeys(SETTING_COLUMNS, "") | {"dataset": dataset, "model": model, "metric": metric},
+            "cell": {"dataset": dataset, "model": model, "id": name},
+            "classifier": {},
+            "metric": metric,
+            "paper_mean": None,
+            "paper_ci95": None,
+        }
+
+    def _measured_by(self, cell: CellJob, classifier: ClassifierSpec | None, asked: Mapping[str, Any]) -> str:
+        """Id of the measurement that holds a metric: the cell, or the analysis of its failures."""
+        if asked["metric"] not in get_args(FailureMetric):
+            return cell.id
+        if asked["group"] is None or classifier is None:
+            raise ConfigError(f"metric {asked['metric']!r} needs `group: failures` or `group: successes`")
+        return self.make.failures(cell, classifier).id
 
     def _complete(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Every setting, with the run's defaults where an artifact is silent."""
@@ -195,9 +273,13 @@ class _Planner:
                 raise ConfigError(f"no {name} given; set it in `settings`, a row or a column")
         layers = asked.get("layers") or (("input",) if self._is_raw(asked["model"]) else None)
         k = asked.get("k", default.k)
+        attack = asked.get("attack", "ask")
+        variants = VARIANTS[attack]
+        if asked.get("variant", variants[0]) not in variants:
+            raise ConfigError(f"attack {attack!r} has no variant {asked['variant']!r}; choose from {list(variants)}")
         full = {
-            "attack": "ask",
-            "variant": "non-targeted",
+            "attack": attack,
+            "variant": variants[0],
             "similarity": default.similarity,
             "attack_layers": layers,
             "dknn_layers": layers,
@@ -211,9 +293,16 @@ class _Planner:
             "references_per_class": None,
             "trials": default.trials,
             "metric": "dknn_robust_accuracy",
+            "group": None,
         } | asked
-        for name in ("attack_layers", "dknn_layers"):
-            if not full[name]:
+        # PGD attacks the network's output, whose accuracy needs no layers either.
+        costs = full["metric"] in get_args(CostMetric)
+        needed = {
+            "attack_layers": attack not in ("pgd", "none") and not costs,
+            "dknn_layers": not costs and not full["metric"].startswith("dnn_"),
+        }
+        for name in needed:
+            if needed[name] and not full[name]:
                 raise ConfigError("no layers given; set `layers` (or `attack_layers` and `dknn_layers`)")
         if isinstance(full["step_size"], str):
             full["step_size"] = full["eps"] / int(full["step_size"].removeprefix("eps/"))
@@ -247,7 +336,9 @@ class _Planner:
         return FeatureSpec(dataset=dataset, model=model, network=settings.network)
 
     def _check(self, asked: dict[str, Any], dataset: str, settings: DatasetConfig, features: FeatureSpec) -> None:
-        layers = set(asked["attack_layers"]) | set(asked["dknn_layers"])
+        layers = {*(asked["attack_layers"] or ()), *(asked["dknn_layers"] or ())}
+        if features.network is None and (asked["attack"] == "pgd" or asked["metric"].startswith("dnn_")):
+            raise ConfigError("model 'raw' has no network to attack or to classify by; take another model")
         if features.network is None and layers != {"input"}:
             raise ConfigError(f"model 'raw' has the layer 'input' only, got {sorted(layers)}; remove `layers`")
         if features.network is not None and "input" in layers:
@@ -262,30 +353,12 @@ class _Planner:
                 f" lower K or raise `datasets.{dataset}.references_per_class`"
             )
 
-    def _paper_value(self, table: int | None, asked: Mapping[str, Any]) -> tuple[float | None, float | None]:
-        """The paper's mean and interval for these settings; blank fields of the paper's row match anything."""
-        clean = asked["metric"] == "dknn_clean_accuracy"
-        wanted = {
-            "dataset": asked["dataset"],
-            "model_training": self.config.models[asked["model"]].label,
-            "attack": "none" if clean else ATTACK_LABELS[asked["attack"]],
-            "attack_variant": "" if clean else asked["variant"],
-            "similarity": asked["similarity"],
-            "attack_layers": "" if clean else "+".join(asked["attack_layers"]),
-            "dknn_layers": "+".join(asked["dknn_layers"]),
-            "attack_k_pos": "" if clean else str(asked["k_in"]),
-            "attack_k_neg": "" if clean else str(asked["k_out"]),
-            "classifier_k": str(asked["classifier_k"]),
-            "eps": "" if clean else f"{asked['eps']:g}",
-            "steps": "" if clean else str(asked["steps"]),
-        }
-        for row in self.paper:
-            metric = PAPER_METRICS.get(row["metric"], row["metric"])
-            if row["table"] != str(table) or metric != asked["metric"]:
-                continue
-            if all(row[name] in ("", value) or not value for name, value in wanted.items()):
-                return float(row["value_percent"]), float(row["ci95_percent"]) if row["ci95_percent"] else None
-        return None, None
+    def _paper_value(self, artifact: ArtifactConfig, asked: Mapping[str, Any]) -> tuple[float | None, float | None]:
+        claim = artifact.paper_claims.get(".".join(filter(None, [asked["group"], asked["metric"]])))
+        if claim:
+            # Claims state accuracies and shares in percent, gaps as they are; gaps are shown times 100 too.
+            return self.paper.claimed(claim) * (100 if asked["metric"] == "similarity_gap" else 1), None
+        return self.paper.value(artifact.paper_table, asked, self.config.models[asked["model"]].label)
 
 
 def _head(name: str, artifact: ArtifactConfig) -> dict[str, Any]:

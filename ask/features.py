@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from .data.arrays import load
 from .paths import Run, prepared
 from .specs.evaluation import FeatureSpec, IndexJob
+
+if TYPE_CHECKING:
+    from .models import Network
 
 Features = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """Maps images and layer names to features (images, dimensions) by layer, differentiably."""
@@ -30,7 +34,7 @@ class Place:
 def build_index(job: IndexJob, place: Place, out: Path) -> None:
     """Write the training images' features at one layer: float32 (images, dimensions)."""
     images, _ = load(prepared(place.data, job.features.dataset), "train")
-    extract = load_features(job.features, place)
+    extract, _ = load_subject(job.features, place)
 
     def features_of(rows: slice) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -45,16 +49,16 @@ def build_index(job: IndexJob, place: Place, out: Path) -> None:
     written.flush()
 
 
-def load_features(spec: FeatureSpec, place: Place) -> Features:
-    """The feature function of a trained model, ready for attacks; or raw pixels."""
+def load_subject(spec: FeatureSpec, place: Place) -> tuple[Features, "Network | None"]:
+    """The feature function of a trained model, ready for attacks, and its network; or raw pixels and None."""
     if spec.network is None:
-        return lambda images, layers: {layer: images.flatten(1) for layer in layers}
+        return lambda images, layers: {layer: images.flatten(1) for layer in layers}, None
     from .models import fold_batchnorm, load_network
 
     network = fold_batchnorm(load_network(place.run.model(spec.dataset, spec.model))).to(place.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    features: Features = network.requires_grad_(False).features
-    return features
+    network.requires_grad_(False)
+    return network.features, network
 
 
 def to_float(images: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -3,18 +3,42 @@
 Every job is a plain slice of the configuration. Ids are for people and are never parsed.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .config import DatasetConfig, RunConfig, StandIn
 from .specs.data import DataSpec
-from .specs.evaluation import AttackSpec, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
+from .specs.evaluation import (
+    AttackSpec,
+    BlockJob,
+    CalibrationJob,
+    CellJob,
+    ClassifierSpec,
+    CostJob,
+    ExampleJob,
+    FailureJob,
+    FeatureSpec,
+    IndexJob,
+    Layer,
+    TimingJob,
+)
 from .specs.training import TrainJob
 
 Key = tuple[str, str, str]
 """(data set, model, id) of a job."""
-_SHORT = {"cosine": "cos", "l2": "l2", "non-targeted": "", "targeted": "-targeted", "random-sampling": "-random"}
+_SHORT = {
+    "cosine": "cos",
+    "l2": "l2",
+    "": "",
+    "non-targeted": "",
+    "targeted": "-targeted",
+    "random-sampling": "-random",
+    "adam": "",
+    "sign": "-sign",
+    "successor": "-successor",
+}
 
 
 @dataclass
@@ -25,7 +49,12 @@ class Jobs:
     models: dict[tuple[str, str], TrainJob] = field(default_factory=dict)
     indexes: dict[Key, IndexJob] = field(default_factory=dict)
     calibrations: dict[Key, CalibrationJob] = field(default_factory=dict)
+    blocks: dict[Key, BlockJob] = field(default_factory=dict)
     cells: dict[Key, CellJob] = field(default_factory=dict)
+    failures: dict[Key, FailureJob] = field(default_factory=dict)
+    timings: dict[Key, TimingJob] = field(default_factory=dict)
+    costs: dict[Key, CostJob] = field(default_factory=dict)
+    examples: dict[str, ExampleJob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,36 +73,102 @@ class JobMaker:
         self.config = config
         self.jobs = jobs
 
-    def cell(self, subject: Subject, asked: Mapping[str, Any], classifier: ClassifierSpec) -> CellJob:
+    def cell(self, subject: Subject, asked: Mapping[str, Any], classifier: ClassifierSpec | None) -> CellJob:
         """The cell that measures these settings (all of them given), with all that it needs."""
         features = subject.features
-        attack = _attack(asked, subject.scale)
+        attack = self._attack(asked, subject.scale)
         name = self._cell_id(subject, attack, asked)
         key = (features.dataset, features.model, name)
         known = self.jobs.cells.get(key)
-        classifiers = {classifier, *(known.classifiers if known else ())}
+        classifiers = {*([classifier] if classifier else []), *(known.classifiers if known else ())}
         trials = min(asked["trials"], self.config.evaluation.max_trials or asked["trials"])
-        self._prepare(subject, {*attack.layers, *classifier.layers})
-        tau_from: tuple[str, ...] = ()
-        omega_from = None
+        trials = max(trials, known.trials if known else 0)
+        self._prepare(subject, {*attack.layers, *(classifier.layers if classifier else ())})
+        needs: dict[str, Any] = {}
         if attack.name == "ask" and asked["tau"] is None:
-            tau_from = tuple(self._calibration("tau", subject, attack, (layer,)) for layer in attack.layers)
+            needs["tau_from"] = tuple(self._calibration("tau", subject, attack, (layer,)) for layer in attack.layers)
             if len(attack.layers) == 2:
-                omega_from = self._calibration("omega", subject, attack, attack.layers, tau_from)
+                needs["omega_from"] = self._calibration("omega", subject, attack, attack.layers, needs["tau_from"])
+        elif attack.name == "dknn":
+            needs["alpha_from"] = self._calibration("alpha", subject, attack, attack.layers)
+        elif attack.name == "advknn":
+            needs["blocks_from"] = tuple(self._block(subject, attack, layer, trials) for layer in attack.layers)
         self.jobs.cells[key] = CellJob(
             id=name,
             features=features,
             attack=attack,
             classifiers=tuple(sorted(classifiers, key=lambda c: (c.similarity, c.layers, c.k))),
             references_per_class=asked["references_per_class"] or subject.dataset.references_per_class,
-            trials=max(trials, known.trials if known else 0),
+            trials=trials,
             test_images=subject.dataset.test_images,
-            tau=asked["tau"],
-            tau_from=tau_from,
-            omega_from=omega_from,
+            tau=asked["tau"] if attack.name == "ask" else None,
             seed=self.config.seed,
+            **needs,
         )
         return self.jobs.cells[key]
+
+    def failures(self, cell: CellJob, classifier: ClassifierSpec) -> FailureJob:
+        """The analysis of a cell's failures and successes."""
+        features = cell.features
+        layer = classifier.layers[-1]
+        cell = cell.model_copy(update={"classifiers": (classifier,)})
+        job = FailureJob(id=f"failures-{cell.id}", cell=cell, similarity=classifier.similarity, layer=layer)
+        self.jobs.failures[features.dataset, features.model, job.id] = job
+        return job
+
+    def cost(self, subject: Subject, base: str) -> str:
+        """Id of the comparison of what a model cost to train with what ``base`` cost."""
+        features = subject.features
+        for model in (features.model, base):
+            self._prepare(replace(subject, features=features.model_copy(update={"model": model})), ())
+        job = CostJob(id="training-cost", dataset=features.dataset, model=features.model, base=base)
+        self.jobs.costs[features.dataset, features.model, job.id] = job
+        return job.id
+
+    def timing(self, cells: Iterable[CellJob]) -> TimingJob:
+        """The comparison of attacks' seconds; the first cell is what the others are compared with."""
+        cells = tuple(cells)
+        first, calibration, timing = cells[0], self.config.calibration, self.config.timing
+        taus = calibration.tau_cosine if first.attack.similarity == "cosine" else calibration.tau_l2
+        layers = len(first.attack.layers)
+        sizes = {
+            "ask": layers * len(taus) + (len(calibration.omega) if layers == 2 else 0),
+            "dknn": len(self._alphas("adam")),
+            "dknn-sign": len(self._alphas("sign")),
+        }
+        job = TimingJob(
+            id=f"timing-{first.id.removeprefix('ask-')}",
+            cells=cells,
+            grid_sizes=tuple(sizes.get(f"{c.attack.name}{_SHORT[c.attack.variant]}", 0) for c in cells),
+            calibration_images=calibration.images,
+            images=timing.images,
+            rounds=timing.rounds,
+        )
+        self.jobs.timings[first.features.dataset, first.features.model, job.id] = job
+        return job
+
+    def example(self, name: str, cells: Iterable[CellJob], classifier: ClassifierSpec, class_index: int | None) -> None:
+        """The pictures of one image under several attacks."""
+        self.jobs.examples[name] = ExampleJob(
+            id=name, cells=tuple(cells), classifier=classifier, class_index=class_index
+        )
+
+    def finish(self) -> None:
+        """Give analyses their cells as they are after all artifacts; what they do not read of them stays out."""
+
+        def final(cell: CellJob, **changes: Any) -> CellJob:
+            whole = self.jobs.cells[cell.features.dataset, cell.features.model, cell.id]
+            return whole.model_copy(update=changes)
+
+        for key, job in self.jobs.failures.items():
+            cell = final(job.cell, classifiers=job.cell.classifiers)
+            self.jobs.failures[key] = job.model_copy(update={"cell": cell})
+        for key, timing in self.jobs.timings.items():
+            cells = tuple(final(cell, trials=1, classifiers=()) for cell in timing.cells)
+            self.jobs.timings[key] = timing.model_copy(update={"cells": cells})
+        for name, example in self.jobs.examples.items():
+            cells = tuple(final(cell, trials=1, classifiers=()) for cell in example.cells)
+            self.jobs.examples[name] = example.model_copy(update={"cells": cells})
 
     def _prepare(self, subject: Subject, layers: Iterable[str]) -> None:
         """Data, model and indexes that a cell needs."""
@@ -109,13 +204,18 @@ class JobMaker:
         changes: dict[str, Any] = {"layers": layers, "k_in": default.k, "k_out": default.k, "steps": default.steps}
         scale = subject.scale.eps_scale
         usual = {
-            "variant": "non-targeted",
+            "variant": "non-targeted" if attack.name == "ask" else attack.variant,
             "eps": round(default.eps * scale, 6),
             "step_size": round(default.step_size * scale, 6),
         }
         changes |= {name: value for name, value in usual.items() if name not in grid.own}
         tuned = AttackSpec.model_validate(attack.model_dump() | changes)
         taus = grid.tau_cosine if attack.similarity == "cosine" else grid.tau_l2
+        points = {
+            "tau": [{"tau": value} for value in taus],
+            "omega": [{"omega": value} for value in grid.omega],
+            "alpha": self._alphas(attack.variant),
+        }
         name = f"{what}-{_attack_id(tuned)}{self._step_id(tuned, subject.scale)}"
         features = subject.features
         self.jobs.calibrations[features.dataset, features.model, name] = CalibrationJob(
@@ -123,13 +223,60 @@ class JobMaker:
             features=features,
             attack=tuned,
             classifier=ClassifierSpec(similarity=tuned.similarity, layers=tuned.layers, k=default.k),
-            grid=taus if what == "tau" else grid.omega,
+            grid=tuple(points[what]),
             images=grid.images,
             references_per_class=subject.dataset.references_per_class,
             tau_from=tau_from,
             seed=self.config.seed,
         )
         return name
+
+    def _alphas(self, variant: str) -> list[dict[str, float]]:
+        grid = self.config.calibration
+        if variant == "sign":
+            return [{"alpha": alpha} for alpha in grid.dknn_alpha]
+        return [
+            {"alpha": alpha, "learning_rate": rate}
+            for alpha, rate in itertools.product(grid.dknn_alpha, grid.dknn_learning_rate)
+        ]
+
+    def _block(self, subject: Subject, attack: AttackSpec, layer: Layer, trials: int) -> str:
+        """Id of AdvKnn's blocks of one layer, for at least so many trials."""
+        assert attack.advknn is not None
+        features = subject.features
+        name = f"{_SHORT[attack.similarity]}-L{layer.removeprefix('conv')}-K{attack.k_in}"
+        key = (features.dataset, features.model, name)
+        known = self.jobs.blocks.get(key)
+        self.jobs.blocks[key] = BlockJob(
+            id=name,
+            features=features,
+            layer=layer,
+            similarity=attack.similarity,
+            k=attack.k_in,
+            block=attack.advknn.block,
+            references_per_class=subject.dataset.references_per_class,
+            trials=max(trials, known.trials if known else 0),
+            seed=self.config.seed,
+        )
+        return name
+
+    def _attack(self, asked: Mapping[str, Any], scale: StandIn) -> AttackSpec:
+        name = asked["attack"]
+        common = {"name": name, "variant": asked["variant"], "similarity": asked["similarity"]}
+        if name == "none":
+            return AttackSpec(**common, layers=(), eps=0, step_size=0, steps=0)
+        default = self.config.evaluation
+        return AttackSpec(
+            **common,
+            layers=() if name == "pgd" else asked["attack_layers"],
+            k_in=asked["k_in"],
+            k_out=asked["k_out"],
+            eps=round(asked["eps"] * scale.eps_scale, 6),
+            step_size=round(asked["step_size"] * scale.eps_scale, 6),
+            steps=asked["steps"],
+            dknn=default.dknn if name == "dknn" else None,
+            advknn=default.advknn if name == "advknn" else None,
+        )
 
     def _cell_id(self, subject: Subject, attack: AttackSpec, asked: Mapping[str, Any]) -> str:
         references = asked["references_per_class"]
@@ -145,23 +292,9 @@ class JobMaker:
         return f"-step{attack.step_size:g}" if attack.step_size != default else ""
 
 
-def _attack(asked: Mapping[str, Any], scale: StandIn) -> AttackSpec:
-    if asked["attack"] == "none":
-        return AttackSpec(name="none", similarity=asked["similarity"], layers=(), eps=0, step_size=0, steps=0)
-    return AttackSpec(
-        name=asked["attack"],
-        variant=asked["variant"],
-        similarity=asked["similarity"],
-        layers=asked["attack_layers"],
-        k_in=asked["k_in"],
-        k_out=asked["k_out"],
-        eps=round(asked["eps"] * scale.eps_scale, 6),
-        step_size=round(asked["step_size"] * scale.eps_scale, 6),
-        steps=asked["steps"],
-    )
-
-
 def _attack_id(attack: AttackSpec, k: str = "") -> str:
+    if not attack.layers:
+        return f"{attack.name}-e{attack.eps:g}"
     layers = "in" if attack.layers == ("input",) else "".join(layer.removeprefix("conv") for layer in attack.layers)
     parts = [f"{attack.name}{_SHORT[attack.variant]}", _SHORT[attack.similarity], f"L{layers}", k, f"e{attack.eps:g}"]
     return "-".join(part for part in parts if part)

@@ -35,6 +35,14 @@ class Run:
         """Picked tau or omega and the grid it was picked from."""
         return self.root / "calibration" / dataset / model / f"{name}.json"
 
+    def blocks(self, dataset: str, model: str, name: str) -> Path:
+        """AdvKnn's deep kNN blocks of one layer: ``weight``, ``bias``, … (trials, …)."""
+        return self.root / "blocks" / dataset / model / f"{name}.safetensors"
+
+    def example(self, name: str) -> Path:
+        """One image with its nearest references, for a figure (JSON); the pictures lie beside it (``.npz``)."""
+        return self.root / "examples" / f"{name}.json"
+
     def cell(self, dataset: str, model: str, name: str) -> Path:
         """Measurements of one cell (JSON); predictions lie beside it (``.npz``)."""
         return self.root / "cells" / dataset / model / f"{name}.json"

@@ -8,7 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from .config import ArtifactConfig, RunConfig
+from .config import RunConfig
+from .specs.artifacts import ArtifactConfig
 from .specs.base import Spec
 
 SCHEMA = Path("config/schema.json")

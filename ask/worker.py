@@ -29,6 +29,8 @@ ADDRESS = "ASK_WORKER"
 """Environment variable that names the server's socket; empty: no server."""
 PRELOADED = ("torch", "numpy", "scipy.special", "pydantic", "safetensors.torch", "yaml", "jinja2")
 """What jobs import anyway. Nothing of ``ask``, whose code may change during a run."""
+WHEN_IDLE = ("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg")
+"""Imported when no job waits: an optimiser's first step imports the first, three seconds' worth; figures the rest."""
 
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -60,7 +62,7 @@ _kept: list["subprocess.Popen[bytes]"] = []
 def run(arguments: Sequence[str]) -> int | None:
     """Exit status of a command run by the server; None where there is none to run it."""
     address = os.environ.get(ADDRESS)
-    if not address or "SLURM_JOB_ID" in os.environ or arguments[:1] == [_LONG]:
+    if not address or "SLURM_JOB_ID" in os.environ:
         return None
     with socket.socket(socket.AF_UNIX) as connection:
         try:
@@ -85,8 +87,6 @@ def run(arguments: Sequence[str]) -> int | None:
 
 
 _REFUSED = 255
-_LONG = "train"
-"""Takes so long that a start-up does not matter, and its benchmark is worth having whole."""
 
 
 def serve(address: str) -> None:
@@ -97,16 +97,24 @@ def serve(address: str) -> None:
         sys.stdout.write("ready\n")  # early commands wait for the imports
         sys.stdout.flush()
         for name in PRELOADED:
-            with suppress(ImportError):
-                import_module(name)
+            _preload(name)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-        while sys.stdin not in select([listener, sys.stdin], [], [])[0]:
+        later = list(WHEN_IDLE)
+        while sys.stdin not in (ready := select([listener, sys.stdin], [], [], 0.3 if later else None)[0]):
+            if not ready:
+                _preload(later.pop(0))
+                continue
             connection, _ = listener.accept()
             with connection:
                 if os.fork() == 0:
                     listener.close()
                     _answer(connection)
     shutil.rmtree(Path(address).parent, ignore_errors=True)
+
+
+def _preload(name: str) -> None:
+    with suppress(ImportError):
+        import_module(name)
 
 
 def _answer(connection: socket.socket) -> None:
@@ -133,6 +141,7 @@ def _answer(connection: socket.socket) -> None:
     except (KeyboardInterrupt, ConnectionError):
         status = 128 + signal.SIGINT
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command leaves as soon as it has its status
         sys.stdout.flush()
         sys.stderr.flush()
         with suppress(OSError):

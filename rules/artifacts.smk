@@ -51,17 +51,34 @@ rule figure:
         "python -m ask figure --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
 
 
+rule pictures:
+    input:
+        RUN.example("{pictures}"),
+        RUN.example("{pictures}").with_suffix(".npz"),
+    output:
+        formats(RUN.figure("{pictures}"), *FIGURE_FORMATS),
+    log:
+        log_of(RUN.figure("{pictures}")),
+    benchmark:
+        benchmark_of(RUN.figure("{pictures}"))
+    localrule: True
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        job=lambda wildcards: document(PLAN.artifacts[wildcards.pictures]),
+        code=code("pictures"),
+        run=RUN.root,
+    shell:
+        "python -m ask pictures --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
+
+
 rule report:
     input:
-        [
-            (
-                formats(RUN.table(name), *TABLE_FORMATS)
-                if job["kind"] == "table"
-                else formats(RUN.figure(name), *FIGURE_FORMATS)
-            )
-            for name, job in PLAN.artifacts.items()
-        ],
-        [RUN.cell(*key) for key in PLAN.cells],
+        [shows(name) for name in PLAN.artifacts],
+        [RUN.cell(*key) for key in PLAN.measurements],
     output:
         RUN.report,
     log:

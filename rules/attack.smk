@@ -1,16 +1,13 @@
 """Attack cells: one attack on one model over all trials, seen by every classifier that an artifact asks of it.
 
-needs: prepared data, weights, indexes, calibrations
+needs: prepared data, weights, indexes, calibrations, AdvKnn's blocks
 makes: results/<run>/cells/<dataset>/<model>/<cell>.json, and the predictions beside it (.npz)
 """
 
 
 rule attack:
     input:
-        prepared(DATA, "{dataset}") / "facts.json",
-        weights,
-        lambda wildcards: indexes(wildcards.dataset, wildcards.model, cell(wildcards)),
-        lambda wildcards: calibrations(wildcards.dataset, wildcards.model, cell(wildcards)),
+        lambda wildcards: needs(cell(wildcards)),
     output:
         measured=RUN.cell("{dataset}", "{model}", "{cell}"),
         predictions=RUN.cell("{dataset}", "{model}", "{cell}").with_suffix(".npz"),

@@ -7,10 +7,7 @@ makes: results/<run>/calibration/<dataset>/<model>/<calibration>.json
 
 rule calibrate:
     input:
-        prepared(DATA, "{dataset}") / "facts.json",
-        weights,
-        lambda wildcards: indexes(wildcards.dataset, wildcards.model, calibration(wildcards)),
-        lambda wildcards: calibrations(wildcards.dataset, wildcards.model, calibration(wildcards)),
+        lambda wildcards: needs(calibration(wildcards)),
     output:
         RUN.calibration("{dataset}", "{model}", "{calibration}"),
     log:

@@ -9,7 +9,8 @@ sys.path.insert(0, workflow.basedir)
 
 from ask.cli import step_modules
 from ask.config import ConfigError, export_mirror, load_artifacts, load_run
-from ask.experiments import plan_run, read_paper_tables, report_job
+from ask.experiments import plan_run, report_job
+from ask.paper import Paper
 from ask.paths import Run, prepared, raw
 from ask.provenance import fingerprint
 from ask.worker import start as start_worker
@@ -21,7 +22,7 @@ try:
     PLAN = plan_run(
         CONFIG,
         load_artifacts(HERE / "config/artifacts", CONFIG.artifacts),
-        read_paper_tables(HERE / "config/paper/tables.csv"),
+        Paper.read(HERE / "config/paper"),
     )
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
@@ -57,17 +58,23 @@ def weights(wildcards):
     return RUN.model(wildcards.dataset, wildcards.model) / "weights.safetensors"
 
 
-def calibrations(dataset, model, job):
-    """Calibrations that a job reads."""
-    names = [*job.tau_from, *filter(None, [getattr(job, "omega_from", None)])]
-    return [RUN.calibration(dataset, model, name) for name in names]
+def measured(job):
+    """The cell whose predictions or parameters a job needs, once it has been measured."""
+    return RUN.cell(job.features.dataset, job.features.model, job.id)
 
 
-def indexes(dataset, model, job):
-    """Indexes of every layer that a job attacks or searches."""
-    classifiers = getattr(job, "classifiers", None) or (job.classifier,)
+def needs(job):
+    """All that an attack reads: data, weights, indexes, calibrations and blocks."""
+    dataset, model = job.features.dataset, job.features.model
+    classifiers = getattr(job, "classifiers", None) or [c for c in [getattr(job, "classifier", None)] if c]
     layers = sorted({*job.attack.layers, *(layer for c in classifiers for layer in c.layers)})
-    return [RUN.index(dataset, model, layer) for layer in layers]
+    found = [prepared(DATA, dataset) / "facts.json"]
+    if (dataset, model) in PLAN.models:
+        found.append(RUN.model(dataset, model) / "weights.safetensors")
+    found += [RUN.index(dataset, model, layer) for layer in layers]
+    names = [*job.tau_from, *filter(None, [getattr(job, "omega_from", None), getattr(job, "alpha_from", None)])]
+    found += [RUN.calibration(dataset, model, name) for name in names]
+    return found + [RUN.blocks(dataset, model, name) for name in getattr(job, "blocks_from", ())]
 
 
 PUBLISHED = {"cifar10", "imagenette", "mnist", "fashion_mnist"}
@@ -91,6 +98,53 @@ def calibration(wildcards):
 def cell(wildcards):
     """Job of a cell."""
     return PLAN.cells[wildcards.dataset, wildcards.model, wildcards.cell]
+
+
+def blocks(wildcards):
+    """Job of AdvKnn's blocks."""
+    return PLAN.blocks[wildcards.dataset, wildcards.model, wildcards.blocks]
+
+
+def failures(wildcards):
+    """Job of a failure analysis."""
+    return PLAN.failures[wildcards.dataset, wildcards.model, wildcards.failures]
+
+
+def timing(wildcards):
+    """Job of a comparison of seconds."""
+    return PLAN.timings[wildcards.dataset, wildcards.model, wildcards.timing]
+
+
+def cost(wildcards):
+    """Job of a comparison of training costs."""
+    return PLAN.costs[wildcards.dataset, wildcards.model, wildcards.cost]
+
+
+def trained(dataset, *models):
+    """What each training noted."""
+    return [RUN.model(dataset, model) / "config.yaml" for model in dict.fromkeys(models)]
+
+
+def example_needs(wildcards):
+    """All that the pictures of one image are made from: the cells, for the choice of the image, and what they read."""
+    job = PLAN.examples[wildcards.example]
+    layers = job.classifier.layers
+    found = [path for cell in job.cells for path in [measured(cell), *needs(cell)]]
+    found += [RUN.index(c.features.dataset, c.features.model, layer) for c in job.cells for layer in layers]
+    return sorted(set(found))
+
+
+def shows(name):
+    """Files of an artifact."""
+    job = PLAN.artifacts[name]
+    if job["kind"] == "table":
+        return formats(RUN.table(name), *TABLE_FORMATS)
+    return formats(RUN.figure(name), *FIGURE_FORMATS)
+
+
+def of_kind(kind):
+    """Ids of a kind of artifacts."""
+    return [name for name, job in PLAN.artifacts.items() if job["kind"] == kind]
 
 
 def cells_of(name):
@@ -120,5 +174,11 @@ wildcard_constraints:
     layer=any_of({layer for _, _, layer in PLAN.indexes}),
     calibration=any_of({name for _, _, name in PLAN.calibrations}),
     cell=any_of({name for _, _, name in PLAN.cells}),
-    table=any_of(name for name, job in PLAN.artifacts.items() if job["kind"] == "table"),
-    figure=any_of(name for name, job in PLAN.artifacts.items() if job["kind"] == "figure"),
+    blocks=any_of({name for _, _, name in PLAN.blocks}),
+    failures=any_of({name for _, _, name in PLAN.failures}),
+    timing=any_of({name for _, _, name in PLAN.timings}),
+    cost=any_of({name for _, _, name in PLAN.costs}),
+    example=any_of(PLAN.examples),
+    table=any_of(of_kind("table")),
+    figure=any_of(of_kind("figure")),
+    pictures=any_of(of_kind("pictures")),

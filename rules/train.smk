@@ -27,7 +27,7 @@ rule train:
         gpu=GPU,
     params:
         job=lambda wildcards: document(PLAN.models[wildcards.dataset, wildcards.model]),
-        code=code("train"),
+        code=lambda wildcards: code("train", PLAN.models[wildcards.dataset, wildcards.model]),
         run=RUN.root,
         data=DATA,
         device=CONFIG.device,

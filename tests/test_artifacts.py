@@ -1,6 +1,7 @@
 """Tables, figures and report, on synthetic runs."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -129,13 +130,33 @@ def test_a_missing_cell_is_named_with_the_command_that_makes_it(run: Run) -> Non
 
 def test_a_missing_classifier_is_named(run: Run) -> None:
     write_cell(run, "a", [measure(("conv3",), 0.2, k=5)])
-    with pytest.raises(values.MissingValueError, match=r"cosine similarity, layers conv3\+conv4 and K=7"):
+    with pytest.raises(values.MissingValueError, match=r"similarity cosine, layers conv3\+conv4, k 7"):
         values.lookup(make_entry("a", ("conv3", "conv4"), k=7), run)
 
 
 def test_an_unknown_metric_is_refused(run: Run) -> None:
-    with pytest.raises(ValueError, match="dknn_robust_accuracy, dknn_clean_accuracy"):
+    write_cell(run, "a", [measure(("conv3",), 0.2, k=5)])
+    with pytest.raises(values.MissingValueError, match=r"digits/at/a holds no accuracy of similarity cosine"):
         values.lookup(make_entry("a", ("conv3",), metric="accuracy"), run)
+
+
+def test_networks_timings_and_groups_are_found_by_their_own_names(run: Run) -> None:
+    statistic = {"mean": 0.5, "ci95": 0.01, "trials": [0.5]}
+    timed = {"timed": "ask", "slower": {"mean": 2.5, "ci95": 0.2, "trials": [2.5]}}
+    write_cell(
+        run, "a", [measure(("conv3",), 0.2) | {"failures.confidence_1": statistic, "successes.confidence_1": None}]
+    )
+    path = run.cell("digits", "at", "a")
+    content = json.loads(path.read_text())
+    content["results"].append(timed)
+    path.write_text(json.dumps(content | {"network": {"robust": statistic, "clean": statistic}}))
+    entry = make_entry("a", ("conv3",))
+    assert values.lookup(entry | {"metric": "dnn_robust_accuracy", "classifier": {}}, run).mean == 50
+    assert values.lookup(entry | {"metric": "slower", "classifier": {"timed": "ask"}}, run).mean == 2.5
+    assert values.lookup(entry | {"metric": "failures.confidence_1"}, run).mean == 50
+    with pytest.raises(values.EmptyGroupError, match="no image is among the successes"):
+        values.lookup(entry | {"metric": "successes.confidence_1"}, run)
+    assert values.read_reference(values.write_reference(entry | {"classifier": {}})) == (entry["cell"], {})
 
 
 def test_references_round_trip() -> None:

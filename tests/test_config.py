@@ -9,10 +9,11 @@ import yaml
 
 from ask import reference
 from ask.config import ConfigError, load_artifacts, load_run, merge, read_run
-from ask.experiments import entries, plan_run, read_paper_tables
+from ask.experiments import entries, plan_run
+from ask.paper import Paper
 
 ROOT = Path(__file__).parent.parent
-PAPER_CSV = ROOT / "config/paper/tables.csv"
+PAPER = Paper.read(ROOT / "config/paper")
 RUNS = {
     "paper": ["config.yaml"],
     "raw-pixels": ["config.yaml", "raw-pixels.yaml"],
@@ -27,7 +28,7 @@ def raw():
 
 def plan(run):
     config = read_run([ROOT / "config" / name for name in RUNS[run]])
-    return plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts), read_paper_tables(PAPER_CSV))
+    return plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts), PAPER)
 
 
 def altered(raw, path, value):
@@ -43,7 +44,7 @@ def altered(raw, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("evaluation.epsilon", 8, r"evaluation\.epsilon: unknown option; allowed here: eps, k, max_trials"),
+        ("evaluation.epsilon", 8, r"evaluation\.epsilon: unknown option; allowed here: advknn, dknn, eps, k"),
         ("evaluation.eps", 300, r"evaluation\.eps: input should be less than or equal to 255 \(got 300\)"),
         (
             "datasets.cifar10.network.name",
@@ -85,7 +86,7 @@ TABLE = {
             2001,
             r"K = 2001 exceeds the 2000 references a class of dataset 'cifar10'; lower K or raise",
         ),
-        ("settings.model", "askdef", r"unknown model 'askdef'; known: raw, at; add it to `models`"),
+        ("settings.model", "askdef", r"unknown model 'askdef'; known: raw, at, .*; add it to `models`"),
         ("settings.dataset", "svhn", r"unknown dataset 'svhn'; known: cifar10, .*; add it to `datasets`"),
         ("settings", {"dataset": "mnist", "model": "at", "layers": ["conv4"]}, r"needs a network on dataset 'mnist'"),
         ("settings", {"dataset": "mnist", "model": "raw", "layers": ["conv4"]}, r"the layer 'input' only"),
@@ -160,7 +161,8 @@ def test_the_paper_run_is_the_papers_protocol():
 
 def test_artifacts_share_cells_and_cells_serve_all_classifiers():
     made = plan("paper")
-    shown = [e for job in made.artifacts.values() for e in entries(job)]
+    everything = [e for job in made.artifacts.values() for e in entries(job)]
+    shown = [e for e in everything if e["metric"].endswith("_accuracy")]
     assert len(made.cells) < len(shown)
     cell = made.cells["cifar10", "at", "ask-cos-L4-K5-e8-s20"]  # Tables 1, 3, 4, 10, 12 and Figure 4
     wanted = {(c.layers, c.k) for c in cell.classifiers}
@@ -172,16 +174,51 @@ def test_artifacts_share_cells_and_cells_serve_all_classifiers():
 
 
 def test_every_value_of_the_papers_tables_has_its_place():
-    """All ASK-Atk rows of the tables of this project stand beside a measured cell, with their own value."""
+    """All rows of the tables of this project stand beside a measured cell, with their own value."""
     made = plan("paper")
     for number in ("1", "2", "3", "4", "5", "9", "10", "11", "12"):
-        rows = [
-            row
-            for row in read_paper_tables(PAPER_CSV)
-            if row["table"] == number and row["attack"] == "ASK-Atk" and row["metric"] == "dknn_robust_accuracy"
-        ]
-        shown = [e["paper_mean"] for e in entries(made.artifacts[f"table{int(number):02}"])]
+        rows = [row for row in PAPER.tables if row["table"] == number and row["metric"] == "dknn_robust_accuracy"]
+        values = [e["paper_mean"] for e in entries(made.artifacts[f"table{int(number):02}"])]
+        shown = [value for value in values if value is not None]
         assert sorted(shown) == sorted(float(row["value_percent"]) for row in rows), f"Table {number}"
+
+
+def test_claimed_values_stand_beside_the_failure_analysis():
+    shown = {e["metric"]: e["paper_mean"] for e in entries(plan("paper").artifacts["failures"])}
+    assert shown["failures.confidence_1"] == 86.89
+    assert shown["successes.similarity_gap"] == pytest.approx(5.19)
+
+
+def test_analyses_follow_the_cells_that_they_rest_on():
+    made = plan("demo")
+    ((key, failures),) = made.failures.items()
+    whole = made.cells["digits-vgg", "at", "ask-cos-L4-K5-e51.2-s20"]
+    assert key == ("digits-vgg", "at", f"failures-{whole.id}")
+    # Another artifact's classifiers of the cell concern the analysis not, its trials do.
+    assert len(whole.classifiers) > len(failures.cell.classifiers) == 1
+    assert failures.cell.trials == whole.trials
+    (timing,) = made.timings.values()
+    assert [cell.attack.name for cell in timing.cells] == ["ask", "advknn", "dknn", "dknn"]
+    assert timing.grid_sizes == (5, 0, 6, 3)
+    assert {block.trials for block in made.blocks.values()} == {3}
+    assert made.cells["digits-vgg", "at", "advknn-cos-L34-K5-e51.2-s20"].blocks_from == ("cos-L3-K5", "cos-L4-K5")
+
+
+def test_pgd_needs_a_network_and_no_layers(raw, tmp_path):
+    table = TABLE | {
+        "settings": {"dataset": "cifar10", "attack": "pgd", "metric": "dnn_robust_accuracy"},
+        "rows": [{"values": [{"label": "AT", "model": "at"}]}],
+        "columns": [{"values": [{"label": "PGD"}]}],
+    }
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(table))
+    made = plan_run(load_run(raw), load_artifacts(tmp_path, "all"))
+    (cell,) = made.cells.values()
+    assert (cell.id, cell.classifiers, cell.attack.layers) == ("pgd-e8-s20", (), ())
+    assert not made.indexes
+    table["rows"] = [{"values": [{"label": "raw", "model": "raw"}]}]
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(table))
+    with pytest.raises(ConfigError, match=r"model 'raw' has no network.*take another model"):
+        plan_run(load_run(raw), load_artifacts(tmp_path, "all"))
 
 
 def test_stand_ins_scale_eps_steps_and_reference_sets():
@@ -195,14 +232,18 @@ def test_stand_ins_scale_eps_steps_and_reference_sets():
 
 
 def test_calibrations_may_be_shared():
-    """The paper run searches tau for every variant and step size, the demo once for each eps."""
+    """The paper run searches tau for every variant, eps and step size, the demo once for all of them."""
     paper, demo = plan("paper"), plan("demo")
     targeted = paper.cells["cifar10", "at", "ask-targeted-l2-L4-K5-e8-s20"]
     assert targeted.tau_from == ("tau-ask-targeted-l2-L4-e8",)
     shared = demo.cells["digits-vgg", "at", "ask-targeted-l2-L4-K5-e51.2-s20"]
     assert shared.tau_from == ("tau-ask-l2-L4-e51.2",)
-    assert demo.calibrations["digits-raw", "raw", "tau-ask-l2-Lin-e40"].attack.step_size == 2
-    assert ("digits-raw", "raw", "tau-ask-l2-Lin-e60") in demo.calibrations
+    assert [name for dataset, _, name in demo.calibrations if dataset == "digits-raw"] == [
+        "tau-ask-l2-Lin-e8",
+        "tau-ask-cos-Lin-e8",
+    ]
+    assert paper.calibrations["mnist", "raw", "tau-ask-l2-Lin-e40"].attack.step_size == 2
+    assert ("mnist", "raw", "tau-ask-l2-Lin-e60") in paper.calibrations
 
 
 def test_both_runs_make_the_same_artifacts():

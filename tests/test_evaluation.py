@@ -11,8 +11,8 @@ from ask.data import download, prepare
 from ask.errors import AskError
 from ask.evaluation import (
     InvalidAttackError,
+    Setting,
     Validity,
-    read_setting,
     run_calibration,
     run_cell,
     summarise,
@@ -133,7 +133,7 @@ def test_a_cell_measures_what_its_predictions_say(place):
         assert result["robust"]["mean"] < result["clean"]["mean"] - 0.1
     assert 0 < measured["validity"]["max_linf"] <= 40 / 255 + 1e-6
     assert measured["validity"]["zero_gradient_share"] == 0
-    assert measured["tau"] == {"input": 0.1}
+    assert measured["setting"]["tau"] == {"input": 0.1}
     json.dumps(measured)
 
 
@@ -150,7 +150,7 @@ def test_trials_repeat_alone_and_do_not_depend_on_classifiers(place):
 def test_attacks_of_a_trial_share_references(place):
     """Clean predictions are the same in all cells of a trial, so that attacks can be compared in pairs."""
     _, weak = run_cell(cell(attack=ATTACK.model_copy(update={"eps": 4.0})), place)
-    _, none = run_cell(cell(attack=AttackSpec(name="none", layers=(), eps=0, step_size=0, steps=0)), place)
+    _, none = run_cell(cell(attack=AttackSpec(name="none", variant="", layers=(), eps=0, step_size=0, steps=0)), place)
     assert np.array_equal(weak["clean"], none["clean"])
     assert np.array_equal(none["clean"], none["robust"])
 
@@ -168,7 +168,7 @@ def calibration(**changes):
         "features": RAW,
         "attack": ATTACK,
         "classifier": CLASSIFIERS[1],
-        "grid": (0.001, 0.1, 100.0),
+        "grid": ({"tau": 0.001}, {"tau": 0.1}, {"tau": 100.0}),
         "images": 60,
         "references_per_class": 80,
         "tau_from": (),
@@ -186,29 +186,31 @@ def test_calibration_picks_the_lowest_accuracy_and_cells_use_it(place):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found))
     job = cell(tau=None, tau_from=("tau",))
-    assert read_setting(job, place.run) == {"tau": {"input": found["picked"]}, "omega": {"input": 1.0}}
-    assert run_cell(job, place)[0]["tau"] == {"input": found["picked"]}
+    assert Setting(job, place).of(0) == {"tau": {"input": found["picked"]["tau"]}, "omega": {"input": 1.0}}
+    assert run_cell(job, place)[0]["setting"]["tau"] == {"input": found["picked"]["tau"]}
 
 
 def test_layer_weights_come_from_their_calibration(place):
-    for name, picked in (("t3", 0.03), ("t4", 0.3), ("omega", 0.2)):
+    for name, picked in (("t3", {"tau": 0.03}), ("t4", {"tau": 0.3}), ("omega", {"omega": 0.2})):
         path = place.run.calibration("digits", "raw", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"picked": picked}))
     two = ATTACK.model_copy(update={"layers": ("conv3", "conv4")})
     job = cell(attack=two, tau=None, tau_from=("t3", "t4"), omega_from="omega")
-    assert read_setting(job, place.run) == {
+    assert Setting(job, place).of(0) == {
         "tau": {"conv3": 0.03, "conv4": 0.3},
         "omega": {"conv3": 0.2, "conv4": 0.8},
     }
     three = ATTACK.model_copy(update={"layers": ("conv2", "conv3", "conv4")})
-    assert read_setting(cell(attack=three), place.run)["omega"] == pytest.approx(dict.fromkeys(three.layers, 1 / 3))
+    assert Setting(cell(attack=three), place).of(0)["omega"] == pytest.approx(dict.fromkeys(three.layers, 1 / 3))
 
 
 def test_an_evaluator_indexes_only_what_is_asked(place):
-    evaluator = Evaluator(RAW, ("input",), CLASSIFIERS, 10, place)
+    evaluator = Evaluator(RAW, ATTACK, CLASSIFIERS, 10, place)
     evaluator.draw(20, seed=0)
     assert list(evaluator.searches) == [("l2", "input")]
-    found = evaluator.neighbours(evaluator.clean_features, k_class=3)["l2", "input"]
+    attack = evaluator.attack({"tau": 0.1, "omega": {}}, seed=0)
+    found = evaluator.neighbours(evaluator.clean_features, attack)["l2", "input"]
     assert found.indices.shape == (10, 5)
-    assert found.class_indices.shape == (10, 10, 3)
+    assert found.class_indices.shape == (10, 10, 5)
+    assert evaluator.neighbours(evaluator.clean_features)["l2", "input"].class_indices.shape[2] == 0

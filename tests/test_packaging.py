@@ -79,6 +79,12 @@ def test_every_requirement_is_met_by_a_pin(group: str, requirement: Requirement)
     )
 
 
+def test_what_the_makefile_installs_by_name_is_pinned() -> None:
+    named = re.findall(r"^\t@\$\(PIP\) --no-deps (.+)$", read("Makefile"), flags=re.MULTILINE)
+    assert named == ["torchattacks"]
+    assert {canonicalize_name(name) for name in named} <= set(pins())
+
+
 def test_pins_name_no_build_of_one_machine() -> None:
     local = {name: str(pin) for name, pin in pins().items() if pin.local}
     assert not local, (

@@ -39,6 +39,9 @@ def replace(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+ANALYSES = {"blocks", "example", "failures", "timing"}
+
+
 @pytest.mark.parametrize(
     ("module", "old", "new", "steps"),
     [
@@ -54,7 +57,10 @@ def replace(path, old, new):
             "def also_render():\n    return 1\n\n\ndef render_figure(",
             {"figure"},
         ),
-        ("knn.py", "beta=-0.5", "beta=-0.25", {"calibrate", "attack", "ask attack"}),
+        ("knn.py", "beta=-0.5", "beta=-0.25", {"calibrate", "attack", "ask attack"} | ANALYSES),
+        ("attacks/dknn_atk.py", ".sigmoid(", ".tanh(", set()),
+        ("attacks/advknn.py", "nesterov=config.momentum > 0", "nesterov=False", {"blocks"}),
+        ("analyses/failures.py", "> ABOVE", ">= ABOVE", {"failures"}),
         ("attacks/pgd.py", 'reduction="none"', 'reduction="sum"', {"train"}),
         ("config.py", "class ConfigError(AskError)", "class ConfigError(Exception)", set()),
         ("hardware.py", "timeout=10", "timeout=9", set()),

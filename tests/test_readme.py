@@ -1,5 +1,7 @@
 """What the README says works as written."""
 
+import ast
+import os
 import re
 import subprocess
 import sys
@@ -19,10 +21,31 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_library_example_runs_and_attacks():
-    (code,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    clean, robust = map(float, re.match(r"clean (\S+), robust (\S+)", done.stdout).groups())
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def code_of(example):
+    """The file without its docstring."""
+    text = example.read_text()
+    docstring = ast.parse(text).body[0]
+    return "".join(text.splitlines(keepends=True)[docstring.end_lineno :]).lstrip("\n")
+
+
+def test_library_use_shows_the_examples_as_they_are():
+    assert sorted(blocks("python")) == sorted(map(code_of, EXAMPLES))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_and_attacks(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, example],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    clean, robust = map(float, re.fullmatch(r"clean (\S+), robust (\S+)\n", done.stdout).groups())
     assert clean > 0.9
     assert robust < clean - 0.3
 

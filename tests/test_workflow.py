@@ -113,7 +113,7 @@ def test_a_tiny_run_makes_everything(project):
     cell = json.loads((run / "cells/digits-tiny/at/ask-cos-L4-K5-e50-s3-step10.json").read_text())
     assert cell["validity"]["max_linf"] <= 50 / 255 + 1e-6
     assert len(cell["results"][0]["robust"]["trials"]) == 2
-    assert cell["tau"]["conv4"] in (0.03, 0.3)
+    assert cell["setting"]["tau"]["conv4"] in (0.03, 0.3)
     for suffix in ("csv", "md", "tex", "html"):
         assert (run / f"tables/small.{suffix}").stat().st_size > 0
     for suffix in ("csv", "svg", "png", "pdf"):

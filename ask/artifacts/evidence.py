@@ -42,8 +42,7 @@ class Cell:
 
     name: str
     trials: int
-    tau: str
-    omega: str
+    parameters: str
     attack_seconds: float
     total_seconds: float
     max_linf: str
@@ -62,7 +61,7 @@ def common_settings(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Settings that all numbers of an artifact share; those that vary are in its headers."""
     shared = []
     for column, words in SETTINGS.items():
-        values = {row[column] for row in rows}
+        values = {row.get(column, "") for row in rows}
         if len(values) == 1 and (value := values.pop()):
             shared.append(
                 (words, f"{value}/255" if column == "eps" else value.replace("_", " ").replace("dknn", "DkNN"))
@@ -82,9 +81,8 @@ def describe(name: str, cell: Json) -> Cell:
     seconds = cell.get("seconds") or {}
     return Cell(
         name=name,
-        trials=max((len(result["robust"]["trials"]) for result in cell["results"] if result.get("robust")), default=0),
-        tau=_per_layer(cell.get("tau")),
-        omega=_per_layer(cell.get("omega")),
+        trials=max((len(r["trials"]) for r in _statistics(cell)), default=0),
+        parameters=_parameters(cell.get("setting", cell)),
         attack_seconds=seconds.get("attack") or 0.0,
         total_seconds=seconds.get("total") or 0.0,
         max_linf="–" if validity.get("max_linf") is None else f"{validity['max_linf']:.4g}",
@@ -92,6 +90,12 @@ def describe(name: str, cell: Json) -> Cell:
         device=cell.get("device", ""),
         command=cell.get("command", ""),
     )
+
+
+def _statistics(cell: Json) -> Iterable[Json]:
+    """Everything that a cell measured over trials."""
+    for result in (*cell["results"], cell.get("network") or {}):
+        yield from (value for value in result.values() if isinstance(value, Mapping) and "trials" in value)
 
 
 def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
@@ -106,8 +110,14 @@ def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
                 f"{name}: {share:.1%} of the images had no gradient, so the attack may only seem to fail "
                 f"(at most {MOST_ZERO_GRADIENTS:.0%} expected)"
             )
+        network = (cell.get("network") or {}).get("clean")
+        if network and network["mean"] < LEAST_CLEAN_ACCURACY:
+            warnings.append(
+                f"{name}: clean accuracy of the network is {network['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}, "
+                "so its features may not separate the classes"
+            )
         classifier = read_reference(reference)[1]
-        clean = (find_result(cell, classifier) or {}).get("clean")
+        clean = (find_result(cell, classifier) or {}).get("clean") if classifier else None
         if clean and clean["mean"] < LEAST_CLEAN_ACCURACY:
             warnings.append(
                 f"{name}: clean accuracy of the DkNN ({classifier['similarity']}, {'+'.join(classifier['layers'])}, "
@@ -117,5 +127,13 @@ def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
-def _per_layer(values: Mapping[str, float] | None) -> str:
-    return ", ".join(f"{layer} {value:g}" for layer, value in values.items()) if values else "–"
+def _parameters(setting: Json) -> str:
+    """Calibrated parameters, with ``omega`` only where several layers share the loss."""
+    found = []
+    for name, words in (("tau", "τ"), ("omega", "ω"), ("alpha", "α"), ("learning_rate", "learning rate")):
+        value = setting.get(name)
+        if isinstance(value, Mapping) and (name == "tau" or len(value) > 1):
+            found.append(f"{words} " + ", ".join(f"{layer} {v:g}" for layer, v in value.items()))
+        elif isinstance(value, int | float):
+            found.append(f"{words} {value:g}")
+    return "; ".join(found) or "–"

@@ -3,10 +3,10 @@
 The same job gives the same bytes: no dates, fixed identifiers, fonts that come with matplotlib.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -16,43 +16,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from ask.artifacts.colours import INK, PAGE
+from ask.artifacts.plotting import COLOURS, MARKERS, STYLE, save
 from ask.artifacts.values import COLUMNS, Json, Value, format_plain, lookup, tidy, write_csv, write_reference
 from ask.paths import Run
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b5629f", INK, "#c08a00", "#3a96d0")
-"""Okabe and Ito's colours for colour-blind readers, those too pale for thin lines darkened."""
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 PANEL_INCHES = (3.75, 3.0)
 LEAST_POINTS = 8.0
 """Smallest height of the value axis, lest noise fill the panel."""
-
-STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 8.5,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlepad": 10,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "axes.facecolor": "none",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "path",
-}
 
 
 @dataclass(frozen=True)
@@ -111,18 +81,7 @@ def render_figure(job: Json, run: Run) -> list[Path]:
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE | {"svg.hashsalt": job["id"]})
         figure = draw(job["panels"], panels, paper="paper" if job.get("comparable", True) else "paper, other data sets")
-        title = f"{job['paper']}: {job['title']}" if job["paper"] else job["title"]
-        # The references tell the report, and any reader of the file, which cells were drawn.
-        described: dict[str, Any] = {"Title": title, "Keywords": list(dict.fromkeys(references))}
-        for suffix, metadata in (
-            (".svg", described | {"Date": None, "Creator": None}),
-            (".png", {"Title": title, "Software": None}),
-            (".pdf", {"Title": title, "CreationDate": None, "Creator": None, "Producer": None}),
-        ):
-            target = path.with_suffix(suffix)
-            figure.savefig(target, dpi=200, metadata=metadata, transparent=suffix == ".svg")
-            written.append(target)
-    return written
+        return written + save(figure, path, job, list(dict.fromkeys(references)))
 
 
 def draw(descriptions: Sequence[Json], panels: Sequence[Sequence[Line]], *, paper: str) -> Figure:
@@ -181,7 +140,13 @@ def set_places(panel: Axes, places: Sequence[float]) -> None:
     if places[0] > 0 and places[-1] / places[0] >= 100:
         panel.set_xscale("log")
     if len(places) <= 9:
-        panel.set_xticks(places, [f"{place:g}" for place in places])
+        # A place too near to the last one that was named keeps its mark, not its name.
+        names, last = [], -math.inf
+        for place in places:
+            near = panel.get_xscale() == "linear" and place - last < 0.09 * (places[-1] - places[0])
+            names.append("" if near else f"{place:g}")
+            last = last if near else place
+        panel.set_xticks(places, names)
         panel.set_xticks([], minor=True)
 
 

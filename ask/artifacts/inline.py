@@ -52,6 +52,18 @@ def in_words(rows: Sequence[Mapping[str, str]]) -> str:
     return " ".join(["Line plot.", *sentences])
 
 
+def pictures_in_words(rows: Sequence[Mapping[str, str]]) -> str:
+    """What the pictures show: for each attack, the DkNN's class and the neighbours' classes."""
+    lines: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for row in rows:
+        lines.setdefault((row["row"], row["column"]), []).append(row)
+    sentences = [f"An image of class {rows[0]['class']} and its nearest references."]
+    for (line, column), found in lines.items():
+        classes = ", ".join(neighbour["neighbour_class"] for neighbour in found)
+        sentences.append(f"{line}, {column}: classified as {found[0]['predicted']}; neighbours of class {classes}.")
+    return " ".join(sentences)
+
+
 def value_table(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """The drawn numbers as rows of text: panel, line, x, measured, paper."""
     return [

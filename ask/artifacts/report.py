@@ -15,13 +15,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from ask.artifacts.evidence import Cell, common_settings, describe, load_cells, read_rows, warn
-from ask.artifacts.inline import in_words, inline_svg, svg_references, value_table
+from ask.artifacts.inline import in_words, inline_svg, pictures_in_words, svg_references, value_table
 from ask.artifacts.values import Json, MissingValueError, write_text
 from ask.paths import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 DOWNLOADS = {"table": ("csv", "md", "tex", "html"), "figure": ("csv", "svg", "png", "pdf")}
+DOWNLOADS["pictures"] = DOWNLOADS["figure"]
 
 
 def render_report(job: Json, run: Run) -> list[Path]:
@@ -54,7 +55,7 @@ def render_report(job: Json, run: Run) -> list[Path]:
         stand_ins=stand_ins,
         summary=summarise(configuration, cells.values()),
         glance=None if stand_ins else compare(shown for shown in artifacts if shown["paper"]),
-        numbers=sum(len(shown["rows"]) for shown in artifacts),
+        numbers=sum(len(shown["rows"]) for shown in artifacts if shown["kind"] != "pictures"),
         categories=categories,
         warnings=gather_warnings(artifacts),
     )
@@ -77,15 +78,17 @@ def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]]) -> dict[str
     behind = load_cells(references, run)
     cells.update(behind)
     evidence: list[Cell] = [describe(name, cell) for name, cell in behind.items()]
-    body = text if table else inline_svg(text, prefix=artifact["id"], words=in_words(rows))
+    drawing = artifact["kind"] == "figure"
+    words = "" if table else in_words(rows) if drawing else pictures_in_words(rows)
+    body = text if table else inline_svg(text, prefix=artifact["id"], words=words)
     return {
         **{key: artifact.get(key) for key in ("id", "kind", "title", "caption", "paper")},
         "notes": artifact.get("notes") or [],
         "body": Markup(body),
         "rows": rows,
-        "drawn": [] if table else value_table(rows),
+        "drawn": value_table(rows) if drawing else [],
         "settings": common_settings(rows),
-        "has_paper": any(row["paper_mean"] for row in rows),
+        "has_paper": any(row.get("paper_mean") for row in rows),
         "cells": evidence,
         "warnings": warn(references, behind),
         "downloads": [
@@ -116,7 +119,7 @@ def compare(artifacts: Iterable[Json]) -> dict[str, float] | None:
         tuple(value for column, value in row.items() if column not in {"artifact", "panel", "line", "x"}): row
         for shown in artifacts
         for row in shown["rows"]
-        if row["paper_mean"]
+        if row.get("paper_mean") and row["metric"].endswith("accuracy")
     }
     gaps = [abs(float(row["mean"]) - float(row["paper_mean"])) for row in rows.values()]
     if not gaps:

@@ -10,7 +10,17 @@ from pathlib import Path
 from ask.artifacts.grid import Number, Numbers
 from ask.artifacts.latex import as_latex
 from ask.artifacts.markup import as_html
-from ask.artifacts.values import COLUMNS, Json, format_difference, lookup, tidy, write_csv, write_reference, write_text
+from ask.artifacts.values import (
+    COLUMNS,
+    EmptyGroupError,
+    Json,
+    format_difference,
+    lookup,
+    tidy,
+    write_csv,
+    write_reference,
+    write_text,
+)
 from ask.paths import Run
 
 
@@ -25,7 +35,10 @@ def render_table(job: Json, run: Run) -> list[Path]:
     numbers: Numbers = {}
     rows = []
     for entry in job["entries"]:
-        value = lookup(entry, run)
+        try:
+            value = lookup(entry, run)
+        except EmptyGroupError:
+            continue  # the table shows a blank
         rows.append(tidy(job["id"], entry, value))
         numbers[entry["row"], entry["column"]] = Number(
             value=value,

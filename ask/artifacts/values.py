@@ -41,7 +41,12 @@ COLUMNS = (
 """Columns of a tidy table, one row a number."""
 
 METRICS = {"dknn_robust_accuracy": "robust", "dknn_clean_accuracy": "clean"}
-"""Where a cell keeps each metric."""
+"""Where a classifier's results keep a metric, if not under its own name."""
+NETWORK_METRICS = {"dnn_robust_accuracy": "robust", "dnn_clean_accuracy": "clean"}
+"""Metrics of the network itself, which no classifier measures."""
+AS_MEASURED = {"ms_per_image", "setup_seconds", "ms_with_setup", "slower", "slower_with_setup"}
+AS_MEASURED |= {"training_seconds", "passes_per_image", "times_passes", "times_work", "times_seconds"}
+"""Metrics that are not fractions to be shown in percent."""
 
 MOST_DECIMALS = 2
 """The paper's own precision, and one image in ten thousand."""
@@ -54,9 +59,13 @@ class MissingValueError(AskError):
     """A number that no cell on disk holds; the message says which cell and how to make it."""
 
 
+class EmptyGroupError(MissingValueError):
+    """A measure of a group of images that has no member, such as the failures of an attack that never failed."""
+
+
 @dataclass(frozen=True)
 class Value:
-    """A mean over trials in percent, and the half width of its 95% t-interval (None with one trial)."""
+    """A mean over trials (percent, if an accuracy), and the half width of its 95% t-interval (None with one trial)."""
 
     mean: float
     ci95: float | None
@@ -64,27 +73,33 @@ class Value:
 
 
 def lookup(entry: Json, run: Run) -> Value:
-    """Measured value of an entry, in percent.
+    """Measured value of an entry, in percent, milliseconds or seconds.
 
     Raises:
         MissingValueError: the cell's file is not there, or holds no such classifier or metric.
+        EmptyGroupError: no image is of the kind that the metric describes.
     """
     cell, wanted, metric = entry["cell"], entry["classifier"], entry["metric"]
-    if metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
     path = run.cell(cell["dataset"], cell["model"], cell["id"])
-    result = find_result(load_cell(cell, run), wanted)
-    measured = result and result.get(METRICS[metric])
+    content = load_cell(cell, run)
+    if metric in NETWORK_METRICS:
+        measured = content.get("network", {}).get(NETWORK_METRICS[metric])
+    else:
+        result, name = find_result(content, wanted) or {}, str(METRICS.get(metric, metric))
+        measured = result.get(name)
+        if name in result and measured is None:
+            raise EmptyGroupError(f"{_name(cell)}: no image is among the {metric.partition('.')[0]}")
     if not measured:
-        layers = "+".join(wanted["layers"])
+        of = ", ".join(f"{key} {'+'.join(v) if isinstance(v, list | tuple) else v}" for key, v in wanted.items())
         raise MissingValueError(
-            f"cell {_name(cell)} holds no {metric} of the DkNN classifier with {wanted['similarity']} similarity, "
-            f"layers {layers} and K={wanted['k']}; make the cell again: snakemake --cores all --force {path}"
+            f"{_name(cell)} holds no {metric} of {of or 'the network'}; "
+            f"make it again: snakemake --cores all --force {path}"
         )
+    scale = 1 if metric in AS_MEASURED else 100
     ci95 = measured["ci95"]
     return Value(
-        mean=100 * measured["mean"],
-        ci95=None if ci95 is None else 100 * ci95,
+        mean=scale * measured["mean"],
+        ci95=None if ci95 is None else scale * ci95,
         trials=len(measured["trials"]),
     )
 
@@ -107,10 +122,9 @@ def load_cell(cell: Json, run: Run) -> dict[str, Any]:
 
 def find_result(cell: Json, classifier: Json) -> dict[str, Any] | None:
     """What a cell measured with one classifier (similarity, layers, K); None when it was not asked to."""
+    wanted = {key: list(value) if isinstance(value, tuple) else value for key, value in classifier.items()}
     for result in cell["results"]:
-        if all(result[key] == classifier[key] for key in ("similarity", "k")) and list(result["layers"]) == list(
-            classifier["layers"]
-        ):
+        if all(result.get(key) == value for key, value in wanted.items()):
             return dict(result)
     return None
 
@@ -125,12 +139,17 @@ def write_reference(entry: Json) -> str:
     Rendered tables and figures carry these, so that the report finds the cells behind what was really drawn.
     """
     classifier = entry["classifier"]
-    return f"{_name(entry['cell'])}#{classifier['similarity']}/{'+'.join(classifier['layers'])}/{classifier['k']}"
+    words = []
+    if "layers" in classifier:
+        words = [classifier["similarity"], "+".join(classifier["layers"]), str(classifier["k"])]
+    return f"{_name(entry['cell'])}#{'/'.join(words)}"
 
 
 def read_reference(text: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Cell and classifier of `write_reference`."""
+    """Cell and classifier (empty where it names none) of `write_reference`."""
     name, _, classifier = text.partition("#")
+    if not classifier:
+        return cell_named(name), {}
     similarity, layers, k = classifier.split("/")
     return cell_named(name), {"similarity": similarity, "layers": layers.split("+"), "k": int(k)}
 

@@ -7,19 +7,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .ask import ASKAttack, ASKAttackConfig
+    from .advknn import AdvKnn, AdvKnnConfig, BlockConfig, DeepKNNBlock, fit_blocks
+    from .ask import ASKAttack, ASKAttackConfig, identity_features
+    from .dknn_atk import DkNNAttack, DkNNAttackConfig
     from .linf import frozen, linf_ascent
     from .pgd import PGD, PGDConfig
 
+HOMES = {
+    "ask": "ask.attacks.ask",
+    "dknn": "ask.attacks.dknn_atk",
+    "advknn": "ask.attacks.advknn",
+    "pgd": "ask.attacks.pgd",
+}
+"""Module of each attack by its name in a configuration; a cell imports, and its fingerprint counts, only its own."""
 _HOMES = {
+    "AdvKnn": "advknn",
+    "AdvKnnConfig": "advknn",
+    "BlockConfig": "advknn",
+    "DeepKNNBlock": "advknn",
+    "fit_blocks": "advknn",
+    "DkNNAttack": "dknn_atk",
+    "DkNNAttackConfig": "dknn_atk",
     "ASKAttack": "ask",
     "ASKAttackConfig": "ask",
     "PGD": "pgd",
     "PGDConfig": "pgd",
     "frozen": "linf",
+    "identity_features": "ask",
     "linf_ascent": "linf",
 }
-__all__ = ["PGD", "ASKAttack", "ASKAttackConfig", "PGDConfig", "frozen", "linf_ascent"]
+__all__ = [
+    "PGD",
+    "ASKAttack",
+    "ASKAttackConfig",
+    "AdvKnn",
+    "AdvKnnConfig",
+    "BlockConfig",
+    "DeepKNNBlock",
+    "DkNNAttack",
+    "DkNNAttackConfig",
+    "PGDConfig",
+    "fit_blocks",
+    "frozen",
+    "identity_features",
+    "linf_ascent",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -10,12 +10,11 @@ from torch import Tensor
 from ..knn import Neighbours, Search
 from ..losses.ask import ask_margin, class_wise, scale_free_loss
 from ..specs.evaluation import AttackSpec
-from .linf import LossFunction, linf_ascent, random_start
-from .validation import check_images, check_labels, check_linf
+from .linf import LossFunction, ascend_in_batches, fitting_batch
+from .subject import FeatureFunction, Subject, search_clean
+from .validation import check_devices, check_images, check_labels, check_layers, check_linf
 
 Variant = Literal["non-targeted", "targeted", "random-sampling"]
-FeatureFunction = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-"""Maps images and layer names to features (batch, dimensions) by layer, differentiably."""
 
 
 def identity_features(images: Tensor, layers: Sequence[str] = ("input",)) -> dict[str, Tensor]:
@@ -49,7 +48,7 @@ class ASKAttackConfig:
     omega: Mapping[str, float] = field(default_factory=dict)
     """Layer weights; default: all the same. Only their ratios matter."""
     batch_size: int | None = None
-    """Images attacked at a time; default: as many as keep their references within 256 MiB (16 MiB on a CPU)."""
+    """Images attacked at a time; default: :func:`ask.attacks.linf.fitting_batch`."""
 
     def __post_init__(self) -> None:
         check_linf(self.eps, self.step_size, self.steps)
@@ -104,15 +103,14 @@ class ASKAttack:
         generator: torch.Generator,
         on_gradient: Callable[[Tensor], None] | None = None,
     ) -> None:
-        missing = [layer for layer in config.layers if layer not in references]
-        if missing:
-            raise ValueError(f"no references for attacked layers {missing}; given: {sorted(references)}")
+        check_layers(config.layers, references)
         self.features = features
         self.references = {layer: references[layer] for layer in config.layers}
         self.config = config
         self.generator = generator
         self.on_gradient = on_gradient
         self.n_classes = next(iter(self.references.values())).n_classes
+        self.k, self.k_class = 0, max(config.k_in, config.k_out)
 
     def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
         """Adversarial images.
@@ -126,40 +124,34 @@ class ASKAttack:
         Returns:
             Tensor like ``images``, within ``eps`` of it and in [0, 1].
         """
+        home = next(iter(self.references.values())).features.device
+        check_devices(images, labels, home, "the references")
         check_images(images)
         check_labels(labels, len(images), self.n_classes)
         if neighbours is None:
             neighbours = self.search(images)
-        # Drawn for the whole batch at once: how it is split below changes nothing.
-        start = random_start(images, self.config.eps, self.generator)
-        chosen = {layer: self._choose(neighbours[layer], labels, layer) for layer in self.config.layers}
-        targets = nearest_wrong_class(neighbours, labels, self.config.k_out) if self._targeted else None
-        result = torch.empty_like(images)
-        size = self._batch_size(images)
-        for first in range(0, len(images), size):
-            part = slice(first, first + size)
-            loss = self.loss(
-                labels[part],
-                {layer: (ids[part], weights[part]) for layer, (ids, weights) in chosen.items()},
-                None if targets is None else targets[part],
-            )
-            result[part] = linf_ascent(
-                loss,
-                images[part],
-                eps=self.config.eps,
-                step_size=self.config.step_size,
-                steps=self.config.steps,
-                start=start[part],
-                on_gradient=self.on_gradient,
-            )
-        return result
+        config = self.config
+        chosen = {layer: self._choose(neighbours[layer], labels, layer) for layer in config.layers}
+        targets = nearest_wrong_class(neighbours, labels, config.k_out) if config.variant == "targeted" else None
+
+        def make_loss(part: slice) -> LossFunction:
+            own = {layer: (ids[part], weights[part]) for layer, (ids, weights) in chosen.items()}
+            return self.loss(labels[part], own, None if targets is None else targets[part])
+
+        return ascend_in_batches(
+            make_loss,
+            images,
+            batch_size=config.batch_size or self._batch_size(images),
+            eps=config.eps,
+            step_size=config.step_size,
+            steps=config.steps,
+            generator=self.generator,
+            on_gradient=self.on_gradient,
+        )
 
     def search(self, images: Tensor) -> dict[str, Neighbours]:
         """Nearest references of each class at each attacked layer, of clean images; made once, never refreshed."""
-        k = max(self.config.k_in, self.config.k_out)
-        with torch.no_grad():
-            features = self.features(images, self.config.layers)
-        return {layer: search.search(features[layer], k_class=k) for layer, search in self.references.items()}
+        return search_clean(self.features, self.references, images, k_class=self.k_class)
 
     def loss(
         self,
@@ -194,10 +186,6 @@ class ASKAttack:
 
         return loss
 
-    @property
-    def _targeted(self) -> bool:
-        return self.config.variant == "targeted"
-
     def _choose(self, neighbours: Neighbours, labels: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """Reference rows (batch, classes, k) into the sorted reference set, and their weights."""
         config, search = self.config, self.references[layer]
@@ -212,28 +200,15 @@ class ASKAttack:
         return ids, weights.to(search.features.dtype)
 
     def _batch_size(self, images: Tensor) -> int:
-        if self.config.batch_size:
-            return self.config.batch_size
-        # On a CPU the references of a batch should stay in its cache from step to step.
-        budget = (16 if images.device.type == "cpu" else 256) * 2**20
         a_image = 0
         for search in self.references.values():
-            vectors = 1 if search.similarity == "cosine" else max(self.config.k_in, self.config.k_out)
+            vectors = 1 if search.similarity == "cosine" else self.k_class
             a_image += 4 * self.n_classes * vectors * search.features.shape[1]
-        return max(16, min(len(images), budget // a_image))
+        return fitting_batch(images, a_image)
 
 
-def build(
-    spec: AttackSpec,
-    features: FeatureFunction,
-    references: Mapping[str, Search],
-    *,
-    tau: Mapping[str, float],
-    omega: Mapping[str, float],
-    generator: torch.Generator,
-    on_gradient: Callable[[Tensor], None] | None = None,
-) -> ASKAttack:
-    """The attack of a cell, whose eps and step size are n of 255."""
+def build(spec: AttackSpec, subject: Subject, setting: Mapping[str, Any], **draws: Any) -> ASKAttack:
+    """The attack of a cell, whose eps and step size are n of 255; ``setting`` holds tau and omega by layer."""
     config = ASKAttackConfig(
         layers=spec.layers,
         eps=spec.eps / 255,
@@ -241,11 +216,11 @@ def build(
         steps=spec.steps,
         k_in=spec.k_in,
         k_out=spec.k_out,
-        variant=spec.variant,
-        tau=tau,
-        omega=omega,
+        variant=cast(Variant, spec.variant),
+        tau=setting["tau"],
+        omega=setting["omega"],
     )
-    return ASKAttack(features, references, config, generator=generator, on_gradient=on_gradient)
+    return ASKAttack(subject.features, subject.references, config, **draws)
 
 
 def nearest_wrong_class(neighbours: Mapping[str, Neighbours], labels: Tensor, k: int) -> Tensor:

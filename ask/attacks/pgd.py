@@ -1,14 +1,19 @@
 """Projected gradient descent on a network's own output (Madry et al., 2018; paper, reference 15)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linf import LossFunction, frozen, linf_ascent
-from .validation import check_images, check_labels, check_linf
+from .linf import LossFunction, ascend_in_batches, fitting_batch, frozen
+from .validation import check_devices, check_images, check_labels, check_linf
+
+if TYPE_CHECKING:
+    from ..specs.evaluation import AttackSpec
+    from .subject import Subject
 
 
 def pgd_loss(network: Callable[[Tensor], Tensor], labels: Tensor) -> LossFunction:
@@ -23,6 +28,8 @@ class PGDConfig:
     eps: float = 8 / 255
     step_size: float = 2 / 255
     steps: int = 20
+    batch_size: int | None = None
+    """Images attacked at a time; default: :func:`ask.attacks.linf.fitting_batch`."""
 
     def __post_init__(self) -> None:
         check_linf(self.eps, self.step_size, self.steps)
@@ -35,22 +42,45 @@ class PGD:
     >>> adversarial = attack(images, labels)
     """
 
-    def __init__(self, network: nn.Module, config: PGDConfig | None = None, *, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: PGDConfig | None = None,
+        *,
+        generator: torch.Generator,
+        on_gradient: Callable[[Tensor], None] | None = None,
+    ) -> None:
         self.network = network
         self.config = config or PGDConfig()
-        self.generator = generator
+        self.generator, self.on_gradient = generator, on_gradient
+        self.k = self.k_class = 0
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images (batch, channels, height, width) in [0, 1] for true labels (batch,)."""
+        home = next((parameter.device for parameter in self.network.parameters()), None)
+        check_devices(images, labels, home, "the network")
         check_images(images)
-        check_labels(labels, len(images))
         config = self.config
         with frozen(self.network):
-            return linf_ascent(
-                pgd_loss(self.network, labels),
+            # Only the network knows how many classes there are; a negative label would silently count for nothing.
+            with torch.no_grad():
+                classes = self.network(images[:1]).shape[1]
+            check_labels(labels, len(images), classes)
+            return ascend_in_batches(
+                lambda part: pgd_loss(self.network, labels[part]),
                 images,
+                batch_size=config.batch_size or fitting_batch(images, 0),
                 eps=config.eps,
                 step_size=config.step_size,
                 steps=config.steps,
                 generator=self.generator,
+                on_gradient=self.on_gradient,
             )
+
+
+def build(spec: "AttackSpec", subject: "Subject", setting: Mapping[str, Any], **draws: Any) -> PGD:  # noqa: ARG001
+    """The attack of a cell, whose eps and step size are n of 255."""
+    if subject.network is None:
+        raise ValueError("PGD attacks a network's own output, and raw pixels have no network; take another model")
+    config = PGDConfig(eps=spec.eps / 255, step_size=spec.step_size / 255, steps=spec.steps)
+    return PGD(subject.network, config, **draws)

@@ -1,5 +1,7 @@
 """One clear error for each kind of bad input to an attack."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,34 @@ def check_linf(eps: float, step_size: float, steps: int) -> None:
             raise ValueError(f"{name}={value} is outside (0, 1]; pixels are in [0, 1], so write 8 of 255 as 8 / 255")
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
+
+
+def check_layers(layers: Sequence[str], references: Mapping[str, object]) -> None:
+    """Raises ValueError unless there are attacked layers, each with references."""
+    if not layers:
+        raise ValueError("layers is empty; name at least one attacked layer")
+    missing = [layer for layer in layers if layer not in references]
+    if missing:
+        raise ValueError(f"no references for attacked layers {missing}; given: {sorted(references)}")
+
+
+def check_devices(images: Tensor, labels: Tensor, home: torch.device | None, what: str) -> None:
+    """Raises ValueError unless both are torch tensors on the device ``home`` of ``what``; None: on the same one.
+
+    Called before the other checks, which read values.
+    """
+    for name, given in (("images", images), ("labels", labels)):
+        _check_is_tensor(name, given)
+    if home is None:
+        home, what = images.device, "images"
+    for name, tensor in (("images", images), ("labels", labels)):
+        if tensor.device != home:
+            raise ValueError(f"{name} are on {tensor.device}, {what} on {home}; move one with .to()")
+
+
+def _check_is_tensor(name: str, given: object) -> None:
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name} must be a torch tensor, got {type(given).__name__}; torch.as_tensor()?")
 
 
 def check_images(images: Tensor) -> None:

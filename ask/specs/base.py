@@ -9,9 +9,9 @@ LAYERS = ("input", "conv1", "conv2", "conv3", "conv4", "conv5")
 
 
 class Spec(BaseModel):
-    """Immutable, complete (unknown keys are errors), documented by attribute docstrings."""
+    """Immutable, complete (unknown keys are errors), finite, documented by attribute docstrings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 Pixels = Annotated[float, Field(ge=0, le=255)]

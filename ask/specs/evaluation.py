@@ -8,8 +8,16 @@ from .base import Pixels, Spec
 from .training import NetworkSpec
 
 Similarity = Literal["cosine", "l2"]
-AttackName = Literal["none", "ask"]
-Variant = Literal["non-targeted", "targeted", "random-sampling"]
+AttackName = Literal["none", "ask", "dknn", "advknn", "pgd"]
+Variant = Literal["", "non-targeted", "targeted", "random-sampling", "adam", "sign", "successor"]
+VARIANTS: dict[AttackName, tuple[Variant, ...]] = {
+    "none": ("",),
+    "ask": ("non-targeted", "targeted", "random-sampling"),
+    "dknn": ("adam", "sign", "successor"),
+    "advknn": ("",),
+    "pgd": ("",),
+}
+"""Variants of each attack, its default first."""
 Layer = Literal["input", "conv1", "conv2", "conv3", "conv4", "conv5"]
 
 
@@ -24,17 +32,61 @@ class CalibrationSpec(Spec):
     """Temperatures tried under negative l2 distance."""
     omega: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Weights tried for the first of two attacked layers; the second gets the rest. More layers weigh the same."""
+    dknn_alpha: tuple[float, ...] = (0.1, 0.3, 1, 4, 10, 30)
+    """Slopes of DkNN-Atk's sigmoid that are tried, each with every learning rate."""
+    dknn_learning_rate: tuple[float, ...] = (0.03, 0.1, 0.3)
+    """Learning rates tried for DkNN-Atk's optimiser (variants `adam` and `successor`)."""
     own: tuple[Literal["variant", "eps", "step_size"], ...] = ("variant", "eps", "step_size")
     """Settings of an attack that get a search of their own; for the others, the run's default is searched once."""
+
+
+class DkNNAttackSpec(Spec):
+    """Options of DkNN-Atk; alpha and the learning rate are calibrated."""
+
+    guides: int = Field(default=15, ge=1)
+    """Guides m: the references of one wrong class, nearest to the clean image, that features are pulled towards."""
+    threshold: float | None = Field(default=None, gt=0)
+    """Constant distance within which a guide counts as a neighbour; null: mean distance of references to their K-th
+    nearest other reference."""
+    relative: bool = True
+    """Compare distances divided by that threshold; false: as they are (the original)."""
+
+
+class BlockSpec(Spec):
+    """Fitting of AdvKnn's deep kNN blocks."""
+
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the reference set (paper, App. D-e)."""
+    batch_size: int = Field(default=128, ge=1)
+    """References a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of SGD."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Nesterov momentum."""
+    weight_decay: float = Field(default=2e-4, ge=0)
+    """L2 penalty."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Units of a hidden layer; null: a linear block."""
+
+
+class AdvKnnSpec(Spec):
+    """Options of AdvKnn."""
+
+    ce_weight: float = Field(default=0, ge=0)
+    """Weight of the cross-entropy with the clean image's majority vote, beside the KL divergence (the original: 20 on
+    one layer, 0.3 on several)."""
+    block: BlockSpec = BlockSpec()
+    """Fitting of the deep kNN blocks."""
 
 
 class AttackSpec(Spec):
     """One attack, in the paper's units."""
 
     name: AttackName
-    """`ask`: ASK-Atk; `none`: clean images only."""
+    """`ask`: ASK-Atk; `dknn`: DkNN-Atk; `advknn`: AdvKnn; `pgd`: PGD on the network; `none`: clean images only."""
     variant: Variant = "non-targeted"
-    """Non-targeted, targeted at the nearest wrong class, or with out-of-class references drawn at random."""
+    """ASK-Atk: non-targeted, targeted at the nearest wrong class, or with out-of-class references drawn at random.
+    DkNN-Atk: by Adam, by sign-PGD, or the successor (ReLU loss, RMSprop)."""
     similarity: Similarity = "cosine"
     """Similarity measure of the loss and of its reference search."""
     layers: tuple[Layer, ...]
@@ -49,6 +101,10 @@ class AttackSpec(Spec):
     """Step, n/255."""
     steps: int = Field(ge=0)
     """Gradient steps."""
+    dknn: DkNNAttackSpec | None = None
+    """Options of DkNN-Atk."""
+    advknn: AdvKnnSpec | None = None
+    """Options of AdvKnn."""
 
 
 class ClassifierSpec(Spec):
@@ -76,17 +132,32 @@ class IndexJob(Spec):
 
 
 class CalibrationJob(Spec):
-    """tau of one layer, or omega of several (their tau being known)."""
+    """Search of an attack's parameters: tau of one layer, omega of two, or alpha and the learning rate of DkNN-Atk."""
 
     id: str
     features: FeatureSpec
     attack: AttackSpec
     classifier: ClassifierSpec
-    grid: tuple[float, ...]
+    grid: tuple[dict[str, float], ...]
+    """Points, by parameter; `omega` is the first layer's."""
     images: int
     references_per_class: int
-    tau_from: tuple[str, ...]
+    tau_from: tuple[str, ...] = ()
     """Ids of the calibrations that hold each layer's tau; empty when tau itself is searched."""
+    seed: int
+
+
+class BlockJob(Spec):
+    """AdvKnn's deep kNN blocks of one layer, one for each trial's reference set."""
+
+    id: str
+    features: FeatureSpec
+    layer: Layer
+    similarity: Similarity
+    k: int
+    block: BlockSpec
+    references_per_class: int
+    trials: int
     seed: int
 
 
@@ -101,10 +172,62 @@ class CellJob(Spec):
     trials: int
     test_images: int | None
     """So many test images, of one fixed shuffle; null: all."""
-    tau: float | None
+    tau: float | None = None
     """Fixed temperature of every layer; null: from calibration."""
-    tau_from: tuple[str, ...]
+    tau_from: tuple[str, ...] = ()
     """Calibration id of each attacked layer's tau."""
-    omega_from: str | None
+    omega_from: str | None = None
     """Calibration id of the layer weights; null: equal weights."""
+    alpha_from: str | None = None
+    """Calibration id of DkNN-Atk's alpha and learning rate."""
+    blocks_from: tuple[str, ...] = ()
+    """Id of each attacked layer's deep kNN blocks (AdvKnn)."""
     seed: int
+
+
+class FailureJob(Spec):
+    """What tells images that withstand an attack from those that do not (paper, VI-A-f and App. G-a)."""
+
+    id: str
+    cell: CellJob
+    """Whose predictions are analysed; its first classifier and the trials' reference sets."""
+    similarity: Similarity
+    layer: Layer
+    confidence_k: int = 50
+    """Neighbours whose largest vote is the confidence."""
+    gap_k: int = 5
+    """References a class whose mean similarity is compared."""
+
+
+class CostJob(Spec):
+    """Training cost of a model, relative to another one."""
+
+    id: str
+    dataset: str
+    model: str
+    base: str
+
+
+class TimingJob(Spec):
+    """Seconds of several attacks, in turns on one machine."""
+
+    id: str
+    cells: tuple[CellJob, ...]
+    """Attacks to time, with their settings; the first is what the others are compared with."""
+    grid_sizes: tuple[int, ...]
+    """Points of each attack's calibration."""
+    calibration_images: int
+    images: int
+    """Test images attacked in each round."""
+    rounds: int
+
+
+class ExampleJob(Spec):
+    """One test image, clean and attacked in several ways, with its nearest references."""
+
+    id: str
+    cells: tuple[CellJob, ...]
+    """Attacks shown; `none` for the clean image."""
+    classifier: ClassifierSpec
+    class_index: int | None
+    """The image is of this class, if one of it fits; null: of any."""

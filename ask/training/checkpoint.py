@@ -24,11 +24,13 @@ class State:
     best_epoch: int | None = None
     """Epoch (from 1) of the best weights so far."""
     best_accuracy: float = -1.0
-    """Held-out robust accuracy of that epoch."""
+    """Robust accuracy of that epoch by the run's rule of selection."""
     seconds: float = 0.0
     """Time spent in earlier epochs, over all starts of this run."""
     epoch_seconds: float = 0.0
     """Time spent in the epoch under way."""
+    passes_per_step: dict[str, float] = field(default_factory=dict)
+    """Of a full step: images trained on, images of forward and of backward passes, 10^9 multiply-adds of these."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """History, one row an epoch."""
 

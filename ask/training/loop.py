@@ -30,6 +30,8 @@ def train(
     *,
     train_images: NDArray[np.uint8],
     train_labels: NDArray[np.int64],
+    test_images: NDArray[np.uint8] | None = None,
+    test_labels: NDArray[np.int64] | None = None,
     out: Path,
     scratch: Path,
     device: str | torch.device = "cpu",
@@ -45,13 +47,16 @@ def train(
         job: network, method, settings and seed.
         train_images: (images, channels, side, side) uint8.
         train_labels: (images,) int64, every class from 0 on present.
+        test_images: as ``train_images``, with ``test_labels``; read only if ``training.selection`` is ``test``.
+        test_labels: as ``train_labels``.
         out: folder for ``weights.safetensors`` (the chosen epoch), ``last.safetensors``, ``history.csv`` and
-            ``config.yaml`` (the job as used, the chosen epoch and why, hardware, versions, seconds).
+            ``config.yaml`` (the job as used, the chosen epoch and why, hardware, versions, seconds, and the network
+            passes of a step: images trained on, of forward and of backward passes, 10^9 multiply-adds of both).
         scratch: folder for the checkpoint, outside ``out``'s declared files; nothing is left there at success.
         device: where to train.
         made_with: hardware and versions for the record (:func:`ask.hardware.describe`).
         fingerprint: hash of the code; a checkpoint of other code is not continued.
-        data_hash: hash of the training data, likewise.
+        data_hash: hash of the data, likewise.
         progress: bar on a terminal, a line an epoch otherwise.
         checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
 
@@ -66,7 +71,8 @@ def train(
         # Dropout draws from torch's global generator, seeded each step; the caller's is put back.
         stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if where.type == "cuda" else []))
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
-        run = Run(job, train_images, train_labels, where, checkpoint)
+        test = None if test_images is None or test_labels is None else (test_images, test_labels)
+        run = Run(job, train_images, train_labels, where, checkpoint, test)
         run.restore()
         bar = Progress(job.training.epochs * run.steps, run.position, f"{job.dataset}/{job.model}", shown=progress)
         stack.callback(bar.close)
@@ -108,8 +114,11 @@ def _write(out: Path, run: Run, made_with: Mapping[str, Any], fingerprint: str, 
         "chosen_epoch": chosen,
         "selection": why,
         "training_images": len(run.data),
-        "heldout_images": len(run.heldout),
+        "heldout_images": 0 if job.training.selection == "test" else job.training.holdout,
         "seconds": round(state.seconds, 3),
+        "train_seconds": round(sum(row["train_seconds"] for row in state.rows), 3),
+        "passes_per_step": state.passes_per_step,
+        "learned": {name: tensor.tolist() for name, tensor in run.learned.items()},
         **made_with,
         "fingerprint": fingerprint,
         "data_hash": data_hash,

@@ -1,12 +1,14 @@
 """Training methods: a base gives the loss of a batch, a regulariser may add a term to it.
 
-To add a base (TRADES) or a regulariser (SNN, ASK), write a class with the method of :class:`Base` or
-:class:`Regulariser` and name it in ``BASES`` or ``REGULARISERS``; the loop stays as it is.
+To add one, write a module with a class like :class:`Base` or :class:`Regulariser` and a function
+``build(method, training)`` that makes it, and name the module in ``ask.specs.training.METHOD_HOMES``; the loop stays
+as it is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from ask.attacks.linf import linf_ascent
 from ask.attacks.pgd import pgd_loss
 from ask.models import Network
-from ask.specs.training import ModelSpec, TrainingSpec
+from ask.specs.training import METHOD_HOMES, ModelSpec, TrainingSpec
 
 from .images import ResidentImages
 
@@ -30,7 +32,7 @@ class Batch:
     labels: Tensor
     """(batch,), int64."""
     generator: torch.Generator
-    """On the images' device, seeded for this step."""
+    """On the images' device, seeded for this step. The base draws first, so a regulariser changes none of its draws."""
     target: Network
     """The network at the start of the step, in evaluation mode, without parameter gradients, batch norm folded: what
     adversarial images are crafted on."""
@@ -65,6 +67,8 @@ class Regulariser(Protocol):
 
     layers: Sequence[str]
     """Layers whose features it reads from the base's own pass; empty if it makes its own."""
+    state: dict[str, Tensor]
+    """Tensors that its calls change in place; checkpoints keep them."""
 
     def __call__(self, network: Network, batch: Batch, output: BaseOutput) -> Tensor:
         """The term, times its weight; 0-d, with gradient."""
@@ -82,16 +86,20 @@ class AdversarialTraining:
     def __init__(self, spec: TrainingSpec) -> None:
         self.eps, self.step_size, self.steps = spec.eps / 255, spec.step_size / 255, spec.steps
 
-    def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
-        """See :class:`Base`."""
-        adversarial = linf_ascent(
-            pgd_loss(batch.target, batch.labels),
-            batch.images,
+    def craft(self, target: Network, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Adversarial copies of images (batch, channels, side, side) in [0, 1], without gradient."""
+        return linf_ascent(
+            pgd_loss(target, labels),
+            images,
             eps=self.eps,
             step_size=self.step_size,
             steps=self.steps,
-            generator=batch.generator,
+            generator=generator,
         )
+
+    def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
+        """See :class:`Base`."""
+        adversarial = self.craft(batch.target, batch.images, batch.labels, batch.generator)
         with training_precision(adversarial.device):
             logits, features = network.forward_with_features(adversarial, layers)
             loss = F.cross_entropy(logits, batch.labels)
@@ -99,21 +107,19 @@ class AdversarialTraining:
         return BaseOutput(loss=loss, correct=correct, adversarial=adversarial, features=features)
 
 
-BASES: dict[str, Callable[[TrainingSpec], Base]] = {"at": AdversarialTraining}
-REGULARISERS: dict[str, Callable[[TrainingSpec], Regulariser] | None] = {"none": None}
-
-
 def make_method(method: ModelSpec, training: TrainingSpec) -> tuple[Base, Regulariser | None]:
-    """The base and regulariser that ``method`` names.
+    """The base and regulariser that ``method`` names; a regulariser of weight 0 is none at all.
 
     Raises:
-        ValueError: a base that trains no network (``none``), or an unknown name.
+        ValueError: a base that trains no network (``none``).
     """
-    if method.base not in BASES:
-        raise ValueError(f"{method.label}: base {method.base!r} trains no network; choose from {', '.join(BASES)}")
-    if method.regulariser not in REGULARISERS:
-        raise ValueError(
-            f"{method.label}: unknown regulariser {method.regulariser!r}; choose from {', '.join(REGULARISERS)}"
-        )
-    regulariser = REGULARISERS[method.regulariser]
-    return BASES[method.base](training), regulariser(training) if regulariser else None
+    if method.base == "none":
+        raise ValueError(f"{method.label}: base 'none' trains no network; choose from at, trades")
+    base: Base = AdversarialTraining(training)
+    if method.base in METHOD_HOMES:
+        base = import_module(METHOD_HOMES[method.base]).build(method, training)
+    options = method.snn or method.ask
+    if options is None or options.weight == 0:
+        return base, None
+    regulariser: Regulariser = import_module(METHOD_HOMES[method.regulariser]).build(method, training)
+    return base, regulariser

@@ -15,6 +15,7 @@ COLUMNS = (
     "learning_rate",
     "val_clean_accuracy",
     "val_robust_accuracy",
+    "train_seconds",
     "seconds",
 )
 

@@ -20,8 +20,9 @@ from ask.specs.training import TrainJob
 from .checkpoint import Checkpoint, State
 from .images import ResidentImages, seeded, split_holdout
 from .methods import Batch, make_method
+from .passes import count_passes
 from .schedule import learning_rate
-from .selection import heldout_accuracy
+from .selection import Judge, pick_test_images
 
 CHECK_STEPS = 50
 """Steps between two looks at the losses."""
@@ -41,11 +42,21 @@ class Run:
         labels: NDArray[np.int64],
         device: torch.device,
         checkpoint: Checkpoint,
+        test: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None,
     ) -> None:
         self.job, self.training, self.device, self.checkpoint = job, job.training, device, checkpoint
-        kept, held = split_holdout(labels, job.training.holdout, derive_seed(job.seed, "holdout"))
+        by_test = job.training.selection == "test"
+        kept, held = split_holdout(labels, 0 if by_test else job.training.holdout, derive_seed(job.seed, "holdout"))
         self.data = ResidentImages(images[kept], labels[kept], device=device, kind=job.training.augment)
-        self.heldout = ResidentImages(images[held], labels[held], device=device)
+        judged = images[held], labels[held]
+        if by_test:
+            if test is None:
+                raise ValueError("training.selection is 'test': pass test_images and test_labels, or set it to holdout")
+            chosen = pick_test_images(len(test[1]), job.training.batch_size)
+            judged = test[0][chosen], test[1][chosen]
+        self.judge: Judge | None = None
+        if len(judged[1]):
+            self.judge = Judge(ResidentImages(*judged, device=device), self.data, job.training, job.seed)
         network = build(
             job.network,
             in_channels=images.shape[1],
@@ -84,10 +95,22 @@ class Run:
         return self.state.epoch * self.steps + self.state.step
 
     def advance(self) -> None:
-        """One step of the optimiser, without waiting for the device."""
-        epoch, step = self.state.epoch, self.state.step
-        if step == 0:
+        """One step of the optimiser, without waiting for the device; the very first one counts its passes."""
+        if self.state.step == 0:
             self._started = time.monotonic() - self.state.epoch_seconds
+        if self.position == 0:
+            with count_passes(self.network, self.folded) as passes:
+                self._step()
+            counts = {"images": self.batch_size, "forward": passes.forward, "backward": passes.backward}
+            self.state.passes_per_step = {**counts, "gmac": round(passes.macs / 1e9, 6)}
+        else:
+            self._step()
+        self.state.step += 1
+        if self.state.step % CHECK_STEPS == 0:
+            self._check_losses()
+
+    def _step(self) -> None:
+        epoch, step = self.state.epoch, self.state.step
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.training, epoch, step, self.steps)
         torch.manual_seed(derive_seed(self.job.seed, "dropout", epoch, step))
@@ -106,9 +129,6 @@ class Run:
         self.optimiser.step()
         self.losses[step] = loss.detach()
         self.correct += output.correct
-        self.state.step += 1
-        if self.state.step % CHECK_STEPS == 0:
-            self._check_losses()
 
     def _indices(self, epoch: int, step: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
@@ -132,10 +152,11 @@ class Run:
         )
 
     def end_epoch(self) -> None:
-        """Judge the epoch on the held-out images, and begin the next one."""
+        """Judge the epoch, and begin the next one."""
         self._check_losses()
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             self._diverged(f"a weight is not finite (loss {float(self.losses[-1]):g})", self.steps - 1)
+        trained = time.monotonic() - self._started  # the look at the weights has waited for the device
         epoch, state = self.state.epoch, self.state
         seen = min(len(self.data), self.steps * self.batch_size)
         row: dict[str, Any] = {
@@ -144,13 +165,14 @@ class Run:
             "train_robust_accuracy": int(self.correct) / seen,
             "learning_rate": learning_rate(self.training, epoch, self.steps - 1, self.steps),
         }
-        if len(self.heldout):
+        if self.judge:
             refold(self.folded, self.network)
-            clean, robust = heldout_accuracy(self.folded, self.heldout, self.training, self.job.seed)
+            clean, robust = self.judge(self.folded)
             row |= {"val_clean_accuracy": clean, "val_robust_accuracy": robust}
             if clean > self.training.min_clean_accuracy and robust > state.best_accuracy:
                 state.best_epoch, state.best_accuracy = epoch + 1, robust
                 self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+        row["train_seconds"] = round(trained, 3)
         row["seconds"] = round(time.monotonic() - self._started, 3)
         state.rows.append(row)
         state.seconds += row["seconds"]
@@ -161,12 +183,13 @@ class Run:
     def line(self) -> str:
         """The last epoch in one line of a log."""
         row = self.state.rows[-1]
-        heldout = ""
-        if len(self.heldout):
-            heldout = f", held-out clean {row['val_clean_accuracy']:.3f} robust {row['val_robust_accuracy']:.3f}"
+        judged = ""
+        if self.judge:
+            where = "test" if self.training.selection == "test" else "held-out"
+            judged = f", {where} clean {row['val_clean_accuracy']:.3f} robust {row['val_robust_accuracy']:.3f}"
         return (
             f"{self.job.model}: epoch {row['epoch']}/{self.training.epochs}, loss {row['train_loss']:.4f}, "
-            f"robust {row['train_robust_accuracy']:.3f}{heldout}, {row['seconds']:.1f} s, "
+            f"robust {row['train_robust_accuracy']:.3f}{judged}, {row['seconds']:.1f} s, "
             f"{len(self.data) / max(row['seconds'], 1e-3):.0f} images/s"
         )
 
@@ -180,6 +203,7 @@ class Run:
             network=self.network.state_dict(),
             best=self.best,
             momentum=self._momentum(),
+            method=self.learned,
             epoch={"losses": self.losses, "correct": self.correct},
         )
 
@@ -193,9 +217,15 @@ class Run:
         for name, buffer in self._momentum().items():
             buffer.copy_(groups["momentum"][name])
         self.best = {name: tensor.to(self.device) for name, tensor in groups.get("best", {}).items()}
+        self.learned.update({name: tensor.to(self.device) for name, tensor in groups.get("method", {}).items()})
         self.losses.copy_(groups["epoch"]["losses"])
         self.correct.copy_(groups["epoch"]["correct"])
         self._started = time.monotonic() - self.state.epoch_seconds
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """What the regulariser has learned beside the network's weights."""
+        return self.regulariser.state if self.regulariser else {}
 
     def _momentum(self) -> dict[str, Tensor]:
         return {name: self.optimiser.state[p]["momentum_buffer"] for name, p in self.network.named_parameters()}

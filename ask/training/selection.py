@@ -1,70 +1,109 @@
-"""Which epoch's weights to keep: accuracy of the network itself, clean and under PGD, on held-out training images."""
+"""Which epoch's weights to keep, judged by images that are not trained on."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ask.attacks.linf import linf_ascent
 from ask.attacks.pgd import pgd_loss
 from ask.models import Network
+from ask.seeds import derive_seed
 from ask.specs.training import TrainingSpec
 
 from .images import ResidentImages, seeded, to_unit
 
 EVALUATION_BATCH = 512
+TEST_BATCHES = 4
+LAYER, NEIGHBOURS, REFERENCES_PER_CLASS = "conv4", 5, 2000
+"""The released code's rule: batches of test images, and the DkNN that classifies them."""
 
 
-def heldout_accuracy(
-    folded: Network, heldout: ResidentImages, training: TrainingSpec, seed: int
-) -> tuple[float, float]:
-    """Clean and robust accuracy in [0, 1] of a network without batch norm (see ``fold_batchnorm``).
+class Judge:
+    """Clean accuracy of the network, and robust accuracy of the network or of a DkNN, under PGD on the network.
 
-    PGD runs at ``eval_eps`` with the steps of the training attack; its random starts depend on ``seed`` alone, so that
-    epochs differ by their weights only.
+    PGD runs at ``eval_eps`` with the steps of the training attack. Its random starts, and the DkNN's references, depend
+    on the seed alone, so that epochs differ by their weights only.
     """
-    noise = seeded(heldout.labels.device, seed, "heldout")
 
-    def attack(images: Tensor, labels: Tensor) -> Tensor:
-        return linf_ascent(
-            pgd_loss(folded, labels),
-            images,
-            eps=training.eval_eps / 255,
-            step_size=training.step_size / 255,
-            steps=training.steps,
-            generator=noise,
-        )
+    def __init__(self, judged: ResidentImages, source: ResidentImages, training: TrainingSpec, seed: int) -> None:
+        self.judged, self.source, self.training, self.seed = judged, source, training, seed
+        self.references: Tensor | None = None
+        if training.selection != "holdout":
+            chosen = _references(source.labels.cpu().numpy(), derive_seed(seed, "selection references"))
+            self.references = torch.from_numpy(chosen).to(source.labels.device)
 
-    return _accuracy(folded, heldout), _accuracy(folded, heldout, attack)
+    def __call__(self, folded: Network) -> tuple[float, float]:
+        """Clean and robust accuracy in [0, 1] of a network without batch norm (see ``fold_batchnorm``)."""
+        training, device = self.training, self.judged.labels.device
+        noise = seeded(device, self.seed, "heldout")
+        clean, robust = torch.zeros((2,), dtype=torch.int64, device=device).unbind()
+        found = None if self.references is None else self._reference_features(folded, self.references)
+        for images, labels in _batches(self.judged, torch.arange(len(self.judged), device=device)):
+            moved = linf_ascent(
+                pgd_loss(folded, labels),
+                images,
+                eps=training.eval_eps / 255,
+                step_size=training.step_size / 255,
+                steps=training.steps,
+                generator=noise,
+            )
+            with torch.inference_mode():
+                clean += (folded(images).argmax(1) == labels).sum()
+                robust += (self._classify(folded, moved, found) == labels).sum()
+        return int(clean) / len(self.judged), int(robust) / len(self.judged)
 
-
-def _accuracy(
-    folded: Network, heldout: ResidentImages, attack: Callable[[Tensor, Tensor], Tensor] | None = None
-) -> float:
-    correct = torch.zeros((), dtype=torch.int64, device=heldout.labels.device)
-    for start in range(0, len(heldout), EVALUATION_BATCH):
-        labels = heldout.labels[start : start + EVALUATION_BATCH]
-        images = to_unit(heldout.images[start : start + EVALUATION_BATCH])
-        images = images.contiguous(memory_format=torch.channels_last)
-        if attack is not None:
-            images = attack(images, labels)
+    def _reference_features(self, folded: Network, chosen: Tensor) -> Tensor:
         with torch.inference_mode():
-            correct += (folded(images).argmax(1) == labels).sum()
-    return int(correct) / len(heldout)
+            batches = _batches(self.source, chosen)
+            return torch.cat([F.normalize(folded.features(images, (LAYER,))[LAYER]) for images, _ in batches])
+
+    def _classify(self, folded: Network, images: Tensor, references: Tensor | None) -> Tensor:
+        if references is None or self.references is None:
+            return folded(images).argmax(1)  # type: ignore[no-any-return]  # modules are untyped
+        similarity = F.normalize(folded.features(images, (LAYER,))[LAYER]) @ references.T
+        nearest = similarity.topk(min(NEIGHBOURS, len(references)), dim=1).indices
+        votes = self.source.labels[self.references[nearest]]
+        counts = torch.zeros((len(images), folded.num_classes), device=images.device)
+        # A tie goes to the lowest class, as in the evaluation.
+        return counts.scatter_add_(1, votes, torch.ones_like(counts[:, :1]).expand(votes.shape)).argmax(1)
+
+
+def pick_test_images(available: int, batch_size: int) -> NDArray[np.int64]:
+    """Four batches of test images, the first of one fixed shuffle, for some data sets come sorted by class."""
+    return np.random.default_rng(0).permutation(available)[: TEST_BATCHES * batch_size]
+
+
+def _references(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Up to 2000 positions of each class, without replacement."""
+    generator = np.random.default_rng(seed)
+    members = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
+    return np.concatenate([generator.permutation(pool)[:REFERENCES_PER_CLASS] for pool in members])
+
+
+def _batches(source: ResidentImages, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for chosen in indices.split(EVALUATION_BATCH):
+        images = to_unit(source.images[chosen]).contiguous(memory_format=torch.channels_last)
+        yield images, source.labels[chosen]
 
 
 def describe(best_epoch: int | None, training: TrainingSpec, rows: list[dict[str, float]]) -> str:
     """One sentence on why the kept weights are kept."""
-    if not training.holdout:
+    where = "test" if training.selection == "test" else "held-out"
+    if training.selection != "test" and not training.holdout:
         return f"epoch {training.epochs}, the last: nothing is held out"
     if best_epoch is None:
         best = max(row["val_clean_accuracy"] for row in rows)
         return (
-            f"epoch {training.epochs}, the last: no epoch's held-out clean accuracy exceeded "
+            f"epoch {training.epochs}, the last: no epoch's {where} clean accuracy exceeded "
             f"min_clean_accuracy={training.min_clean_accuracy} (highest {best:.4f})"
         )
     row = rows[best_epoch - 1]
+    what = "robust" if training.selection == "holdout" else "DkNN robust"
     return (
-        f"epoch {best_epoch} of {training.epochs}: highest held-out robust accuracy "
+        f"epoch {best_epoch} of {training.epochs}: highest {where} {what} accuracy "
         f"{row['val_robust_accuracy']:.4f} (clean {row['val_clean_accuracy']:.4f})"
     )

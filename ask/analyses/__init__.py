@@ -1,0 +1,1 @@
+"""Measurements beside the attack cells: AdvKnn's blocks, failures, timing, and an example in pictures."""

@@ -1,0 +1,289 @@
+"""AdvKnn (Li et al., 2019): a differentiable deep kNN block imitates the votes; PGD then ascends its divergence.
+
+At each attacked layer a block q(x) = softmax(W f(x) + b) is fitted to the vote distribution p of each reference
+among the others (leave one out). The attack starts from a clean image x and ascends
+
+    sum_l KL(p_l(x) || q_l(x')) + w CE(q_l(x'), argmax p_l(x)),
+
+p being votes of exact neighbours. Under cosine similarity, fitting and attack both see features of unit length.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..dknn import votes
+from ..knn import Neighbours, Search
+from ..similarity import Similarity, unit
+from ..specs.evaluation import AttackSpec
+from .linf import LossFunction, ascend_in_batches, fitting_batch
+from .subject import FeatureFunction, Subject, leave_one_out, neighbour_classes, search_clean
+from .validation import check_devices, check_images, check_labels, check_layers, check_linf
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """How deep kNN blocks are fitted: SGD with Nesterov momentum on KL(p || q)."""
+
+    epochs: int = 100
+    """Passes over the reference set (paper, App. D)."""
+    batch_size: int = 128
+    """References a step."""
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+    hidden: int | None = None
+    """Units of a hidden layer with ReLU; None: the block is linear."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "hidden"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be positive")
+
+
+@dataclass(frozen=True)
+class DeepKNNBlock:
+    """A fitted block of one layer."""
+
+    similarity: Similarity
+    parameters: tuple[Tensor, ...]
+    """Weight (dimensions, classes) and bias (1, classes); with a hidden layer, its weight and bias first."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Log-probabilities (batch, classes) of features (batch, dimensions)."""
+        features = unit(features) if self.similarity == "cosine" else features
+        return _logits(features.unsqueeze(0), [p.unsqueeze(0) for p in self.parameters])[0].log_softmax(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvKnnConfig:
+    """Settings of AdvKnn; ``eps`` and ``step_size`` in [0, 1]."""
+
+    layers: tuple[str, ...]
+    """Attacked layers; their losses are summed."""
+    eps: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 20
+    k: int = 5
+    """Neighbours that vote."""
+    ce_weight: float = 0.0
+    """Weight w of the cross-entropy (the original: 20 on one layer, 0.3 on several)."""
+    block: BlockConfig = field(default_factory=BlockConfig)
+    """Used when no fitted blocks are given."""
+    batch_size: int | None = None
+    """Images attacked at a time; default: :func:`ask.attacks.linf.fitting_batch`."""
+
+    def __post_init__(self) -> None:
+        check_linf(self.eps, self.step_size, self.steps)
+        if self.k < 1 or self.ce_weight < 0:
+            raise ValueError(f"k={self.k} must be at least 1 and ce_weight={self.ce_weight} at least 0")
+
+
+class AdvKnn:
+    """AdvKnn on any differentiable feature function; arguments as :class:`ask.attacks.ASKAttack`.
+
+    ``blocks`` fitted on the same references may be given by layer; otherwise they are fitted here.
+
+    >>> attack = AdvKnn(features, references, AdvKnnConfig(layers=("conv4",)), generator=generator)
+    >>> adversarial = attack(images, labels)
+    """
+
+    def __init__(
+        self,
+        features: FeatureFunction,
+        references: Mapping[str, Search],
+        config: AdvKnnConfig,
+        *,
+        generator: torch.Generator,
+        blocks: Mapping[str, DeepKNNBlock] | None = None,
+        on_gradient: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        check_layers(config.layers, references)
+        self.features = features
+        self.references = {layer: references[layer] for layer in config.layers}
+        self.config, self.generator, self.on_gradient = config, generator, on_gradient
+        self.n_classes = next(iter(self.references.values())).n_classes
+        self.k, self.k_class = config.k, 0
+        self.blocks = dict(blocks or {})
+        for layer, search in self.references.items():
+            if layer not in self.blocks:
+                rows = torch.arange(len(search.features), device=search.features.device)
+                targets = vote_distributions(search, config.k)
+                (self.blocks[layer],) = fit_blocks(
+                    search.features,
+                    rows.unsqueeze(0),
+                    targets.unsqueeze(0),
+                    similarity=search.similarity,
+                    config=config.block,
+                    generator=generator,
+                )
+
+    def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
+        """Adversarial images like ``images`` (batch, ...) in [0, 1].
+
+        The true labels (batch,) are checked but not used: the attack moves away from the clean image's own votes.
+        ``neighbours`` of the clean images at each layer, at least k, are searched for when not given.
+        """
+        home = next(iter(self.references.values())).features.device
+        check_devices(images, labels, home, "the references")
+        check_images(images)
+        check_labels(labels, len(images), self.n_classes)
+        if neighbours is None:
+            neighbours = search_clean(self.features, self.references, images, k=self.k)
+        config = self.config
+        voted = {
+            layer: votes(neighbour_classes(search, neighbours[layer], config.k), self.n_classes) / config.k
+            for layer, search in self.references.items()
+        }
+        return ascend_in_batches(
+            lambda part: self.loss({layer: p[part] for layer, p in voted.items()}),
+            images,
+            batch_size=config.batch_size or fitting_batch(images, 0),
+            eps=config.eps,
+            step_size=config.step_size,
+            steps=config.steps,
+            generator=self.generator,
+            on_gradient=self.on_gradient,
+        )
+
+    def loss(self, voted: Mapping[str, Tensor]) -> LossFunction:
+        """What a batch ascends, from its clean images' vote distributions (batch, classes) at each layer."""
+        config = self.config
+
+        def loss(images: Tensor) -> Tensor:
+            features = self.features(images, config.layers)
+            terms = []
+            for layer, p in voted.items():
+                log_q = self.blocks[layer](features[layer])
+                divergence = (torch.xlogy(p, p) - p * log_q).sum(1)
+                terms.append(divergence + config.ce_weight * F.nll_loss(log_q, p.argmax(1), reduction="none"))
+            return torch.stack(terms).sum(0)
+
+        return loss
+
+
+def vote_distributions(search: Search, k: int) -> Tensor:
+    """Share of each class (references, classes) among each reference's k nearest others, in the search's row order."""
+    _, classes = leave_one_out(search, k)
+    return votes(classes, search.n_classes).to(search.features.dtype) / k
+
+
+def fit_blocks(
+    pool: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    *,
+    similarity: Similarity,
+    config: BlockConfig,
+    generator: torch.Generator,
+) -> list[DeepKNNBlock]:
+    """Fit one block for each of several reference sets, all at once.
+
+    Args:
+        pool: features (images, dimensions) that the reference sets are drawn from; of unit length under cosine.
+        rows: references of each set (sets, references) in the pool.
+        targets: vote distribution of each reference (sets, references, classes).
+        similarity: noted in the blocks.
+        config: how.
+        generator: draws initial weights and batches; on the CPU.
+
+    Returns:
+        A block for each set.
+    """
+    sets, count, classes = targets.shape
+    widths = [pool.shape[1], *([config.hidden] if config.hidden else []), classes]
+    parameters: list[Tensor] = []
+    for inputs, outputs in pairwise(widths):
+        bound = inputs**-0.5  # as torch.nn.Linear
+        for shape in ((sets, inputs, outputs), (sets, 1, outputs)):
+            drawn = torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound)
+            parameters.append(drawn.to(pool).requires_grad_())
+    optimiser = torch.optim.SGD(
+        parameters,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+        foreach=True,
+    )
+
+    def step(batch: Tensor) -> None:
+        x = pool[rows.gather(1, batch)]
+        p = targets.gather(1, batch.unsqueeze(2).expand(-1, -1, classes))
+        # KL(p || q) but for a constant; summed over sets, which are independent.
+        loss = -(p * _logits(x, parameters).log_softmax(2)).sum(2).mean(1).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    run = _captured(step, parameters, optimiser, sets, config.batch_size, pool.device)
+    for _ in range(config.epochs):
+        order = torch.rand(sets, count, generator=generator).argsort(1).to(pool.device)
+        for batch in order.split(config.batch_size, dim=1):
+            (run if batch.shape[1] == config.batch_size else step)(batch)
+    return [DeepKNNBlock(similarity, tuple(p.detach()[i] for p in parameters)) for i in range(sets)]
+
+
+def _logits(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """(sets, batch, classes) from features (sets, batch, dimensions) and each layer's weight and bias."""
+    for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+        x = torch.baddbmm(bias, x, weight).relu()
+    return torch.baddbmm(parameters[-1], x, parameters[-2])
+
+
+def _captured(
+    step: Callable[[Tensor], None],
+    parameters: Sequence[Tensor],
+    optimiser: torch.optim.Optimizer,
+    sets: int,
+    batch_size: int,
+    device: torch.device,
+) -> Callable[[Tensor], None]:
+    """``step`` as one CUDA graph, for a step of small products is all launch time; as it is on a CPU."""
+    if device.type != "cuda":
+        return step
+    begin = [p.detach().clone() for p in parameters]
+    batch = torch.zeros(sets, batch_size, dtype=torch.int64, device=device)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(batch)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(batch)
+    # The warm-up has moved the parameters and their momentum.
+    with torch.no_grad():
+        for parameter, old in zip(parameters, begin, strict=True):
+            parameter.copy_(old)
+            optimiser.state[parameter]["momentum_buffer"].zero_()
+
+    def replay(wanted: Tensor) -> None:
+        batch.copy_(wanted)
+        graph.replay()
+
+    return replay
+
+
+def build(spec: AttackSpec, subject: Subject, setting: Mapping[str, Any], **draws: Any) -> AdvKnn:
+    """The attack of a cell, whose eps and step size are n of 255; ``setting`` holds the trial's block parameters."""
+    options = spec.advknn
+    assert options is not None
+    config = AdvKnnConfig(
+        layers=spec.layers,
+        eps=spec.eps / 255,
+        step_size=spec.step_size / 255,
+        steps=spec.steps,
+        k=spec.k_in,
+        ce_weight=options.ce_weight,
+        block=BlockConfig(**options.block.model_dump()),
+    )
+    blocks = {layer: DeepKNNBlock(spec.similarity, tuple(found)) for layer, found in (setting["blocks"] or {}).items()}
+    return AdvKnn(subject.features, subject.references, config, blocks=blocks, **draws)

@@ -1,0 +1,156 @@
+"""ASK-Def's regulariser (paper, section V, eq. 6 and 7, Algorithm 2)."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ask.attacks.linf import linf_ascent
+from ask.losses.ask import ask_margin, instance_wise
+from ask.models import Network
+from ask.specs.training import ASKSpec, ModelSpec, TrainingSpec
+
+from .methods import AdversarialTraining, BaseOutput, Batch, Regulariser, training_precision
+
+Extract = Callable[[Tensor], Tensor]
+"""Maps images (batch, channels, side, side) to features (batch, dimensions)."""
+
+
+class ASKRegulariser:
+    """The ASK loss, instance-wise, of images that maximise it (generator G2), against a reference batch.
+
+    A step draws ``references_per_class`` augmented images of each class and their adversarial copies. G2 climbs the
+    loss against the features of all of them, which it takes as constant; the update then recomputes them in training
+    mode, and its gradient flows through them too. Nothing deeper than the layer is computed.
+    """
+
+    layers: Sequence[str] = ()
+
+    def __init__(self, spec: ASKSpec, training: TrainingSpec) -> None:
+        self.spec = spec
+        self.state: dict[str, Tensor] = {}
+        self.eps, self.steps = training.ask_eps / 255, training.steps
+        self.step_size = training.step_size / (1 if spec.legacy_step else 255)
+        self.training_attack = AdversarialTraining(training)
+
+    def __call__(self, network: Network, batch: Batch, output: BaseOutput) -> Tensor:  # noqa: ARG002  # a protocol
+        """See :class:`ask.training.methods.Regulariser`."""
+        spec = self.spec
+        references, labels = batch.source.references(spec.references_per_class, batch.generator)
+        groups = {"clean": references, "adversarial": self._copies(network, batch, references, labels)}
+        images = self._generate(network, batch, batch.images, batch.labels, list(groups.values()), spec.include_self)
+        used = list(groups.values()) if spec.outer_references == "union" else [groups[spec.outer_references]]
+        inputs = [images, torch.cat(used), *([batch.images] if spec.include_self else [])]
+        features, found, *own = self._training_features(network, inputs)
+        similarities = instance_wise(
+            features,
+            self._by_class(found, len(used), network.num_classes),
+            similarity=spec.similarity,
+            tau=spec.tau,
+            own=own[0] if own else None,
+            labels=batch.labels,
+        )
+        return spec.weight * floored_loss(ask_margin(similarities, batch.labels), spec.mass_floor).mean()
+
+    def _copies(self, network: Network, batch: Batch, references: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial copies of clean references (classes x k, channels, side, side)."""
+        if self.spec.reference_attack == "ce":
+            return self.training_attack.craft(batch.target, references, labels, batch.generator)
+        return self._generate(network, batch, references, labels, [references])
+
+    def _generate(
+        self,
+        network: Network,
+        batch: Batch,
+        images: Tensor,
+        labels: Tensor,
+        references: list[Tensor],
+        include_self: bool = False,
+    ) -> Tensor:
+        """Generator G2: adversarial copies of ``images`` against groups of reference images."""
+        spec, target = self.spec, batch.target
+        coupled = spec.crafting_batch_norm == "train"
+
+        def extract(inputs: Tensor) -> Tensor:
+            return (network if coupled else target).features(inputs, (spec.layer,))[spec.layer]
+
+        with _without_gradients(network):
+            with torch.no_grad():
+                found = self._by_class(extract(torch.cat(references)), len(references), network.num_classes)
+                own = target.features(images, (spec.layer,))[spec.layer] if include_self else None
+
+            def loss(inputs: Tensor) -> Tensor:
+                similarities = instance_wise(
+                    extract(inputs), found, similarity=spec.similarity, tau=spec.tau, own=own, labels=labels
+                )
+                margin = ask_margin(similarities, labels)
+                # Sign steps need no more than the margin, which never underflows, unless batch statistics make an
+                # image's share of the loss matter to the others.
+                return F.softplus(margin) if coupled else margin
+
+            return linf_ascent(
+                loss,
+                images,
+                eps=self.eps,
+                step_size=self.step_size,
+                steps=self.steps,
+                generator=batch.generator,
+            )
+
+    def _by_class(self, features: Tensor, groups: int, classes: int) -> Tensor:
+        return by_class(features, groups, classes, legacy=self.spec.legacy_ref_labels)
+
+    def _training_features(self, network: Network, groups: list[Tensor]) -> Sequence[Tensor]:
+        """Features of each group of images, in float32, from one training-mode pass a group, or one for all."""
+        layer = self.spec.layer
+        with training_precision(groups[0].device):
+            if self.spec.joint_pass:
+                joint = network.features(torch.cat(groups), (layer,))[layer].float()
+                return torch.split(joint, [len(group) for group in groups])
+            return [network.features(group, (layer,))[layer].float() for group in groups]
+
+
+def by_class(references: Tensor, groups: int, classes: int, *, legacy: bool = False) -> Tensor:
+    """References sorted by class.
+
+    Args:
+        references: ``groups`` groups one after the other, each in class order, (groups x classes x k, ...).
+        groups: number of groups, e.g. clean images and adversarial copies.
+        classes: number of classes.
+        legacy: cut into classes without regard to groups, as the published training scripts do: of two groups and ten
+            classes, class c < 5 then holds the clean images of classes 2c and 2c + 1, and class c >= 5 the
+            adversarial ones of 2c - 10 and 2c - 9.
+
+    Returns:
+        (classes, groups x k, ...).
+    """
+    shape = references.shape[1:]
+    if legacy:
+        return references.reshape(classes, -1, *shape)
+    return references.reshape(groups, classes, -1, *shape).transpose(0, 1).reshape(classes, -1, *shape)
+
+
+def floored_loss(margin: Tensor, floor: float) -> Tensor:
+    """-log(S_y / sum_c S_c + floor) of the ASK loss's margin (see :mod:`ask.losses.ask`); the loss itself at 0."""
+    if floor == 0:
+        return F.softplus(margin)
+    return -torch.logaddexp(F.logsigmoid(-margin), torch.full_like(margin, math.log(floor)))
+
+
+@contextmanager
+def _without_gradients(network: Network) -> Iterator[None]:
+    """Spare weight gradients without leaving the network's mode."""
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)
+
+
+def build(method: ModelSpec, training: TrainingSpec) -> Regulariser:
+    """The regulariser of ``method``."""
+    assert method.ask is not None
+    return ASKRegulariser(method.ask, training)

@@ -1,0 +1,56 @@
+"""TRADES as a training base (Zhang et al., 2019; paper, App. F-b)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ask.attacks.linf import linf_ascent
+from ask.losses.trades import kl_divergence, trades_loss
+from ask.models import Network
+from ask.specs.training import ModelSpec, TRADESSpec, TrainingSpec
+
+from .methods import Base, BaseOutput, Batch, training_precision
+
+
+class TRADES:
+    """Clean cross-entropy plus beta times the divergence of adversarial outputs from clean ones.
+
+    The images start at a little normal noise and climb the divergence in evaluation mode. The training-mode passes of
+    clean and adversarial images are separate; the clean one serves both terms.
+    """
+
+    def __init__(self, spec: TRADESSpec, training: TrainingSpec) -> None:
+        self.spec = spec
+        self.eps = (training.eps if spec.eps is None else spec.eps) / 255
+        self.step_size, self.steps = training.step_size / 255, training.steps
+
+    def craft(self, target: Network, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Copies of images (batch, channels, side, side) whose outputs are far from those of the images, detached."""
+        with torch.no_grad():
+            clean = target(images)
+        noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images.device)
+        return linf_ascent(
+            lambda moved: kl_divergence(clean, target(moved)),
+            images,
+            eps=self.eps,
+            step_size=self.step_size,
+            steps=self.steps,
+            start=noise * self.spec.start_noise,
+        )
+
+    def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
+        """See :class:`Base`."""
+        adversarial = self.craft(batch.target, batch.images, batch.generator)
+        with training_precision(adversarial.device):
+            clean = network(batch.images)
+            logits, features = network.forward_with_features(adversarial, layers)
+        loss = trades_loss(clean.float(), logits.float(), batch.labels, self.spec.beta)
+        correct = (logits.detach().argmax(1) == batch.labels).sum()
+        return BaseOutput(loss=loss, correct=correct, adversarial=adversarial, features=features)
+
+
+def build(method: ModelSpec, training: TrainingSpec) -> Base:
+    """The base of ``method``."""
+    assert method.trades is not None
+    return TRADES(method.trades, training)

@@ -1,0 +1,402 @@
+"""DkNN-Atk and AdvKnn against naive implementations written from their formulas, one image and one guide at a time."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.neighbors import NearestNeighbors
+
+from ask.attacks import AdvKnn, AdvKnnConfig, ASKAttack, ASKAttackConfig, BlockConfig, DkNNAttack, DkNNAttackConfig
+from ask.attacks.advknn import fit_blocks, vote_distributions
+from ask.attacks.ask import identity_features
+from ask.attacks.dknn_atk import mean_neighbour_distance
+from ask.attacks.linf import box_steps, linf_ascent
+from ask.attacks.subject import leave_one_out
+from ask.dknn import DkNN
+from ask.knn import ExactSearch
+
+CLASSES, PER_CLASS, SIDE = 4, 12, 3
+
+
+@pytest.fixture
+def scene():
+    """References in [0, 1] around one centre a class, images among them, and a two-layer feature function."""
+    generator = torch.Generator().manual_seed(3)
+    centres = torch.rand(CLASSES, SIDE * SIDE, generator=generator)
+    labels = torch.arange(CLASSES).repeat(PER_CLASS)
+    spread = 0.15 * torch.randn(len(labels), SIDE * SIDE, generator=generator)
+    references = (centres[labels] + spread).clamp(0, 1).reshape(-1, 1, SIDE, SIDE)
+    y = torch.tensor([0, 1, 2, 3, 0, 2])
+    images = (centres[y] + 0.15 * torch.randn(6, SIDE * SIDE, generator=generator)).clamp(0, 1)
+    first = torch.randn(SIDE * SIDE, 8, generator=generator)
+    second = torch.randn(8, 5, generator=generator)
+
+    def features(x, layers):
+        one = torch.tanh(x.flatten(1) @ first.to(x.dtype))
+        return {name: {"a": one, "b": torch.tanh(one @ second.to(x.dtype))}[name] for name in layers}
+
+    return references, labels, images.reshape(-1, 1, SIDE, SIDE), y, features
+
+
+def searches(scene, layers, similarity):
+    references, labels, _, _, features = scene
+    found = features(references, layers)
+    return {layer: ExactSearch(found[layer], labels, similarity=similarity) for layer in layers}
+
+
+def vector(feature, similarity):
+    return feature / feature.norm() if similarity == "cosine" else feature
+
+
+def naive_threshold(features, similarity, k):
+    """Mean distance of every fifth reference (sorted by class) to its k-th nearest other one."""
+    total = []
+    for i in range(0, len(features), 5):
+        distances = sorted(float((features[i] - features[j]).norm()) for j in range(len(features)) if j != i)
+        total.append(distances[k - 1])
+    return sum(total) / len(total)
+
+
+def naive_guides(clean, references, labels, y, m):
+    """Per layer, the m references nearest to one image, of the wrong class with the least summed mean distance."""
+    best, best_total = None, math.inf
+    for c in range(CLASSES):
+        if c == y:
+            continue
+        total = 0.0
+        for layer, vectors in references.items():
+            distances = sorted(
+                float((clean[layer] - v).norm()) for v, label in zip(vectors, labels, strict=True) if label == c
+            )
+            total += sum(distances[:m]) / m
+        if total < best_total:
+            best, best_total = c, total
+    chosen = {}
+    for layer, vectors in references.items():
+        own = [v for v, label in zip(vectors, labels, strict=True) if label == best]
+        chosen[layer] = sorted(own, key=lambda v: float((clean[layer] - v).norm()))[:m]
+    return best, chosen
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l2"])
+@pytest.mark.parametrize("layers", [("a",), ("a", "b")])
+@pytest.mark.parametrize("options", [{}, {"threshold": 0.7}, {"relative": False}, {"loss": "relu", "guides": 6}])
+def test_dknn_attack_equals_a_naive_implementation(scene, similarity, layers, options):
+    references, labels, images, y, features = scene
+    config = DkNNAttackConfig(layers=layers, **({"guides": 5, "alpha": 3.0, "k": 4} | options))
+    attack = DkNNAttack(features, searches(scene, layers, similarity), config, generator=torch.Generator())
+    moved = (images + 0.1 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+
+    found = features(references, layers)
+    order = torch.argsort(labels, stable=True)
+    vectors = {layer: [vector(f, similarity) for f in found[layer]] for layer in layers}
+    etas = {
+        layer: config.threshold or naive_threshold([vectors[layer][i] for i in order], similarity, config.k)
+        for layer in layers
+    }
+    expected_values, expected_gradients = [], []
+    for image, label, start in zip(images, y, moved, strict=True):
+        clean = {layer: vector(features(image[None], layers)[layer][0], similarity) for layer in layers}
+        m = config.guides // 2 if config.loss == "relu" else config.guides
+        _wrong, chosen = naive_guides(clean, vectors, labels, int(label), config.guides)
+        x = start.clone().requires_grad_()
+        now = {layer: vector(features(x[None], layers)[layer][0], similarity) for layer in layers}
+        total = 0.0
+        for layer in layers:
+            terms = []
+            guides = [(g, -1) for g in chosen[layer][:m]]
+            if config.loss == "relu":
+                own = [v for v, c in zip(vectors[layer], labels, strict=True) if c == label]
+                own = sorted(own, key=lambda v: float((clean[layer] - v).norm()))[:m]
+                guides += [(g, 1) for g in own]
+            for guide, w in guides:
+                distance = (now[layer] - guide).norm()
+                excess = distance / etas[layer] - 1 if config.relative else distance - etas[layer]
+                if config.loss == "relu":
+                    terms.append(torch.relu(-w * excess))
+                else:
+                    terms.append(1 / (1 + torch.exp(-config.alpha * excess)))
+            total = total + sum(terms) / len(terms)
+        (gradient,) = torch.autograd.grad(-total, x)
+        expected_values.append(-total.detach())
+        expected_gradients.append(gradient)
+
+    x = moved.clone().requires_grad_()
+    neighbours = {
+        layer: search.search(features(images, layers)[layer], k_class=config.guides)
+        for layer, search in attack.references.items()
+    }
+    values = attack.loss(y, attack.choose(neighbours, y))(x)
+    (gradient,) = torch.autograd.grad(values.sum(), x)
+    torch.testing.assert_close(values.detach(), torch.stack(expected_values), rtol=2e-4, atol=2e-5)
+    torch.testing.assert_close(gradient, torch.stack(expected_gradients), rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l2"])
+def test_thresholds_and_votes_leave_the_reference_itself_out(scene, similarity):
+    (search,) = searches(scene, ("a",), similarity).values()
+    sklearn = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(search.features.double().numpy())
+    distances, ids = sklearn.kneighbors()  # without arguments scikit-learn leaves each point itself out
+    assert mean_neighbour_distance(search, 5) == pytest.approx(distances[::5, 4].mean(), rel=1e-4)
+    classes = np.repeat(np.arange(CLASSES), PER_CLASS)[ids]
+    expected = np.stack([(classes[:, :4] == c).mean(1) for c in range(CLASSES)], 1)
+    np.testing.assert_allclose(vote_distributions(search, 4), expected)
+
+
+def test_a_duplicated_reference_is_left_out_once():
+    features = torch.tensor([[0.0], [0.0], [1.0], [5.0], [5.0], [6.0]])
+    search = ExactSearch(features, torch.tensor([0, 0, 0, 1, 1, 1]), similarity="l2")
+    distances, classes = leave_one_out(search, 2)
+    assert distances.tolist() == [[0, 1], [0, 1], [1, 1], [0, 1], [0, 1], [1, 1]]
+    assert classes.tolist() == [[0, 0]] * 3 + [[1, 1]] * 3
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_box_steps_are_the_optimiser_on_the_tanh_variable(optimizer):
+    generator = torch.Generator().manual_seed(0)
+    images, target = torch.rand(2, 1, 4, 4, generator=generator), torch.rand(2, 1, 4, 4, generator=generator)
+    start = 0.1 * (2 * torch.rand(images.shape, generator=generator) - 1)
+    found = linf_ascent(
+        lambda x: -(x - target).square().flatten(1).sum(1),
+        images,
+        eps=0.2,
+        step_size=1.0,
+        steps=7,
+        start=start,
+        rule=box_steps(optimizer, 0.2),
+    )
+    low, high = (images - 0.2).clamp(min=0), (images + 0.2).clamp(max=1)
+    middle, half = (low + high) / 2, (high - low) / 2
+    w = ((images + start).clamp(low, high) - middle).div(half).clamp(-0.999, 0.999).atanh().requires_grad_()
+    update = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}[optimizer]([w], lr=0.2, eps=1e-12)
+    for _ in range(7):
+        update.zero_grad()
+        (middle + half * w.tanh() - target).square().sum().backward()
+        update.step()
+    torch.testing.assert_close(found, (middle + half * w.tanh()).detach(), rtol=1e-3, atol=2e-4)
+
+
+def test_guides_are_chosen_anew_after_refresh_steps(scene):
+    *_, images, y, features = scene
+    calls = []
+    config = DkNNAttackConfig(layers=("a",), guides=3, steps=7, refresh=3, optimizer="sign", eps=0.2, step_size=0.05)
+    attack = DkNNAttack(features, searches(scene, ("a",), "l2"), config, generator=torch.Generator().manual_seed(0))
+    choose = attack.choose
+    attack.choose = lambda found, labels: calls.append(1) or choose(found, labels)
+    attack(images, y)
+    assert len(calls) == 3  # at the start, before steps 4 and 7
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l2"])
+@pytest.mark.parametrize("ce_weight", [0.0, 0.3])
+def test_advknn_equals_a_naive_implementation(scene, similarity, ce_weight):
+    references, labels, images, y, features = scene
+    layers = ("a", "b")
+    config = AdvKnnConfig(layers=layers, k=3, ce_weight=ce_weight, block=BlockConfig(epochs=3, batch_size=16))
+    attack = AdvKnn(features, searches(scene, layers, similarity), config, generator=torch.Generator().manual_seed(1))
+    found = features(references, layers)
+    moved = (images + 0.1).clamp(0, 1)
+    values, gradients = [], []
+    for image, start in zip(images, moved, strict=True):
+        x = start.clone().requires_grad_()
+        total = 0.0
+        for layer in layers:
+            clean = vector(features(image[None], layers)[layer][0], similarity)
+            near = sorted(range(len(labels)), key=lambda j: float((vector(found[layer][j], similarity) - clean).norm()))
+            p = torch.tensor([sum(int(labels[j]) == c for j in near[:3]) / 3 for c in range(CLASSES)])
+            weight, bias = attack.blocks[layer].parameters
+            q = torch.softmax(vector(features(x[None], layers)[layer][0], similarity) @ weight + bias[0], 0)
+            total = total + sum(p[c] * torch.log(p[c] / q[c]) for c in range(CLASSES) if p[c] > 0)
+            total = total - ce_weight * torch.log(q[int(p.argmax())])
+        values.append(total.detach())
+        gradients.append(torch.autograd.grad(total, x)[0])
+    found_neighbours = {
+        layer: search.search(features(images, layers)[layer], k=3) for layer, search in attack.references.items()
+    }
+    captured = {}
+    original = attack.loss
+    attack.loss = lambda voted: captured.setdefault("loss", original(voted))
+    attack(images, y, neighbours=found_neighbours)
+    x = moved.clone().requires_grad_()
+    loss = captured["loss"](x)
+    torch.testing.assert_close(loss.detach(), torch.stack(values), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), x)[0], torch.stack(gradients), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [None, 7])
+def test_blocks_fitted_together_equal_blocks_fitted_alone(hidden):
+    """All sets at once, by plain SGD on the mean KL divergence: as a module of torch.nn fitted set by set."""
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(60, 5, generator=generator)
+    rows = torch.stack([torch.randperm(60, generator=generator)[:40] for _ in range(3)])
+    targets = torch.softmax(torch.randn(3, 40, 4, generator=generator), 2)
+    config = BlockConfig(epochs=4, batch_size=16, learning_rate=0.05, hidden=hidden)
+
+    def draws():
+        return torch.Generator().manual_seed(9)
+
+    blocks = fit_blocks(pool, rows, targets, similarity="l2", config=config, generator=draws())
+    replay = draws()
+    widths = [5, *([hidden] if hidden else []), 4]
+    initial = []
+    for inputs, outputs in itertools.pairwise(widths):
+        for shape in ((3, inputs, outputs), (3, 1, outputs)):
+            initial.append((2 * torch.rand(shape, generator=replay) - 1) * inputs**-0.5)
+    orders = [torch.rand(3, 40, generator=replay).argsort(1) for _ in range(4)]
+    for i, block in enumerate(blocks):
+        modules = []
+        for j in range(0, len(initial), 2):
+            linear = torch.nn.Linear(*initial[j][i].shape)
+            linear.load_state_dict({"weight": initial[j][i].T.clone(), "bias": initial[j + 1][i, 0].clone()})
+            modules += [linear, torch.nn.ReLU()]
+        network = torch.nn.Sequential(*modules[:-1])
+        sgd = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=2e-4, nesterov=True)
+        for order in orders:
+            for batch in order[i].split(16):
+                sgd.zero_grad()
+                x, p = pool[rows[i][batch]], targets[i][batch]
+                F.kl_div(network(x).log_softmax(1), p, reduction="batchmean").backward()
+                sgd.step()
+        with torch.no_grad():
+            torch.testing.assert_close(block(pool), network(pool).log_softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_fitted_block_imitates_the_votes():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x, y = torch.tensor(digits.data[:600] / 16, dtype=torch.float32), torch.tensor(digits.target[:600])
+    search = ExactSearch(x, y, similarity="l2")
+    config = BlockConfig(epochs=30, learning_rate=0.1)
+    rows = torch.arange(600)[None]
+    targets = vote_distributions(search, 5)[None]
+    (block,) = fit_blocks(search.features, rows, targets, similarity="l2", config=config, generator=torch.Generator())
+    test = torch.tensor(digits.data[600:900] / 16, dtype=torch.float32)
+    voted = DkNN(n_neighbors=5, metric="l2").fit(x, y).predict(test)
+    assert (block(test).argmax(1).numpy() == voted).mean() > 0.85
+
+
+ATTACKS = {
+    "dknn": lambda f, s, g: DkNNAttack(
+        f, s, DkNNAttackConfig(layers=("input",), eps=0.25, learning_rate=0.3), generator=g
+    ),
+    "dknn-sign": lambda f, s, g: DkNNAttack(
+        f, s, DkNNAttackConfig(layers=("input",), eps=0.25, step_size=0.03, optimizer="sign"), generator=g
+    ),
+    "successor": lambda f, s, g: DkNNAttack(
+        f,
+        s,
+        DkNNAttackConfig(layers=("input",), eps=0.25, learning_rate=0.1, optimizer="rmsprop", loss="relu"),
+        generator=g,
+    ),
+    "advknn": lambda f, s, g: AdvKnn(
+        f,
+        s,
+        AdvKnnConfig(layers=("input",), eps=0.25, step_size=0.03, block=BlockConfig(epochs=20, learning_rate=0.1)),
+        generator=g,
+    ),
+    "ask": lambda f, s, g: ASKAttack(
+        f, s, ASKAttackConfig(layers=("input",), eps=0.25, step_size=0.03, tau=0.3), generator=g
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.tensor(found.images / 16, dtype=torch.float32).unsqueeze(1)
+    labels = torch.tensor(found.target)
+    return images[:1200], labels[:1200], images[1200:1300], labels[1200:1300]
+
+
+@pytest.fixture(scope="module")
+def accuracies(digits):
+    train, labels, images, y = digits
+    classifier = DkNN(n_neighbors=5, metric="l2").fit(train, labels)
+    search = {"input": ExactSearch(train.flatten(1), labels, similarity="l2")}
+    found = {"clean": classifier.score(images, y)}
+    for name, make in ATTACKS.items():
+        attack = make(identity_features, search, torch.Generator().manual_seed(0))
+        adversarial = attack(images, y)
+        assert (adversarial - images).abs().max() <= 0.25 + 1e-6
+        assert adversarial.min() >= 0
+        assert adversarial.max() <= 1
+        again = make(identity_features, search, torch.Generator().manual_seed(0))(images, y)
+        assert torch.equal(adversarial, again)
+        found[name] = classifier.score(adversarial, y)
+    return found
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_lowers_accuracy(accuracies, name):
+    assert accuracies["clean"] > 0.9
+    assert accuracies[name] < accuracies["clean"] - 0.2
+
+
+def test_ask_attack_is_the_strongest_by_iterations_alone(accuracies):
+    """The paper's order: ASK-Atk below its rivals, on raw digits, where it is clear."""
+    rivals = [accuracies[name] for name in ATTACKS if name != "ask"]
+    assert accuracies["ask"] < min(rivals) + 0.02
+
+
+def test_the_split_into_batches_changes_nothing(digits):
+    train, labels, images, y = digits
+    search = {"input": ExactSearch(train.flatten(1), labels, similarity="l2")}
+    for make in (
+        lambda size: DkNNAttack(
+            identity_features,
+            search,
+            DkNNAttackConfig(layers=("input",), batch_size=size, steps=5),
+            generator=torch.Generator().manual_seed(1),
+        ),
+        lambda size: AdvKnn(
+            identity_features,
+            search,
+            AdvKnnConfig(layers=("input",), batch_size=size, steps=5, block=BlockConfig(epochs=1)),
+            generator=torch.Generator().manual_seed(1),
+        ),
+    ):
+        torch.testing.assert_close(make(7)(images[:20], y[:20]), make(20)(images[:20], y[:20]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DkNNAttackConfig(layers=("a",), alpha=0.0), "alpha=0.0 must be positive"),
+        (lambda: DkNNAttackConfig(layers=("a",), guides=0), "guides=0 must be positive"),
+        (lambda: AdvKnnConfig(layers=("a",), k=0), "k=0 must be at least 1"),
+        (lambda: BlockConfig(epochs=0), "epochs=0 must be positive"),
+        (lambda: AdvKnnConfig(layers=("a",), eps=8), "write 8 of 255 as 8 / 255"),
+    ],
+)
+def test_nonsense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.gpu
+def test_blocks_on_a_gpu_equal_those_on_a_cpu():
+    """The captured step, its replay and the last, smaller batch."""
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(300, 16, generator=generator)
+    rows = torch.stack([torch.randperm(300, generator=generator)[:200] for _ in range(3)])
+    targets = torch.softmax(torch.randn(3, 200, 10, generator=generator), 2)
+    config = BlockConfig(epochs=5, batch_size=64, learning_rate=0.05)
+    found = [
+        fit_blocks(
+            pool.to(device),
+            rows.to(device),
+            targets.to(device),
+            similarity="l2",
+            config=config,
+            generator=torch.Generator().manual_seed(9),
+        )
+        for device in ("cpu", "cuda")
+    ]
+    for cpu, gpu in zip(*found, strict=True):
+        torch.testing.assert_close(gpu(pool.cuda()).cpu(), cpu(pool), rtol=1e-3, atol=1e-3)
