@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--name", dest="dataset", default="", help="name of the prepared data set")
             continue
         command.add_argument("--run", type=Path, required=True, help="folder of the run, e.g. results/demo")
+        if name not in ("table", "figure", "pictures", "report"):
+            command.add_argument("--code", help="fingerprint of the step's code, if known (default: computed)")
         if name not in ("cost", "table", "figure", "pictures", "report"):
             command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
@@ -95,7 +97,6 @@ def _prepare(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from .data.arrays import load
     from .hardware import describe
-    from .provenance import fingerprint
     from .specs.training import TrainJob
     from .training import train
 
@@ -116,7 +117,7 @@ def _train(options: argparse.Namespace) -> None:
         scratch=options.run / "scratch" / job.dataset / job.model,
         device=device,
         made_with=describe(device),
-        fingerprint=fingerprint(step_modules("train", options.job)),
+        fingerprint=_code(options),
         data_hash=json.dumps(
             [facts["splits"][split]["sha256"] for split in ("train", *(["test"] if by_test else []))], sort_keys=True
         ),
@@ -176,11 +177,10 @@ def _failures(options: argparse.Namespace) -> None:
 
 def _cost(options: argparse.Namespace) -> None:
     from .analyses.cost import compare
-    from .provenance import fingerprint
     from .specs.evaluation import CostJob
 
     job, run = CostJob.model_validate(options.job), Run(options.run)
-    record = {"id": job.id, **compare(job, run), "job": options.job, "code": fingerprint(STEPS["cost"])}
+    record = {"id": job.id, **compare(job, run), "job": options.job, "code": _code(options)}
     _write_json(run.cell(job.dataset, job.model, job.id), record | {"command": _command(options)})
 
 
@@ -294,14 +294,20 @@ def _device(options: argparse.Namespace) -> Any:
 def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:
     """What a measurement was made with."""
     from .hardware import describe, usage
-    from .provenance import fingerprint
 
     return {
         **describe(place.device),
         "usage": usage(place.device),
-        "code": fingerprint(step_modules(options.name, options.job)),
+        "code": _code(options),
         "command": _command(options),
     }
+
+
+def _code(options: argparse.Namespace) -> str:
+    """Fingerprint of the step's code: as the workflow knows it, or of what is on disk."""
+    from .provenance import fingerprint
+
+    return options.code or fingerprint(step_modules(options.name, options.job))
 
 
 def _command(options: argparse.Namespace) -> str:

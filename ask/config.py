@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from .errors import AskError
-from .specs.artifacts import ArtifactConfig
+from .specs.artifacts import CATEGORIES, ArtifactConfig
 from .specs.base import Pixels, Spec
 from .specs.data import DataSpec
 from .specs.evaluation import AdvKnnSpec, CalibrationSpec, DkNNAttackSpec, Similarity
@@ -104,6 +104,9 @@ class RunConfig(Spec):
     """Seed of everything random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU when there is one."""
+    train_threads: int = Field(default=4, ge=1)
+    """CPU threads of a training (fewer where a machine has fewer); narrow networks gain nothing from a second one.
+    On a CPU, weights repeat bit for bit only at the same number."""
     data: DataConfig = DataConfig()
     """Where data lies."""
     datasets: dict[Name, DatasetConfig]
@@ -112,6 +115,8 @@ class RunConfig(Spec):
     """Training methods by name."""
     stand_ins: dict[str, StandIn] = Field(default_factory=dict)
     """Data sets of the paper replaced in this run."""
+    without: tuple[str, ...] = ()
+    """Data sets of the paper left out of this run: their rows and columns, and artifacts that show nothing else."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Defaults of every evaluation."""
     calibration: CalibrationSpec = CalibrationSpec()
@@ -128,14 +133,20 @@ def load_run(raw: Mapping[str, Any], where: str = "configuration") -> RunConfig:
 
 
 def load_artifacts(folder: Path, chosen: Literal["all"] | Sequence[str]) -> dict[str, ArtifactConfig]:
-    """The artifacts of a run by id (the file's name): tables, then figures, by name."""
+    """The artifacts of a run by id (the file's name), in the order of the report."""
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     names = list(files) if chosen == "all" else list(chosen)
     for name in names:
         if name not in files:
             raise ConfigError(f"artifacts: no file {folder / (name + '.yaml')}; known artifacts: {', '.join(files)}")
     found = {name: _validate(ArtifactConfig, _read(files[name]), str(files[name])) for name in names}
-    return dict(sorted(found.items(), key=lambda item: (item[1].kind != "table", item[0])))
+    return dict(sorted(found.items(), key=lambda item: (*_rank(item[1]), item[0])))
+
+
+def _rank(artifact: ArtifactConfig) -> tuple[int, int]:
+    """Order of an artifact in the report: the paper's tables, its figures, then the rest, by category."""
+    source = artifact.paper or ""
+    return CATEGORIES.index(artifact.category), 2 - source.startswith("Figure") - 2 * source.startswith("Table")
 
 
 def read_run(files: Sequence[Path]) -> RunConfig:

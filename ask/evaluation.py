@@ -20,6 +20,7 @@ from .features import Place
 from .paths import Run
 from .seeds import derive_seed
 from .specs.evaluation import BlockJob, CalibrationJob, CellJob
+from .statistics import summarise
 
 ROUNDING = 1e-6
 """How far float32 may carry an image beyond the eps-ball."""
@@ -204,17 +205,6 @@ def read_picked(run: Run, job: CellJob | CalibrationJob, name: str) -> dict[str,
     """The point that a calibration picked."""
     path = run.calibration(job.features.dataset, job.features.model, name)
     return dict(json.loads(path.read_text())["picked"])
-
-
-def summarise(accuracies: NDArray[np.float64]) -> dict[str, Any]:
-    """Mean and half width of the 95 % t-interval over trials (none for a single trial)."""
-    trials = [float(a) for a in accuracies]
-    ci95 = None
-    if len(trials) > 1:
-        from scipy.special import stdtrit
-
-        ci95 = float(stdtrit(len(trials) - 1, 0.975) * np.std(trials, ddof=1) / len(trials) ** 0.5)
-    return {"mean": float(np.mean(trials)), "ci95": ci95, "trials": trials}
 
 
 class _Clock:

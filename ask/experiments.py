@@ -48,8 +48,9 @@ class Plan(Jobs):
 
     def cells_of(self, artifact: str) -> list[Key]:
         """The cells (or failure analyses and timings, which have the same form) that an artifact shows."""
-        keys = {(e["cell"]["dataset"], e["cell"]["model"], e["cell"]["id"]) for e in entries(self.artifacts[artifact])}
-        return sorted(keys)
+        shown = list(entries(self.artifacts[artifact]))
+        shown += [entry["baseline"] for entry in shown if "baseline" in entry]
+        return sorted({(e["cell"]["dataset"], e["cell"]["model"], e["cell"]["id"]) for e in shown})
 
     @property
     def measurements(self) -> list[Key]:
@@ -103,7 +104,10 @@ class _Planner:
         self.make = JobMaker(config, self.result)
 
     def plan(self, artifacts: Mapping[str, ArtifactConfig]) -> Plan:
-        for name, artifact in artifacts.items():
+        for name, whole in artifacts.items():
+            artifact = _leave_out(whole, set(self.config.without))
+            if artifact is None:
+                continue
             make = {"table": self._table, "figure": self._figure, "pictures": self._pictures}[artifact.kind]
             try:
                 self.result.artifacts[name] = make(name, artifact)
@@ -201,6 +205,18 @@ class _Planner:
 
     def _entry(self, artifact: ArtifactConfig, levels: list[Settings]) -> dict[str, Any]:
         asked = self._complete(_merge(levels))
+        entry = self._single(artifact, asked)
+        if asked["baseline"]:
+            base = self._single(artifact, asked | {"model": asked["baseline"]})
+            entry["baseline"] = {key: base[key] for key in ("cell", "classifier")}
+            means = (entry["paper_mean"], base["paper_mean"])
+            entry["paper_mean"] = None if None in means else round(means[0] - means[1], 4)
+            entry["paper_ci95"] = None
+            entry["columns"]["metric"] += "_gain"
+        return entry
+
+    def _single(self, artifact: ArtifactConfig, asked: dict[str, Any]) -> dict[str, Any]:
+        asked = dict(asked)
         dataset, settings, scale = self._dataset(asked["dataset"])
         model = asked["model"]
         if model not in self.config.models:
@@ -294,6 +310,7 @@ class _Planner:
             "trials": default.trials,
             "metric": "dknn_robust_accuracy",
             "group": None,
+            "baseline": None,
         } | asked
         # PGD attacks the network's output, whose accuracy needs no layers either.
         costs = full["metric"] in get_args(CostMetric)
@@ -364,6 +381,29 @@ class _Planner:
 def _head(name: str, artifact: ArtifactConfig) -> dict[str, Any]:
     fields = ("kind", "title", "caption", "category", "paper", "notes")
     return {"id": name} | {key: artifact.model_dump(mode="json")[key] for key in fields}
+
+
+def _leave_out(artifact: ArtifactConfig, datasets: set[str]) -> ArtifactConfig | None:
+    """An artifact without the rows, columns, lines and panels of some data sets; None if nothing remains."""
+
+    def kept(axes: Iterable[Axis]) -> tuple[Axis, ...] | None:
+        found = [axis.model_copy(update={"values": _others(axis.values)}) for axis in axes]
+        return tuple(found) if all(axis.values for axis in found) else None
+
+    def _others(values: Iterable[Any]) -> tuple[Any, ...]:
+        return tuple(value for value in values if value.dataset not in datasets)
+
+    if artifact.settings.dataset in datasets:
+        return None
+    rows, columns = kept(artifact.rows), kept(artifact.columns)
+    panels = []
+    for panel in artifact.panels:
+        lines = kept([panel.lines])
+        if lines and panel.settings.dataset not in datasets:
+            panels.append(panel.model_copy(update={"lines": lines[0]}))
+    if rows is None or columns is None or bool(panels) != bool(artifact.panels):
+        return None
+    return artifact.model_copy(update={"rows": rows, "columns": columns, "panels": tuple(panels)})
 
 
 def _product(axes: Iterable[Axis]) -> list[tuple[AxisValue, ...]]:

@@ -27,10 +27,18 @@ from select import select
 
 ADDRESS = "ASK_WORKER"
 """Environment variable that names the server's socket; empty: no server."""
-PRELOADED = ("torch", "numpy", "scipy.special", "pydantic", "safetensors.torch", "yaml", "jinja2")
-"""What jobs import anyway. Nothing of ``ask``, whose code may change during a run."""
-WHEN_IDLE = ("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg")
-"""Imported when no job waits: an optimiser's first step imports the first, three seconds' worth; figures the rest."""
+PRELOADED = ("torch", "numpy", "scipy.special", "safetensors.torch", "yaml", "ask.evaluation", "ask.data.preparing")
+"""What most jobs import, our own code included: what a run began with is what it runs to its end."""
+WHEN_IDLE = (
+    "torch._dynamo",  # an optimiser's first step imports it, three seconds' worth
+    "ask.training",
+    *(f"ask.attacks.{name}" for name in ("ask", "dknn_atk", "advknn", "pgd")),
+    *(f"ask.training.{name}" for name in ("trades", "snn", "ask_def")),
+    *(f"ask.analyses.{name}" for name in ("blocks", "failures", "timing", "example", "cost")),
+    *(f"ask.artifacts.{name}" for name in ("tables", "figures", "pictures", "report")),
+    "matplotlib.backends.backend_agg",
+)
+"""Imported when no job waits."""
 
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -100,7 +108,7 @@ def serve(address: str) -> None:
             _preload(name)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
         later = list(WHEN_IDLE)
-        while sys.stdin not in (ready := select([listener, sys.stdin], [], [], 0.3 if later else None)[0]):
+        while sys.stdin not in (ready := select([listener, sys.stdin], [], [], 0.1 if later else None)[0]):
             if not ready:
                 _preload(later.pop(0))
                 continue

@@ -30,7 +30,7 @@ rule blocks:
         device=CONFIG.device,
     shell:
         "python -m ask blocks --job {params.job:q} --run {params.run:q} --data {params.data:q}"
-        " --device {params.device} > {log:q} 2>&1"
+        " --device {params.device} --code {params.code} > {log:q} 2>&1"
 
 
 rule failures:
@@ -56,7 +56,7 @@ rule failures:
         device=CONFIG.device,
     shell:
         "python -m ask failures --job {params.job:q} --run {params.run:q} --data {params.data:q}"
-        " --device {params.device} > {log:q} 2>&1"
+        " --device {params.device} --code {params.code} > {log:q} 2>&1"
 
 
 rule timing:
@@ -84,7 +84,7 @@ rule timing:
         device=CONFIG.device,
     shell:
         "python -m ask timing --job {params.job:q} --run {params.run:q} --data {params.data:q}"
-        " --device {params.device} > {log:q} 2>&1"
+        " --device {params.device} --code {params.code} > {log:q} 2>&1"
 
 
 rule cost:
@@ -107,7 +107,7 @@ rule cost:
         code=code("cost"),
         run=RUN.root,
     shell:
-        "python -m ask cost --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
+        "python -m ask cost --job {params.job:q} --run {params.run:q} --code {params.code} > {log:q} 2>&1"
 
 
 rule example:
@@ -134,4 +134,4 @@ rule example:
         device=CONFIG.device,
     shell:
         "python -m ask example --job {params.job:q} --run {params.run:q} --data {params.data:q}"
-        " --device {params.device} > {log:q} 2>&1"
+        " --device {params.device} --code {params.code} > {log:q} 2>&1"

@@ -29,4 +29,4 @@ rule attack:
         device=CONFIG.device,
     shell:
         "python -m ask attack --job {params.job:q} --run {params.run:q} --data {params.data:q}"
-        " --device {params.device} > {log:q} 2>&1"
+        " --device {params.device} --code {params.code} > {log:q} 2>&1"

@@ -28,4 +28,4 @@ rule calibrate:
         device=CONFIG.device,
     shell:
         "python -m ask calibrate --job {params.job:q} --run {params.run:q} --data {params.data:q}"
-        " --device {params.device} > {log:q} 2>&1"
+        " --device {params.device} --code {params.code} > {log:q} 2>&1"

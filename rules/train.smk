@@ -18,9 +18,11 @@ rule train:
         log_of(RUN.model("{dataset}", "{model}") / "train"),
     benchmark:
         benchmark_of(RUN.model("{dataset}", "{model}") / "train")
+    # Most waits for it: it starts before anything that could go on beside it.
+    priority: 10
     conda:
         "../environment.yml"
-    threads: 4
+    threads: CONFIG.train_threads
     resources:
         mem_mb=8000,
         runtime=24 * 60,
@@ -33,4 +35,4 @@ rule train:
         device=CONFIG.device,
     shell:
         "python -m ask train --job {params.job:q} --run {params.run:q} --data {params.data:q}"
-        " --device {params.device} > {log:q} 2>&1"
+        " --device {params.device} --code {params.code} > {log:q} 2>&1"

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from ask.analyses.blocks import fit
+from ask.analyses.cost import compare
 from ask.analyses.example import RULES, show
 from ask.analyses.failures import analyse
 from ask.analyses.timing import measure
@@ -25,6 +27,7 @@ from ask.specs.evaluation import (
     BlockSpec,
     CellJob,
     ClassifierSpec,
+    CostJob,
     DkNNAttackSpec,
     ExampleJob,
     FailureJob,
@@ -239,3 +242,21 @@ def test_pictures_are_drawn_with_their_facts(place):
     assert "digits/raw/ask#l2/input/5" in written[1].read_text()
     before = [p.read_bytes() for p in written]
     assert [p.read_bytes() for p in render_pictures(job, place.run)] == before
+
+
+def test_training_costs_are_factors_of_the_base(tmp_path):
+    run = Run(tmp_path)
+    for model, seconds, forward, gmac in (("at", 10.0, 600, 5.0), ("ask-def", 25.0, 1500, 11.0)):
+        folder = run.model("digits", model)
+        folder.mkdir(parents=True)
+        passes = {"images": 50, "forward": forward, "backward": forward, "gmac": gmac}
+        (folder / "config.yaml").write_text(yaml.safe_dump({"train_seconds": seconds, "passes_per_step": passes}))
+    (found,) = compare(CostJob(id="c", dataset="digits", model="ask-def", base="at"), run)["results"]
+    means = {name: value["mean"] for name, value in found.items()}
+    assert means == {
+        "training_seconds": 25,
+        "passes_per_image": 60,
+        "times_passes": 2.5,
+        "times_work": pytest.approx(2.2),
+        "times_seconds": 2.5,
+    }

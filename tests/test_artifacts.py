@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from artifact_jobs import (
     figure_job,
@@ -157,6 +158,18 @@ def test_networks_timings_and_groups_are_found_by_their_own_names(run: Run) -> N
     with pytest.raises(values.EmptyGroupError, match="no image is among the successes"):
         values.lookup(entry | {"metric": "successes.confidence_1"}, run)
     assert values.read_reference(values.write_reference(entry | {"classifier": {}})) == (entry["cell"], {})
+
+
+def test_gains_are_paired_by_trial(run: Run) -> None:
+    for name, trials in (("a", [0.5, 0.7, 0.6]), ("b", [0.4, 0.5, 0.5, 0.9])):
+        write_cell(run, name, [measure(("conv3",), 0.2) | {"robust": {"mean": 0, "ci95": 0, "trials": trials}}])
+    entry = make_entry("a", ("conv3",))
+    base = make_entry("b", ("conv3",))
+    found = values.lookup(entry | {"baseline": {key: base[key] for key in ("cell", "classifier")}}, run)
+    assert found.mean == pytest.approx(100 * (0.1 + 0.2 + 0.1) / 3)
+    assert found.trials == 3
+    half = 4.30265 * np.std([10, 20, 10], ddof=1) / 3**0.5
+    assert found.ci95 == pytest.approx(half, rel=1e-4)
 
 
 def test_references_round_trip() -> None:
@@ -358,14 +371,14 @@ def test_configuration_in_words(value: object, text: str) -> None:
     assert in_text(value) == text
 
 
-@pytest.mark.parametrize("module", ["tables", "figures", "report"])
+@pytest.mark.parametrize("module", ["tables", "figures", "pictures", "report"])
 def test_renderings_stay_light_and_apart(module: str) -> None:
     """Code fingerprints follow imports: a new plot style must not redo tables, and nothing here waits for torch."""
-    others = {"tables", "figures", "report"} - {module}
+    others = {"tables", "figures", "pictures", "report"} - {module}
     code = f"import ask.artifacts.{module}, sys; print(*sys.modules)"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
     assert not loaded & {"torch", "pandas", "faiss", *(f"ask.artifacts.{other}" for other in others)}
     ours = {name for name in loaded if name.startswith("ask.") and not name.startswith("ask.artifacts")}
-    assert ours == {"ask.errors", "ask.paths"}
+    assert ours == {"ask.errors", "ask.paths", "ask.statistics"}

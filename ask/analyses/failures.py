@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ask.dknn import votes
-from ask.evaluation import reference_seed, summarise
+from ask.evaluation import reference_seed
 from ask.evaluator import Evaluator
 from ask.features import Place
 from ask.specs.evaluation import AttackSpec, ClassifierSpec, FailureJob
+from ask.statistics import summarise
 
 ABOVE = 0.95
 """Confidence whose excess is counted, beside full confidence."""

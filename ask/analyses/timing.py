@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from ask.data.arrays import load
-from ask.evaluation import Setting, reference_seed, start_seed, summarise
+from ask.evaluation import Setting, reference_seed, start_seed
 from ask.evaluator import Attack, Evaluator, draw_references
 from ask.features import FORWARD_BATCH, Place, to_float
 from ask.paths import prepared
 from ask.specs.evaluation import CellJob, TimingJob
+from ask.statistics import summarise
 
 
 def measure(job: TimingJob, place: Place) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ask.errors import AskError
 from ask.paths import Run
+from ask.statistics import summarise
 
 Json = Mapping[str, Any]
 
@@ -73,14 +74,32 @@ class Value:
 
 
 def lookup(entry: Json, run: Run) -> Value:
-    """Measured value of an entry, in percent, milliseconds or seconds.
+    """Measured value of an entry, in percent, milliseconds or seconds; with a baseline, the difference to it.
+
+    Trials share reference sets and random starts, so a difference is taken trial by trial, and so is its interval.
 
     Raises:
         MissingValueError: the cell's file is not there, or holds no such classifier or metric.
         EmptyGroupError: no image is of the kind that the metric describes.
     """
+    measured = _statistic(entry, run)
+    if "baseline" in entry:
+        base = _statistic({**entry, **entry["baseline"]}, run)
+        # One cell may serve another artifact with more trials; the first ones are the same.
+        trials = [a - b for a, b in zip(measured["trials"], base["trials"], strict=False)]
+        measured = summarise(trials)
+    scale = 1 if entry["metric"] in AS_MEASURED else 100
+    ci95 = measured["ci95"]
+    return Value(
+        mean=scale * measured["mean"],
+        ci95=None if ci95 is None else scale * ci95,
+        trials=len(measured["trials"]),
+    )
+
+
+def _statistic(entry: Json, run: Run) -> dict[str, Any]:
+    """Mean, interval and trials of an entry, as its cell holds them."""
     cell, wanted, metric = entry["cell"], entry["classifier"], entry["metric"]
-    path = run.cell(cell["dataset"], cell["model"], cell["id"])
     content = load_cell(cell, run)
     if metric in NETWORK_METRICS:
         measured = content.get("network", {}).get(NETWORK_METRICS[metric])
@@ -90,18 +109,13 @@ def lookup(entry: Json, run: Run) -> Value:
         if name in result and measured is None:
             raise EmptyGroupError(f"{_name(cell)}: no image is among the {metric.partition('.')[0]}")
     if not measured:
+        path = run.cell(cell["dataset"], cell["model"], cell["id"])
         of = ", ".join(f"{key} {'+'.join(v) if isinstance(v, list | tuple) else v}" for key, v in wanted.items())
         raise MissingValueError(
             f"{_name(cell)} holds no {metric} of {of or 'the network'}; "
             f"make it again: snakemake --cores all --force {path}"
         )
-    scale = 1 if metric in AS_MEASURED else 100
-    ci95 = measured["ci95"]
-    return Value(
-        mean=scale * measured["mean"],
-        ci95=None if ci95 is None else scale * ci95,
-        trials=len(measured["trials"]),
-    )
+    return dict(measured)
 
 
 def load_cell(cell: Json, run: Run) -> dict[str, Any]:

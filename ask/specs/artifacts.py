@@ -1,6 +1,6 @@
 """Artifacts as data: tables, figures and pictures, in the paper's own words."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ FailureMetric = Literal["confidence_1", "confidence_95", "similarity_gap"]
 TimingMetric = Literal["ms_per_image", "setup_seconds", "ms_with_setup", "slower", "slower_with_setup"]
 CostMetric = Literal["training_seconds", "passes_per_image", "times_passes", "times_work", "times_seconds"]
 Metric = CellMetric | FailureMetric | TimingMetric | CostMetric
+Category = Literal["attack", "defence", "beyond the paper"]
+CATEGORIES: tuple[Category, ...] = get_args(Category)
 Group = Literal["failures", "successes"]
 
 
@@ -56,6 +58,8 @@ class Settings(Spec):
     """Trials."""
     metric: Metric | None = None
     """What is shown; null: DkNN accuracy under attack."""
+    baseline: str | None = None
+    """Show the difference to this model's value, in points, paired by trial (references and starts are shared)."""
     group: Group | None = None
     """Images that withstand the attack or that do not; for metrics of the failure analysis."""
 
@@ -111,7 +115,7 @@ class ArtifactConfig(Spec):
     """Title."""
     caption: str
     """What is shown, under which settings, in a sentence or two."""
-    category: Literal["attack", "defence", "beyond the paper"]
+    category: Category
     """Section of the report."""
     paper: str | None = None
     """Number in the paper, e.g. `Table 1`."""
