@@ -76,6 +76,9 @@ class EvaluationConfig(Spec):
     """Trials: each redraws the reference set and the random starts (paper, VI)."""
     max_trials: int | None = Field(default=None, ge=1)
     """Upper bound on trials, whatever an artifact asks for; null for none."""
+    training_seeds: int = Field(default=1, ge=1)
+    """Models trained from different seeds, over which a value is averaged; with 1, as in the paper, the model is fixed
+    and intervals are over trials."""
     dknn: DkNNAttackSpec = DkNNAttackSpec()
     """Options of DkNN-Atk."""
     advknn: AdvKnnSpec = AdvKnnSpec()

@@ -50,7 +50,8 @@ class Plan(Jobs):
         """The cells (or failure analyses and timings, which have the same form) that an artifact shows."""
         shown = list(entries(self.artifacts[artifact]))
         shown += [entry["baseline"] for entry in shown if "baseline" in entry]
-        return sorted({(e["cell"]["dataset"], e["cell"]["model"], e["cell"]["id"]) for e in shown})
+        cells = [cell for entry in shown for cell in (entry["cell"], *entry.get("over", ()))]
+        return sorted({(cell["dataset"], cell["model"], cell["id"]) for cell in cells})
 
     @property
     def measurements(self) -> list[Key]:
@@ -205,17 +206,27 @@ class _Planner:
 
     def _entry(self, artifact: ArtifactConfig, levels: list[Settings]) -> dict[str, Any]:
         asked = self._complete(_merge(levels))
-        entry = self._single(artifact, asked)
+        entry = self._over_seeds(artifact, asked)
         if asked["baseline"]:
-            base = self._single(artifact, asked | {"model": asked["baseline"]})
-            entry["baseline"] = {key: base[key] for key in ("cell", "classifier")}
+            base = self._over_seeds(artifact, asked | {"model": asked["baseline"]})
+            entry["baseline"] = {key: base[key] for key in ("cell", "classifier", "over") if key in base}
             means = (entry["paper_mean"], base["paper_mean"])
             entry["paper_mean"] = None if None in means else round(means[0] - means[1], 4)
             entry["paper_ci95"] = None
             entry["columns"]["metric"] += "_gain"
         return entry
 
-    def _single(self, artifact: ArtifactConfig, asked: dict[str, Any]) -> dict[str, Any]:
+    def _over_seeds(self, artifact: ArtifactConfig, asked: dict[str, Any]) -> dict[str, Any]:
+        """A measured value, and where several models are asked for, the other models' cells in ``over``."""
+        entry = self._single(artifact, asked)
+        seeds = (
+            1 if self._is_raw(asked["model"]) or asked["metric"] in get_args(CostMetric) else asked["training_seeds"]
+        )
+        if seeds > 1:
+            entry["over"] = [self._single(artifact, asked, seed)["cell"] for seed in range(1, seeds)]
+        return entry
+
+    def _single(self, artifact: ArtifactConfig, asked: dict[str, Any], seed: int = 0) -> dict[str, Any]:
         asked = dict(asked)
         dataset, settings, scale = self._dataset(asked["dataset"])
         model = asked["model"]
@@ -225,7 +236,9 @@ class _Planner:
         if asked["references_per_class"]:
             asked["references_per_class"] = round(asked["references_per_class"] * scale.references_scale)
         self._check(asked, dataset, settings, features)
-        subject = Subject(features, settings, scale)
+        if seed:
+            features = features.model_copy(update={"model": f"{model}-seed{seed}"})
+        subject = Subject(features, settings, scale, seed)
         if asked["metric"] in get_args(CostMetric):
             return self._cost(subject, asked["metric"])
         classifier = None
@@ -251,7 +264,7 @@ class _Planner:
                 "steps": attack.steps,
                 "metric": asked["metric"],
             },
-            "cell": {"dataset": dataset, "model": model, "id": self._measured_by(cell, classifier, asked)},
+            "cell": {"dataset": dataset, "model": features.model, "id": self._measured_by(cell, classifier, asked)},
             "classifier": classifier.model_dump(mode="json") if classifier else {},
             "metric": ".".join(filter(None, [asked["group"], asked["metric"]])),
             "paper_mean": mean,
@@ -308,6 +321,7 @@ class _Planner:
             "tau": None,
             "references_per_class": None,
             "trials": default.trials,
+            "training_seeds": default.training_seeds,
             "metric": "dknn_robust_accuracy",
             "group": None,
             "baseline": None,

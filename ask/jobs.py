@@ -64,6 +64,13 @@ class Subject:
     features: FeatureSpec
     dataset: DatasetConfig
     scale: StandIn
+    training_seed: int = 0
+    """Which of the models that one method trains from different seeds; 0 bears the method's own name."""
+
+    @property
+    def method(self) -> str:
+        """The training method, a key of ``models``."""
+        return self.features.model.removesuffix(f"-seed{self.training_seed}")
 
 
 class JobMaker:
@@ -179,9 +186,9 @@ class JobMaker:
                 dataset=features.dataset,
                 model=features.model,
                 network=features.network,
-                method=self.config.models[features.model],
+                method=self.config.models[subject.method],
                 training=dataset.training,
-                seed=self.config.seed,
+                seed=self.config.seed + subject.training_seed,
             )
         for layer in layers:
             job = IndexJob.model_validate({"features": features, "layer": layer})

@@ -170,7 +170,7 @@ def benchmark_of(output):
 wildcard_constraints:
     dataset=any_of(PLAN.data),
     source=any_of({spec.source for spec in PLAN.data.values()}),
-    model=any_of(CONFIG.models),
+    model=any_of({*CONFIG.models, *(model for _, model in PLAN.models)}),
     layer=any_of({layer for _, _, layer in PLAN.indexes}),
     calibration=any_of({name for _, _, name in PLAN.calibrations}),
     cell=any_of({name for _, _, name in PLAN.cells}),

@@ -172,6 +172,20 @@ def test_gains_are_paired_by_trial(run: Run) -> None:
     assert found.ci95 == pytest.approx(half, rel=1e-4)
 
 
+def test_values_over_trained_models_have_their_own_interval(run: Run) -> None:
+    for name, mean in (("a", 0.5), ("b", 0.6), ("c", 0.1), ("d", 0.3)):
+        statistic = {"mean": mean, "ci95": 0.01, "trials": [mean - 0.1, mean + 0.1]}
+        write_cell(run, name, [measure(("conv3",), 0.2) | {"robust": statistic}])
+    entry = make_entry("a", ("conv3",))
+    others = [make_entry(name, ("conv3",))["cell"] for name in "bcd"]
+    found = values.lookup(entry | {"over": others[:1]}, run)
+    assert (found.mean, found.trials) == (pytest.approx(55), 2)
+    assert found.ci95 == pytest.approx(12.7062 * np.std([50, 60], ddof=1) / 2**0.5, rel=1e-4)
+    base = {"cell": others[1], "classifier": entry["classifier"], "over": others[2:]}
+    gain = values.lookup(entry | {"over": others[:1], "baseline": base}, run)
+    assert gain.mean == pytest.approx((40 + 30) / 2)
+
+
 def test_references_round_trip() -> None:
     entry = make_entry("ask-cos-L34-K5", ("conv3", "conv4"), k=5)
     assert values.read_reference(values.write_reference(entry)) == (entry["cell"], entry["classifier"])

@@ -216,6 +216,21 @@ def test_gains_rest_on_both_models_and_stand_beside_the_papers():
     assert ("cifar10", "at", entry["cell"]["id"]) in made.cells_of("gain")
 
 
+def test_values_may_be_asked_for_over_trained_models(raw, tmp_path):
+    table = TABLE | {"settings": TABLE["settings"] | {"training_seeds": 3, "model": "ask-def", "baseline": "at"}}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(table))
+    made = plan_run(load_run(raw), load_artifacts(tmp_path, "all"))
+    names = [f"{model}{suffix}" for model in ("ask-def", "at") for suffix in ("", "-seed1", "-seed2")]
+    assert [model for _, model in made.models] == names
+    assert [job.seed for job in made.models.values()] == [0, 1, 2] * 2
+    assert {job.method.label for job in made.models.values()} == {"ASK-Def", "AT"}
+    assert len({job.seed for job in made.cells.values()}) == 1  # trials are the same for all models
+    (entry,) = entries(made.artifacts["one"])
+    assert [cell["model"] for cell in entry["over"]] == ["ask-def-seed1", "ask-def-seed2"]
+    assert [cell["model"] for cell in entry["baseline"]["over"]] == ["at-seed1", "at-seed2"]
+    assert {model for _, model, _ in made.cells_of("one")} == set(names)
+
+
 def test_a_run_may_leave_data_sets_out():
     config = read_run([ROOT / "config" / name for name in ("config.yaml", "lite.yaml")])
     made = plan_run(config, load_artifacts(ROOT / "config/artifacts", "all"), PAPER)

@@ -76,15 +76,16 @@ class Value:
 def lookup(entry: Json, run: Run) -> Value:
     """Measured value of an entry, in percent, milliseconds or seconds; with a baseline, the difference to it.
 
-    Trials share reference sets and random starts, so a difference is taken trial by trial, and so is its interval.
+    Trials share reference sets and random starts, so a difference is taken trial by trial, and so is its interval
+    (model by model, where several were trained).
 
     Raises:
         MissingValueError: the cell's file is not there, or holds no such classifier or metric.
         EmptyGroupError: no image is of the kind that the metric describes.
     """
-    measured = _statistic(entry, run)
+    measured = _over_models(entry, run)
     if "baseline" in entry:
-        base = _statistic({**entry, **entry["baseline"]}, run)
+        base = _over_models({"over": (), **entry, **entry["baseline"]}, run)
         # One cell may serve another artifact with more trials; the first ones are the same.
         trials = [a - b for a, b in zip(measured["trials"], base["trials"], strict=False)]
         measured = summarise(trials)
@@ -95,6 +96,13 @@ def lookup(entry: Json, run: Run) -> Value:
         ci95=None if ci95 is None else scale * ci95,
         trials=len(measured["trials"]),
     )
+
+
+def _over_models(entry: Json, run: Run) -> dict[str, Any]:
+    """An entry's statistic over trials or, where it names the cells of other models in ``over``, over models."""
+    others = entry.get("over") or ()
+    found = [_statistic({**entry, "cell": cell}, run) for cell in (entry["cell"], *others)]
+    return summarise(one["mean"] for one in found) if others else found[0]
 
 
 def _statistic(entry: Json, run: Run) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class Settings(Spec):
     """Trials."""
     metric: Metric | None = None
     """What is shown; null: DkNN accuracy under attack."""
+    training_seeds: int | None = Field(default=None, ge=1)
+    """Models trained from so many seeds: the mean over them, with the interval of training (each model's trials
+    averaged) instead of that of trials; null: `evaluation.training_seeds`."""
     baseline: str | None = None
     """Show the difference to this model's value, in points, paired by trial (references and starts are shared)."""
     group: Group | None = None
