@@ -8,36 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from .config import ConfigError, DatasetConfig, RunConfig, StandIn
+from .artifacts.columns import SETTING_COLUMNS
+from .config import ConfigError, RunConfig
 from .jobs import JobMaker, Jobs, Key, Subject
 from .paper import Paper
+from .settings import Resolver, leave_out, merge_levels, product
 from .specs.artifacts import (
     ArtifactConfig,
-    Axis,
     AxisValue,
     CostMetric,
     FailureMetric,
     Settings,
     TimingMetric,
 )
-from .specs.evaluation import VARIANTS, CellJob, ClassifierSpec, FeatureSpec
-
-SETTING_COLUMNS = (
-    "dataset",
-    "model",
-    "attack",
-    "variant",
-    "similarity",
-    "attack_layers",
-    "dknn_layers",
-    "k_in",
-    "k_out",
-    "classifier_k",
-    "eps",
-    "steps",
-    "metric",
-)
-"""Columns that describe a measured value."""
+from .specs.evaluation import CellJob, ClassifierSpec
 
 
 @dataclass
@@ -101,12 +85,13 @@ class _Planner:
     def __init__(self, config: RunConfig, paper: Paper) -> None:
         self.config = config
         self.paper = paper
+        self.settings = Resolver(config)
         self.result = Plan()
         self.make = JobMaker(config, self.result)
 
     def plan(self, artifacts: Mapping[str, ArtifactConfig]) -> Plan:
         for name, whole in artifacts.items():
-            artifact = _leave_out(whole, set(self.config.without))
+            artifact = leave_out(whole, set(self.config.without))
             if artifact is None:
                 continue
             make = {"table": self._table, "figure": self._figure, "pictures": self._pictures}[artifact.kind]
@@ -120,7 +105,7 @@ class _Planner:
     def _table(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
         if not artifact.rows or not artifact.columns:
             raise ConfigError("a table needs rows and columns; add at least one axis of each")
-        rows, columns = _product(artifact.rows), _product(artifact.columns)
+        rows, columns = product(artifact.rows), product(artifact.columns)
         found = []
         for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
             entry = self._entry(artifact, [artifact.settings, *row, *column])
@@ -149,8 +134,8 @@ class _Planner:
                     entry = self._entry(artifact, [artifact.settings, panel.settings, line, at])
                     points.append({"x": self._x(panel.x.setting, x, entry), "entry": entry})
                 lines.append({"label": self._labels(artifact, (line,))[0], "points": points})
-            dataset = _merge([artifact.settings, panel.settings]).get("dataset")
-            title = panel.title.replace("{dataset}", self._dataset_label(dataset) if dataset else "")
+            dataset = merge_levels([artifact.settings, panel.settings]).get("dataset")
+            title = panel.title.replace("{dataset}", self.settings.label(dataset) if dataset else "")
             panels.append({"title": title, "x_label": panel.x.label, "y_label": panel.y_label, "lines": lines})
         points = [point["entry"] for panel in panels for line in panel["lines"] for point in line["points"]]
         return {**_head(name, artifact), "comparable": self._comparable(points), "panels": panels}
@@ -158,7 +143,7 @@ class _Planner:
     def _pictures(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
         if not artifact.rows or not artifact.columns:
             raise ConfigError("pictures need rows and columns; add at least one axis of each")
-        rows, columns = _product(artifact.rows), _product(artifact.columns)
+        rows, columns = product(artifact.rows), product(artifact.columns)
         found = []
         for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
             found.append({"row": i, "column": j, **self._entry(artifact, [artifact.settings, *row, *column])})
@@ -200,12 +185,12 @@ class _Planner:
 
     def _labels(self, artifact: ArtifactConfig, values: Iterable[AxisValue]) -> list[str]:
         values = list(values)
-        dataset = _merge([artifact.settings, *values]).get("dataset")
-        label = self._dataset_label(dataset) if dataset else ""
+        dataset = merge_levels([artifact.settings, *values]).get("dataset")
+        label = self.settings.label(dataset) if dataset else ""
         return [value.label.replace("{dataset}", label) for value in values]
 
     def _entry(self, artifact: ArtifactConfig, levels: list[Settings]) -> dict[str, Any]:
-        asked = self._complete(_merge(levels))
+        asked = self.settings.complete(merge_levels(levels))
         entry = self._over_seeds(artifact, asked)
         if asked["baseline"]:
             base = self._over_seeds(artifact, asked | {"model": asked["baseline"]})
@@ -220,7 +205,9 @@ class _Planner:
         """A measured value, and where several models are asked for, the other models' cells in ``over``."""
         entry = self._single(artifact, asked)
         seeds = (
-            1 if self._is_raw(asked["model"]) or asked["metric"] in get_args(CostMetric) else asked["training_seeds"]
+            1
+            if self.settings.is_raw(asked["model"]) or asked["metric"] in get_args(CostMetric)
+            else asked["training_seeds"]
         )
         if seeds > 1:
             entry["over"] = [self._single(artifact, asked, seed)["cell"] for seed in range(1, seeds)]
@@ -228,14 +215,14 @@ class _Planner:
 
     def _single(self, artifact: ArtifactConfig, asked: dict[str, Any], seed: int = 0) -> dict[str, Any]:
         asked = dict(asked)
-        dataset, settings, scale = self._dataset(asked["dataset"])
+        dataset, settings, scale = self.settings.dataset(asked["dataset"])
         model = asked["model"]
         if model not in self.config.models:
             raise ConfigError(f"unknown model {model!r}; known: {', '.join(self.config.models)}; add it to `models`")
-        features = self._features(dataset, settings, model)
+        features = self.settings.features(dataset, settings, model)
         if asked["references_per_class"]:
             asked["references_per_class"] = round(asked["references_per_class"] * scale.references_scale)
-        self._check(asked, dataset, settings, features)
+        self.settings.check(asked, dataset, settings, features)
         if seed:
             features = features.model_copy(update={"model": f"{model}-seed{seed}"})
         subject = Subject(features, settings, scale, seed)
@@ -294,96 +281,6 @@ class _Planner:
             raise ConfigError(f"metric {asked['metric']!r} needs `group: failures` or `group: successes`")
         return self.make.failures(cell, classifier).id
 
-    def _complete(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Every setting, with the run's defaults where an artifact is silent."""
-        default = self.config.evaluation
-        for name in ("dataset", "model"):
-            if name not in asked:
-                raise ConfigError(f"no {name} given; set it in `settings`, a row or a column")
-        layers = asked.get("layers") or (("input",) if self._is_raw(asked["model"]) else None)
-        k = asked.get("k", default.k)
-        attack = asked.get("attack", "ask")
-        variants = VARIANTS[attack]
-        if asked.get("variant", variants[0]) not in variants:
-            raise ConfigError(f"attack {attack!r} has no variant {asked['variant']!r}; choose from {list(variants)}")
-        full = {
-            "attack": attack,
-            "variant": variants[0],
-            "similarity": default.similarity,
-            "attack_layers": layers,
-            "dknn_layers": layers,
-            "k_in": k,
-            "k_out": k,
-            "classifier_k": k,
-            "eps": default.eps,
-            "step_size": default.step_size,
-            "steps": default.steps,
-            "tau": None,
-            "references_per_class": None,
-            "trials": default.trials,
-            "training_seeds": default.training_seeds,
-            "metric": "dknn_robust_accuracy",
-            "group": None,
-            "baseline": None,
-        } | asked
-        # PGD attacks the network's output, whose accuracy needs no layers either.
-        costs = full["metric"] in get_args(CostMetric)
-        needed = {
-            "attack_layers": attack not in ("pgd", "none") and not costs,
-            "dknn_layers": not costs and not full["metric"].startswith("dnn_"),
-        }
-        for name in needed:
-            if needed[name] and not full[name]:
-                raise ConfigError("no layers given; set `layers` (or `attack_layers` and `dknn_layers`)")
-        if isinstance(full["step_size"], str):
-            full["step_size"] = full["eps"] / int(full["step_size"].removeprefix("eps/"))
-        return full
-
-    def _dataset(self, name: str) -> tuple[str, DatasetConfig, StandIn]:
-        """Name and configuration of a data set or of its stand-in, and how that scales settings."""
-        scale = self.config.stand_ins.get(name) or StandIn(dataset=name)
-        actual = scale.dataset
-        if actual not in self.config.datasets:
-            known = ", ".join(self.config.datasets)
-            raise ConfigError(f"unknown dataset {actual!r}; known: {known}; add it to `datasets`")
-        return actual, self.config.datasets[actual], scale
-
-    def _dataset_label(self, name: str) -> str:
-        label = self._dataset(name)[1].label
-        original = self.config.datasets.get(name)
-        return f"{label} (for {original.label})" if name in self.config.stand_ins and original else label
-
-    def _is_raw(self, model: str) -> bool:
-        return model in self.config.models and self.config.models[model].base == "none"
-
-    def _features(self, dataset: str, settings: DatasetConfig, model: str) -> FeatureSpec:
-        if self._is_raw(model):
-            return FeatureSpec(dataset=dataset, model=model, network=None)
-        if settings.network is None:
-            raise ConfigError(
-                f"model {model!r} needs a network on dataset {dataset!r};"
-                f" set `datasets.{dataset}.network` or use model 'raw'"
-            )
-        return FeatureSpec(dataset=dataset, model=model, network=settings.network)
-
-    def _check(self, asked: dict[str, Any], dataset: str, settings: DatasetConfig, features: FeatureSpec) -> None:
-        layers = {*(asked["attack_layers"] or ()), *(asked["dknn_layers"] or ())}
-        if features.network is None and (asked["attack"] == "pgd" or asked["metric"].startswith("dnn_")):
-            raise ConfigError("model 'raw' has no network to attack or to classify by; take another model")
-        if features.network is None and layers != {"input"}:
-            raise ConfigError(f"model 'raw' has the layer 'input' only, got {sorted(layers)}; remove `layers`")
-        if features.network is not None and "input" in layers:
-            raise ConfigError(
-                f"layer 'input' exists for model 'raw' only, got model {features.model!r}; use conv1..conv5"
-            )
-        per_class = asked["references_per_class"] or settings.references_per_class
-        largest = max(asked["k_in"], asked["k_out"], asked["classifier_k"])
-        if largest > per_class:
-            raise ConfigError(
-                f"K = {largest} exceeds the {per_class} references a class of dataset {dataset!r};"
-                f" lower K or raise `datasets.{dataset}.references_per_class`"
-            )
-
     def _paper_value(self, artifact: ArtifactConfig, asked: Mapping[str, Any]) -> tuple[float | None, float | None]:
         claim = artifact.paper_claims.get(".".join(filter(None, [asked["group"], asked["metric"]])))
         if claim:
@@ -395,38 +292,3 @@ class _Planner:
 def _head(name: str, artifact: ArtifactConfig) -> dict[str, Any]:
     fields = ("kind", "title", "caption", "category", "paper", "notes")
     return {"id": name} | {key: artifact.model_dump(mode="json")[key] for key in fields}
-
-
-def _leave_out(artifact: ArtifactConfig, datasets: set[str]) -> ArtifactConfig | None:
-    """An artifact without the rows, columns, lines and panels of some data sets; None if nothing remains."""
-
-    def kept(axes: Iterable[Axis]) -> tuple[Axis, ...] | None:
-        found = [axis.model_copy(update={"values": _others(axis.values)}) for axis in axes]
-        return tuple(found) if all(axis.values for axis in found) else None
-
-    def _others(values: Iterable[Any]) -> tuple[Any, ...]:
-        return tuple(value for value in values if value.dataset not in datasets)
-
-    if artifact.settings.dataset in datasets:
-        return None
-    rows, columns = kept(artifact.rows), kept(artifact.columns)
-    panels = []
-    for panel in artifact.panels:
-        lines = kept([panel.lines])
-        if lines and panel.settings.dataset not in datasets:
-            panels.append(panel.model_copy(update={"lines": lines[0]}))
-    if rows is None or columns is None or bool(panels) != bool(artifact.panels):
-        return None
-    return artifact.model_copy(update={"rows": rows, "columns": columns, "panels": tuple(panels)})
-
-
-def _product(axes: Iterable[Axis]) -> list[tuple[AxisValue, ...]]:
-    return list(itertools.product(*(axis.values for axis in axes)))
-
-
-def _merge(levels: Iterable[Settings]) -> dict[str, Any]:
-    """Settings given on any level, inner levels winning."""
-    merged: dict[str, Any] = {}
-    for level in levels:
-        merged |= {k: v for k, v in level.model_dump(exclude={"label"}).items() if v is not None}
-    return merged

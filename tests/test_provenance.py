@@ -45,7 +45,7 @@ ANALYSES = {"blocks", "example", "failures", "timing"}
 @pytest.mark.parametrize(
     ("module", "old", "new", "steps"),
     [
-        ("attacks/ask.py", "class ASKAttack:", "# a comment\nclass ASKAttack:", set()),
+        ("attacks/ask.py", "class ASKAttack(", "# a comment\nclass ASKAttack(", set()),
         ("attacks/ask.py", '"""ASK-Atk (paper', '"""The attack (paper', set()),
         ("attacks/ask.py", "ids = search.rows(", "ids = (\n    search.rows)(", set()),
         ("attacks/ask.py", "place < config.k_in", "place <= config.k_in", {"ask attack"}),

@@ -150,7 +150,7 @@ def test_nothing_is_left_to_do(project):
 
 
 def test_a_comment_or_docstring_reruns_nothing(project, edit):
-    edit("ask/attacks/ask.py", "class ASKAttack:", "# What follows is the attack.\nclass ASKAttack:")
+    edit("ask/attacks/ask.py", "class ASKAttack(", "# What follows is the attack.\nclass ASKAttack(")
     edit("ask/attacks/ask.py", '"""ASK-Atk (paper', '"""The attack ASK-Atk (paper')
     edit("ask/specs/training.py", '"""Images a step."""', '"""Images of one step."""')
     assert jobs(project) == {}

@@ -12,33 +12,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ask.artifacts.colours import INK
+from ask.artifacts.columns import SETTING_COLUMNS
 from ask.artifacts.plotting import COLOURS, STYLE, save
 from ask.artifacts.values import Json, MissingValueError, write_csv, write_reference
 from ask.paths import Run
 
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
-COLUMNS = (
-    "artifact",
-    "dataset",
-    "model",
-    "attack",
-    "variant",
-    "similarity",
-    "attack_layers",
-    "dknn_layers",
-    "classifier_k",
-    "eps",
-    "steps",
-    "row",
-    "column",
-    "image",
-    "class",
-    "predicted",
-    "rank",
-    "neighbour",
-    "neighbour_class",
-    "right",
-)
+_SHOWN = ("row", "column", "image", "class", "predicted", "rank", "neighbour", "neighbour_class", "right")
+COLUMNS = ("artifact", *(column for column in SETTING_COLUMNS if column != "metric"), *_SHOWN)
 SIDE_INCHES = 0.72
 
 

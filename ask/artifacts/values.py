@@ -12,33 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ask.artifacts.columns import SETTING_COLUMNS
 from ask.errors import AskError
 from ask.paths import Run
 from ask.statistics import summarise
 
 Json = Mapping[str, Any]
 
-COLUMNS = (
-    "artifact",
-    "dataset",
-    "model",
-    "attack",
-    "variant",
-    "similarity",
-    "attack_layers",
-    "dknn_layers",
-    "k_in",
-    "k_out",
-    "classifier_k",
-    "eps",
-    "steps",
-    "metric",
-    "mean",
-    "ci95",
-    "trials",
-    "paper_mean",
-    "paper_ci95",
-)
+COLUMNS = ("artifact", *SETTING_COLUMNS, "mean", "ci95", "trials", "paper_mean", "paper_ci95")
 """Columns of a tidy table, one row a number."""
 
 METRICS = {"dknn_robust_accuracy": "robust", "dknn_clean_accuracy": "clean"}

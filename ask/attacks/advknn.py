@@ -21,9 +21,9 @@ from ..dknn import votes
 from ..knn import Neighbours, Search
 from ..similarity import Similarity, unit
 from ..specs.evaluation import AttackSpec
-from .linf import LossFunction, ascend_in_batches, fitting_batch
-from .subject import FeatureFunction, Subject, leave_one_out, neighbour_classes, search_clean
-from .validation import check_devices, check_images, check_labels, check_layers, check_linf
+from .linf import LossFunction
+from .subject import FeatureFunction, ReferenceAttack, Subject, leave_one_out, neighbour_classes
+from .validation import check_linf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,11 @@ class AdvKnnConfig:
             raise ValueError(f"k={self.k} must be at least 1 and ce_weight={self.ce_weight} at least 0")
 
 
-class AdvKnn:
-    """AdvKnn on any differentiable feature function; arguments as :class:`ask.attacks.ASKAttack`.
+class AdvKnn(ReferenceAttack[AdvKnnConfig]):
+    """AdvKnn on any differentiable feature function; arguments as :class:`ReferenceAttack`.
 
-    ``blocks`` fitted on the same references may be given by layer; otherwise they are fitted here.
+    ``blocks`` fitted on the same references may be given by layer; otherwise they are fitted here. The true labels are
+    checked but not used: the attack moves away from the clean image's own votes.
 
     >>> attack = AdvKnn(features, references, AdvKnnConfig(layers=("conv4",)), generator=generator)
     >>> adversarial = attack(images, labels)
@@ -100,16 +101,11 @@ class AdvKnn:
         references: Mapping[str, Search],
         config: AdvKnnConfig,
         *,
-        generator: torch.Generator,
         blocks: Mapping[str, DeepKNNBlock] | None = None,
-        on_gradient: Callable[[Tensor], None] | None = None,
+        **draws: Any,
     ) -> None:
-        check_layers(config.layers, references)
-        self.features = features
-        self.references = {layer: references[layer] for layer in config.layers}
-        self.config, self.generator, self.on_gradient = config, generator, on_gradient
-        self.n_classes = next(iter(self.references.values())).n_classes
-        self.k, self.k_class = config.k, 0
+        super().__init__(features, references, config, **draws)
+        self.k = config.k
         self.blocks = dict(blocks or {})
         for layer, search in self.references.items():
             if layer not in self.blocks:
@@ -121,36 +117,20 @@ class AdvKnn:
                     targets.unsqueeze(0),
                     similarity=search.similarity,
                     config=config.block,
-                    generator=generator,
+                    generator=self.generator,
                 )
 
-    def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
-        """Adversarial images like ``images`` (batch, ...) in [0, 1].
-
-        The true labels (batch,) are checked but not used: the attack moves away from the clean image's own votes.
-        ``neighbours`` of the clean images at each layer, at least k, are searched for when not given.
-        """
-        home = next(iter(self.references.values())).features.device
-        check_devices(images, labels, home, "the references")
-        check_images(images)
-        check_labels(labels, len(images), self.n_classes)
-        if neighbours is None:
-            neighbours = search_clean(self.features, self.references, images, k=self.k)
-        config = self.config
+    def losses(
+        self,
+        neighbours: Mapping[str, Neighbours],
+        labels: Tensor,  # noqa: ARG002  # every attack gets them
+    ) -> Callable[[slice], LossFunction]:
+        """As :class:`ReferenceAttack`."""
         voted = {
-            layer: votes(neighbour_classes(search, neighbours[layer], config.k), self.n_classes) / config.k
+            layer: votes(neighbour_classes(search, neighbours[layer], self.k), self.n_classes) / self.k
             for layer, search in self.references.items()
         }
-        return ascend_in_batches(
-            lambda part: self.loss({layer: p[part] for layer, p in voted.items()}),
-            images,
-            batch_size=config.batch_size or fitting_batch(images, 0),
-            eps=config.eps,
-            step_size=config.step_size,
-            steps=config.steps,
-            generator=self.generator,
-            on_gradient=self.on_gradient,
-        )
+        return lambda part: self.loss({layer: p[part] for layer, p in voted.items()})
 
     def loss(self, voted: Mapping[str, Tensor]) -> LossFunction:
         """What a batch ascends, from its clean images' vote distributions (batch, classes) at each layer."""

@@ -7,12 +7,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from ..knn import Neighbours, Search
+from ..knn import Neighbours
 from ..losses.ask import ask_margin, class_wise, scale_free_loss
 from ..specs.evaluation import AttackSpec
-from .linf import LossFunction, ascend_in_batches, fitting_batch
-from .subject import FeatureFunction, Subject, search_clean
-from .validation import check_devices, check_images, check_labels, check_layers, check_linf
+from .linf import LossFunction
+from .subject import ReferenceAttack, Subject
+from .validation import check_linf
 
 Variant = Literal["non-targeted", "targeted", "random-sampling"]
 
@@ -73,17 +73,8 @@ class ASKAttackConfig:
         return {layer: weight / total for layer, weight in given.items()}
 
 
-class ASKAttack:
+class ASKAttack(ReferenceAttack[ASKAttackConfig]):
     """ASK-Atk on any differentiable feature function.
-
-    Args:
-        features: e.g. ``network.features``, or :func:`identity_features` for raw pixels; its network
-            should be in evaluation mode with parameter gradients off (:func:`ask.attacks.linf.frozen`).
-        references: search over the reference set at each attacked layer (:class:`ask.knn.ExactSearch`),
-            under the similarity that the loss shall use.
-        config: settings.
-        generator: draws the random start (and random references).
-        on_gradient: called with every step's gradient, for diagnostics.
 
     >>> attack = ASKAttack(
     ...     identity_features,
@@ -94,42 +85,13 @@ class ASKAttack:
     >>> adversarial = attack(images, labels)
     """
 
-    def __init__(
-        self,
-        features: FeatureFunction,
-        references: Mapping[str, Search],
-        config: ASKAttackConfig,
-        *,
-        generator: torch.Generator,
-        on_gradient: Callable[[Tensor], None] | None = None,
-    ) -> None:
-        check_layers(config.layers, references)
-        self.features = features
-        self.references = {layer: references[layer] for layer in config.layers}
-        self.config = config
-        self.generator = generator
-        self.on_gradient = on_gradient
-        self.n_classes = next(iter(self.references.values())).n_classes
-        self.k, self.k_class = 0, max(config.k_in, config.k_out)
+    @property
+    def k_class(self) -> int:  # type: ignore[override]  # a constant of others
+        """As :class:`ReferenceAttack`."""
+        return max(self.config.k_in, self.config.k_out)
 
-    def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
-        """Adversarial images.
-
-        Args:
-            images: (batch, ...) in [0, 1].
-            labels: true classes (batch,), int64.
-            neighbours: the clean images' neighbours at each layer, with ``class_indices`` of at least
-                max(k_in, k_out) places; searched for when not given.
-
-        Returns:
-            Tensor like ``images``, within ``eps`` of it and in [0, 1].
-        """
-        home = next(iter(self.references.values())).features.device
-        check_devices(images, labels, home, "the references")
-        check_images(images)
-        check_labels(labels, len(images), self.n_classes)
-        if neighbours is None:
-            neighbours = self.search(images)
+    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], LossFunction]:
+        """As :class:`ReferenceAttack`."""
         config = self.config
         chosen = {layer: self._choose(neighbours[layer], labels, layer) for layer in config.layers}
         targets = nearest_wrong_class(neighbours, labels, config.k_out) if config.variant == "targeted" else None
@@ -138,20 +100,7 @@ class ASKAttack:
             own = {layer: (ids[part], weights[part]) for layer, (ids, weights) in chosen.items()}
             return self.loss(labels[part], own, None if targets is None else targets[part])
 
-        return ascend_in_batches(
-            make_loss,
-            images,
-            batch_size=config.batch_size or self._batch_size(images),
-            eps=config.eps,
-            step_size=config.step_size,
-            steps=config.steps,
-            generator=self.generator,
-            on_gradient=self.on_gradient,
-        )
-
-    def search(self, images: Tensor) -> dict[str, Neighbours]:
-        """Nearest references of each class at each attacked layer, of clean images; made once, never refreshed."""
-        return search_clean(self.features, self.references, images, k_class=self.k_class)
+        return make_loss
 
     def loss(
         self,
@@ -199,12 +148,13 @@ class ASKAttack:
         weights = torch.where(is_own, (place < config.k_in) / config.k_in, (place < config.k_out) / config.k_out)
         return ids, weights.to(search.features.dtype)
 
-    def _batch_size(self, images: Tensor) -> int:
-        a_image = 0
+    def bytes_an_image(self) -> int:
+        """As :class:`ReferenceAttack`."""
+        total = 0
         for search in self.references.values():
             vectors = 1 if search.similarity == "cosine" else self.k_class
-            a_image += 4 * self.n_classes * vectors * search.features.shape[1]
-        return fitting_batch(images, a_image)
+            total += 4 * self.n_classes * vectors * search.features.shape[1]
+        return total
 
 
 def build(spec: AttackSpec, subject: Subject, setting: Mapping[str, Any], **draws: Any) -> ASKAttack:

@@ -19,9 +19,9 @@ from torch import Tensor
 from ..knn import Neighbours, Search
 from ..similarity import negative_distance, unit
 from ..specs.evaluation import AttackSpec
-from .linf import LossFunction, StepRule, ascend_in_batches, box_steps, fitting_batch
-from .subject import FeatureFunction, Subject, leave_one_out, search_clean
-from .validation import check_devices, check_images, check_labels, check_layers, check_linf
+from .linf import LossFunction, StepRule, box_steps
+from .subject import FeatureFunction, ReferenceAttack, Subject, leave_one_out
+from .validation import check_linf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,63 +64,33 @@ class DkNNAttackConfig:
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be positive")
 
-    def rule(self) -> StepRule | None:
-        """How the ascent steps; None: by sign."""
-        return None if self.optimizer == "sign" else box_steps(self.optimizer, self.learning_rate)
 
-
-class DkNNAttack:
-    """DkNN-Atk on any differentiable feature function; arguments as :class:`ask.attacks.ASKAttack`.
+class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
+    """DkNN-Atk on any differentiable feature function; arguments as :class:`ReferenceAttack`.
 
     >>> attack = DkNNAttack(features, references, DkNNAttackConfig(layers=("conv4",)), generator=generator)
     >>> adversarial = attack(images, labels)
     """
 
     def __init__(
-        self,
-        features: FeatureFunction,
-        references: Mapping[str, Search],
-        config: DkNNAttackConfig,
-        *,
-        generator: torch.Generator,
-        on_gradient: Callable[[Tensor], None] | None = None,
+        self, features: FeatureFunction, references: Mapping[str, Search], config: DkNNAttackConfig, **draws: Any
     ) -> None:
-        check_layers(config.layers, references)
-        self.features = features
-        self.references = {layer: references[layer] for layer in config.layers}
-        self.config, self.generator, self.on_gradient = config, generator, on_gradient
-        self.n_classes = next(iter(self.references.values())).n_classes
-        self.k, self.k_class = 0, config.guides
+        super().__init__(features, references, config, **draws)
+        self.k_class = config.guides
         self.thresholds = {
             layer: config.threshold or mean_neighbour_distance(search, config.k)
             for layer, search in self.references.items()
         }
 
-    def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
-        """Adversarial images like ``images`` (batch, ...) in [0, 1], from true labels (batch,).
-
-        ``neighbours`` of the clean images at each layer, with at least ``guides`` of each class, are searched for
-        when not given.
-        """
-        home = next(iter(self.references.values())).features.device
-        check_devices(images, labels, home, "the references")
-        check_images(images)
-        check_labels(labels, len(images), self.n_classes)
-        if neighbours is None:
-            neighbours = search_clean(self.features, self.references, images, k_class=self.k_class)
-        config = self.config
+    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], LossFunction]:
+        """As :class:`ReferenceAttack`."""
         guides = self.choose(neighbours, labels)
-        return ascend_in_batches(
-            lambda part: self.loss(labels[part], {layer: rows[part] for layer, rows in guides.items()}),
-            images,
-            batch_size=config.batch_size or fitting_batch(images, self._bytes_an_image()),
-            eps=config.eps,
-            step_size=config.step_size,
-            steps=config.steps,
-            generator=self.generator,
-            rule=config.rule(),
-            on_gradient=self.on_gradient,
-        )
+        return lambda part: self.loss(labels[part], {layer: rows[part] for layer, rows in guides.items()})
+
+    def rule(self) -> StepRule | None:
+        """As :class:`ReferenceAttack`."""
+        config = self.config
+        return None if config.optimizer == "sign" else box_steps(config.optimizer, config.learning_rate)
 
     def choose(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> dict[str, Tensor]:
         """Rows (batch, m) of the guides at each layer, all of the wrong class with the least summed mean distance.
@@ -177,7 +147,8 @@ class DkNNAttack:
         half = guides.shape[1] // 2
         return torch.cat([-excess[:, :half], excess[:, half:]], 1).relu().mean(1)
 
-    def _bytes_an_image(self) -> int:
+    def bytes_an_image(self) -> int:
+        """As :class:`ReferenceAttack`."""
         return sum(4 * self.config.guides * search.features.shape[1] for search in self.references.values())
 
 

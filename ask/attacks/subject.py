@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..knn import Neighbours, Search
+from .linf import LossFunction, StepRule, ascend_in_batches, fitting_batch
+from .validation import check_devices, check_images, check_labels, check_layers
 
 FeatureFunction = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """Maps images and layer names to features (batch, dimensions) by layer, differentiably."""
@@ -23,13 +26,117 @@ class Subject:
     """The network whose features these are; None on raw pixels."""
 
 
-def search_clean(
-    features: FeatureFunction, references: Mapping[str, Search], images: Tensor, *, k: int = 0, k_class: int = 0
-) -> dict[str, Neighbours]:
-    """Neighbours of clean images (batch, ...) at each layer: ``k`` of all references, ``k_class`` of each class."""
-    with torch.no_grad():
-        found = features(images, tuple(references))
-    return {layer: search.search(found[layer], k=k, k_class=k_class) for layer, search in references.items()}
+class Settings(Protocol):
+    """What every attack's configuration says; ``eps`` and ``step_size`` in [0, 1]."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Attacked layers."""
+
+    @property
+    def eps(self) -> float:
+        """l-infinity radius."""
+
+    @property
+    def step_size(self) -> float:
+        """Sign step."""
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images attacked at a time; None: :func:`ask.attacks.linf.fitting_batch`."""
+
+
+C = TypeVar("C", bound=Settings)
+
+
+class ReferenceAttack(Generic[C]):
+    """An attack on nearest-neighbour search: its checks, the search for the clean images' neighbours, the ascent.
+
+    A subclass says what to ascend (:meth:`losses`) and how many neighbours that takes (``k``, ``k_class``).
+
+    Args:
+        features: e.g. ``network.features``, or :func:`ask.attacks.identity_features` for raw pixels; its network
+            should be in evaluation mode with parameter gradients off (:func:`ask.attacks.linf.frozen`).
+        references: search over the reference set at each attacked layer (:class:`ask.knn.ExactSearch`),
+            under the similarity that the loss shall use.
+        config: settings.
+        generator: draws the random start, and whatever else the attack draws.
+        on_gradient: called with every step's gradient, for diagnostics.
+    """
+
+    k = 0
+    """Nearest references of all that it wants of clean images."""
+    k_class = 0
+    """Nearest references of each class that it wants of clean images."""
+
+    def __init__(
+        self,
+        features: FeatureFunction,
+        references: Mapping[str, Search],
+        config: C,
+        *,
+        generator: torch.Generator,
+        on_gradient: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        check_layers(config.layers, references)
+        self.features = features
+        self.references = {layer: references[layer] for layer in config.layers}
+        self.config, self.generator, self.on_gradient = config, generator, on_gradient
+        self.n_classes = next(iter(self.references.values())).n_classes
+
+    def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
+        """Adversarial images.
+
+        Args:
+            images: (batch, ...) in [0, 1].
+            labels: true classes (batch,), int64.
+            neighbours: of the clean images at each layer, at least ``k`` of all and ``k_class`` of each class;
+                searched for when not given, and never refreshed.
+
+        Returns:
+            Tensor like ``images``, within ``eps`` of it and in [0, 1].
+        """
+        home = next(iter(self.references.values())).features.device
+        check_devices(images, labels, home, "the references")
+        check_images(images)
+        check_labels(labels, len(images), self.n_classes)
+        config = self.config
+        return ascend_in_batches(
+            self.losses(neighbours or self.search(images), labels),
+            images,
+            batch_size=config.batch_size or fitting_batch(images, self.bytes_an_image()),
+            eps=config.eps,
+            step_size=config.step_size,
+            steps=config.steps,
+            generator=self.generator,
+            rule=self.rule(),
+            on_gradient=self.on_gradient,
+        )
+
+    def search(self, images: Tensor) -> dict[str, Neighbours]:
+        """Neighbours of clean images (batch, ...) at each layer."""
+        with torch.no_grad():
+            found = self.features(images, tuple(self.references))
+        return {
+            layer: search.search(found[layer], k=self.k, k_class=self.k_class)
+            for layer, search in self.references.items()
+        }
+
+    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], LossFunction]:
+        """What a part of the images ascends."""
+        raise NotImplementedError
+
+    def rule(self) -> StepRule | None:
+        """How the ascent steps; None: by sign."""
+        return None
+
+    def bytes_an_image(self) -> int:
+        """Memory that the references of one image take during the ascent."""
+        return 0
 
 
 def neighbour_classes(search: Search, neighbours: Neighbours, k: int) -> Tensor:
