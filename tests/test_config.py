@@ -208,12 +208,12 @@ def test_gains_rest_on_both_models_and_stand_beside_the_papers():
     made = plan("paper")
     shown = {
         (e["columns"]["dataset"], e["columns"]["model"], e["columns"]["dknn_layers"]): e
-        for e in entries(made.artifacts["gain"])
+        for e in entries(made.artifacts["table06-gain"])
     }
     entry = shown["cifar10", "ask-def", "conv4"]
     assert entry["paper_mean"] == pytest.approx(43.6 - 36.7)
     assert entry["baseline"]["cell"] == {"dataset": "cifar10", "model": "at", "id": entry["cell"]["id"]}
-    assert ("cifar10", "at", entry["cell"]["id"]) in made.cells_of("gain")
+    assert ("cifar10", "at", entry["cell"]["id"]) in made.cells_of("table06-gain")
 
 
 def test_values_may_be_asked_for_over_trained_models(raw, tmp_path):
