@@ -50,7 +50,8 @@ def start() -> None:
         return
     folder = tempfile.mkdtemp(prefix="ask-")  # readable by this user alone
     address = str(Path(folder) / "worker")
-    environment = os.environ | dict.fromkeys(_ONE_THREAD, "1")
+    # Passive waiting: see __main__.
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
     server = subprocess.Popen(
         [sys.executable, "-m", "ask.worker", address],
         stdin=subprocess.PIPE,  # its end tells the server that this process is gone

@@ -64,7 +64,12 @@ def common_settings(rows: Sequence[Row]) -> list[tuple[str, str]]:
         values = {row.get(column, "") for row in rows}
         if len(values) == 1 and (value := values.pop()):
             shared.append(
-                (words, f"{value}/255" if column == "eps" else value.replace("dnn_", "network ").replace("_", " ").replace("dknn", "DkNN"))
+                (
+                    words,
+                    f"{value}/255"
+                    if column == "eps"
+                    else value.replace("dnn_", "network ").replace("_", " ").replace("dknn", "DkNN"),
+                )
             )
     return shared
 
