@@ -143,7 +143,7 @@ def set_places(panel: Axes, places: Sequence[float]) -> None:
         # A place too near to the last one that was named keeps its mark, not its name.
         names, last = [], -math.inf
         for place in places:
-            near = panel.get_xscale() == "linear" and place - last < 0.09 * (places[-1] - places[0])
+            near = panel.get_xscale() == "linear" and place - last < 0.14 * (places[-1] - places[0])
             names.append("" if near else f"{place:g}")
             last = last if near else place
         panel.set_xticks(places, names)
