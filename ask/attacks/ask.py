@@ -7,11 +7,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from ..knn import Neighbours
+from ..knn import Neighbours, Search
 from ..losses.ask import ask_margin, class_wise, scale_free_loss
 from ..specs.evaluation import AttackSpec
 from .linf import LossFunction
-from .subject import ReferenceAttack, Subject
+from .subject import FeatureFunction, ReferenceAttack, Subject
 from .validation import check_linf
 
 Variant = Literal["non-targeted", "targeted", "random-sampling"]
@@ -85,10 +85,11 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
     >>> adversarial = attack(images, labels)
     """
 
-    @property
-    def k_class(self) -> int:  # type: ignore[override]  # a constant of others
-        """As :class:`ReferenceAttack`."""
-        return max(self.config.k_in, self.config.k_out)
+    def __init__(
+        self, features: FeatureFunction, references: Mapping[str, Search], config: ASKAttackConfig, **draws: Any
+    ) -> None:
+        super().__init__(features, references, config, **draws)
+        self.k_class = max(config.k_in, config.k_out)
 
     def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], LossFunction]:
         """As :class:`ReferenceAttack`."""

@@ -78,7 +78,7 @@ class PGD:
             )
 
 
-def build(spec: "AttackSpec", subject: "Subject", setting: Mapping[str, Any], **draws: Any) -> PGD:  # noqa: ARG001
+def build(spec: "AttackSpec", subject: "Subject", setting: Mapping[str, Any], **draws: Any) -> PGD:  # noqa: ARG001  # one signature
     """The attack of a cell, whose eps and step size are n of 255."""
     if subject.network is None:
         raise ValueError("PGD attacks a network's own output, and raw pixels have no network; take another model")

@@ -1,5 +1,6 @@
 """What attacks have in common beside the ascent: what they are aimed at, and how they look for neighbours."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -53,7 +54,7 @@ class Settings(Protocol):
 C = TypeVar("C", bound=Settings)
 
 
-class ReferenceAttack(Generic[C]):
+class ReferenceAttack(ABC, Generic[C]):
     """An attack on nearest-neighbour search: its checks, the search for the clean images' neighbours, the ascent.
 
     A subclass says what to ascend (:meth:`losses`) and how many neighbours that takes (``k``, ``k_class``).
@@ -126,9 +127,9 @@ class ReferenceAttack(Generic[C]):
             for layer, search in self.references.items()
         }
 
+    @abstractmethod
     def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], LossFunction]:
-        """What a part of the images ascends."""
-        raise NotImplementedError
+        """What a part of the images ascends, from all images' neighbours by layer and true classes (batch,)."""
 
     def rule(self) -> StepRule | None:
         """How the ascent steps; None: by sign."""
