@@ -6,8 +6,8 @@ standard streams to it and exits with the status that comes back (:func:`run`). 
 has a process of its own. Without a server, or with another Python, the command runs in its own process, the same way.
 
 The forked process ends when its command does (Ctrl-C, a scheduler's kill), and the server with its starter.
-Snakemake's ``benchmark`` sees the waiting command: its wall time is right, its CPU time and memory are not; those are
-in the job's own record (:func:`ask.hardware.usage`).
+Snakemake's ``benchmark`` sees the waiting command: its wall time is right, its CPU time and memory are not.
+Calibrations, cells, timings, failures and examples record theirs (:func:`ask.hardware.usage`); other steps do not.
 """
 
 import json
