@@ -31,9 +31,13 @@ STEPS: dict[str, tuple[str, ...]] = {
     "table": ("ask.artifacts.tables",),
     "figure": ("ask.artifacts.figures",),
     "pictures": ("ask.artifacts.pictures",),
+    "claims": ("ask.claims.ledger",),
     "report": ("ask.artifacts.report",),
 }
 """Modules whose code a step depends on (what they import is found by :mod:`ask.provenance`)."""
+
+RENDERING = ("table", "figure", "pictures", "claims", "report")
+"""Steps that measure nothing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,9 +73,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--name", dest="dataset", default="", help="name of the prepared data set")
             continue
         command.add_argument("--run", type=Path, required=True, help="folder of the run, e.g. results/demo")
-        if name not in ("table", "figure", "pictures", "report"):
+        if name == "claims":
+            command.add_argument("--claims", type=Path, default=Path("config/paper/claims.csv"), help="the claims")
+        if name not in RENDERING:
             command.add_argument("--code", help="fingerprint of the step's code, if known (default: computed)")
-        if name not in ("cost", "table", "figure", "pictures", "report"):
+        if name not in ("cost", *RENDERING):
             command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 
@@ -230,6 +236,12 @@ def _pictures(options: argparse.Namespace) -> None:
     _print_paths(render_pictures(options.job, Run(options.run)))
 
 
+def _claims(options: argparse.Namespace) -> None:
+    from .claims.ledger import write_ledger
+
+    _print_paths([write_ledger(options.job, options.claims, Run(options.run))])
+
+
 def _report(options: argparse.Namespace) -> None:
     from .artifacts.report import render_report
 
@@ -270,6 +282,7 @@ _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "table": (_table, "Render a table as CSV, Markdown, LaTeX and HTML."),
     "figure": (_figure, "Draw a figure as SVG, PNG and PDF."),
     "pictures": (_pictures, "Draw one image with its neighbours as SVG, PNG and PDF."),
+    "claims": (_claims, "Evaluate the paper's claims from the run's tables and figures."),
     "report": (_report, "Write the report page."),
 }
 

@@ -81,6 +81,18 @@ def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
     }
 
 
+def claims_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What the claims step reads: the run's artifacts, its stand-in data sets and how to make what is missing."""
+    overlay = "" if config.run == "paper" else f" --configfile config/{config.run}.yaml"
+    names = {name: config.datasets[stand_in.dataset].label for name, stand_in in config.stand_ins.items()}
+    return {
+        "kinds": {name: job["kind"] for name, job in plan.artifacts.items()},
+        "stand_ins": {name: stand_in.model_dump(mode="json") for name, stand_in in config.stand_ins.items()},
+        "labels": {name: names.get(name, dataset.label) for name, dataset in config.datasets.items()},
+        "command": f"snakemake --cores all results/{config.run}/claims.csv{overlay}",
+    }
+
+
 class _Planner:
     def __init__(self, config: RunConfig, paper: Paper) -> None:
         self.config = config
@@ -235,6 +247,7 @@ class _Planner:
         cell = self.make.cell(subject, asked, classifier)
         attack, aimed = cell.attack, bool(cell.attack.layers)
         mean, ci95 = self._paper_value(artifact, asked)
+        metric = ".".join(filter(None, [asked["group"], asked["metric"]]))
         return {
             "columns": {
                 "dataset": dataset,
@@ -249,11 +262,11 @@ class _Planner:
                 "classifier_k": classifier.k if classifier else "",
                 "eps": attack.eps,
                 "steps": attack.steps,
-                "metric": asked["metric"],
+                "metric": metric,
             },
             "cell": {"dataset": dataset, "model": features.model, "id": self._measured_by(cell, classifier, asked)},
             "classifier": classifier.model_dump(mode="json") if classifier else {},
-            "metric": ".".join(filter(None, [asked["group"], asked["metric"]])),
+            "metric": metric,
             "paper_mean": mean,
             "paper_ci95": ci95,
         }

@@ -48,12 +48,17 @@ class Run:
         return self.root / "cells" / dataset / model / f"{name}.json"
 
     def table(self, name: str) -> Path:
-        """Tidy CSV of a table; ``.md``, ``.tex`` and ``.html`` lie beside it."""
+        """Tidy CSV of a table; its trials (``.json``), ``.md``, ``.tex`` and ``.html`` lie beside it."""
         return self.root / "tables" / f"{name}.csv"
 
     def figure(self, name: str) -> Path:
-        """Drawn values of a figure (CSV); ``.svg``, ``.png`` and ``.pdf`` lie beside it."""
+        """Drawn values of a figure (CSV); their trials (``.json``), ``.svg``, ``.png`` and ``.pdf`` lie beside it."""
         return self.root / "figures" / f"{name}.csv"
+
+    @property
+    def claims(self) -> Path:
+        """The ledger: every claim of the paper with what was measured (CSV)."""
+        return self.root / "claims.csv"
 
     @property
     def report(self) -> Path:

@@ -1,7 +1,7 @@
-"""Tables, figures and the report.
+"""Tables, figures, the claims ledger and the report.
 
 needs: the cells that an artifact shows
-makes: results/<run>/tables/*.{csv,md,tex,html}, figures/*.{csv,svg,png,pdf}, report/index.html
+makes: results/<run>/tables/*.{csv,json,md,tex,html}, figures/*.{csv,json,svg,png,pdf}, claims.csv, report/index.html
 """
 
 
@@ -32,7 +32,7 @@ rule figure:
     input:
         lambda wildcards: cells_of(wildcards.figure),
     output:
-        formats(RUN.figure("{figure}"), *FIGURE_FORMATS),
+        formats(RUN.figure("{figure}"), ".json", *FIGURE_FORMATS),
     log:
         log_of(RUN.figure("{figure}")),
     benchmark:
@@ -75,9 +75,34 @@ rule pictures:
         "python -m ask pictures --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
 
 
+rule claims:
+    input:
+        [shows(name) for name in PLAN.artifacts],
+        claims=HERE / "config/paper/claims.csv",
+    output:
+        RUN.claims,
+    log:
+        log_of(RUN.claims),
+    benchmark:
+        benchmark_of(RUN.claims)
+    localrule: True
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        job=document(claims_job(CONFIG, PLAN)),
+        code=code("claims"),
+        run=RUN.root,
+    shell:
+        "python -m ask claims --job {params.job:q} --claims {input.claims:q} --run {params.run:q} > {log:q} 2>&1"
+
+
 rule report:
     input:
         [shows(name) for name in PLAN.artifacts],
+        RUN.claims,
         [RUN.cell(*key) for key in PLAN.measurements],
     output:
         RUN.report,

@@ -9,7 +9,7 @@ sys.path.insert(0, workflow.basedir)
 
 from ask.cli import step_modules
 from ask.config import ConfigError, export_mirror, load_artifacts, load_run
-from ask.experiments import plan_run, report_job
+from ask.experiments import claims_job, plan_run, report_job
 from ask.paper import Paper
 from ask.paths import Run, prepared, raw
 from ask.provenance import fingerprint
@@ -78,7 +78,7 @@ def needs(job):
 
 
 PUBLISHED = {"cifar10", "imagenette", "mnist", "fashion_mnist"}
-TABLE_FORMATS = (".md", ".tex", ".html")
+TABLE_FORMATS = (".json", ".md", ".tex", ".html")
 FIGURE_FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -139,7 +139,7 @@ def shows(name):
     job = PLAN.artifacts[name]
     if job["kind"] == "table":
         return formats(RUN.table(name), *TABLE_FORMATS)
-    return formats(RUN.figure(name), *FIGURE_FORMATS)
+    return formats(RUN.figure(name), *([".json"] if job["kind"] == "figure" else []), *FIGURE_FORMATS)
 
 
 def of_kind(kind):

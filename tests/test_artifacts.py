@@ -199,7 +199,7 @@ def test_neighbouring_labels_merge_only_below_the_same_parent() -> None:
 
 def test_table_csv_is_tidy(run: Run) -> None:
     written = render_table(table_job(run), run)
-    assert [path.suffix for path in written] == [".csv", ".md", ".tex", ".html"]
+    assert [path.suffix for path in written] == [".csv", ".json", ".md", ".tex", ".html"]
     assert all(path.is_file() for path in written)
     assert written[0].read_text().splitlines()[0] == (
         "artifact,dataset,model,attack,variant,similarity,attack_layers,dknn_layers,k_in,k_out,classifier_k,eps,steps,"

@@ -1,4 +1,4 @@
-"""Any line plot of the run: SVG, PNG and PDF, and the drawn values as CSV, from one description.
+"""Any line plot of the run: SVG, PNG and PDF, the drawn values as CSV and their trials as JSON, from one description.
 
 The same job gives the same bytes: no dates, fixed identifiers, fonts that come with matplotlib.
 """
@@ -17,7 +17,18 @@ from matplotlib.lines import Line2D
 
 from ask.artifacts.colours import INK, PAGE
 from ask.artifacts.plotting import COLOURS, MARKERS, STYLE, save
-from ask.artifacts.values import COLUMNS, Json, Value, format_plain, lookup, tidy, write_csv, write_reference
+from ask.artifacts.values import (
+    COLUMNS,
+    Json,
+    Value,
+    format_plain,
+    lookup,
+    number,
+    tidy,
+    write_csv,
+    write_numbers,
+    write_reference,
+)
 from ask.paths import Run
 
 PANEL_INCHES = (3.75, 3.0)
@@ -45,7 +56,7 @@ class Line:
 
 
 def render_figure(job: Json, run: Run) -> list[Path]:
-    """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of a figure.
+    """Write ``.csv``, ``.json``, ``.svg``, ``.png`` and ``.pdf`` of a figure.
 
     A job with ``"comparable": false`` says that the paper's lines belong to other data sets.
 
@@ -55,6 +66,7 @@ def render_figure(job: Json, run: Run) -> list[Path]:
     looks: dict[str, tuple[str, str]] = {}
     panels: list[list[Line]] = []
     rows: list[dict[str, str]] = []
+    trials: list[Json] = []
     references: list[str] = []
     for panel in job["panels"]:
         lines = []
@@ -71,11 +83,15 @@ def render_figure(job: Json, run: Run) -> list[Path]:
                 points.append(Point(point["x"], value, entry.get("paper_mean")))
                 place = {"panel": panel["title"], "line": line["label"], "x": format_plain(point["x"])}
                 rows.append(tidy(job["id"], entry, value) | place)
+                trials.append(number(entry, value, line=line["label"], x=point["x"]))
                 references.append(write_reference(entry))
             lines.append(Line(line["label"], tuple(sorted(points, key=lambda point: point.x)), *look))
         panels.append(lines)
     path = run.figure(job["id"])
-    written = [write_csv(path, (*COLUMNS, "panel", "line", "x"), rows)]
+    written = [
+        write_csv(path, (*COLUMNS, "panel", "line", "x"), rows),
+        write_numbers(path.with_suffix(".json"), trials),
+    ]
     with mpl.rc_context():
         # A matplotlibrc of the user's own must not change what is drawn.
         mpl.rcdefaults()

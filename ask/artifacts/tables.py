@@ -1,4 +1,4 @@
-"""Any table of the run: tidy CSV, Markdown, LaTeX and HTML from one description.
+"""Any table of the run: tidy CSV, its trials as JSON, Markdown, LaTeX and HTML from one description.
 
 Every cell shows the measured value with its 95% interval and, where the paper has one, the paper's value and the
 difference in percentage points.
@@ -16,8 +16,10 @@ from ask.artifacts.values import (
     Json,
     format_difference,
     lookup,
+    number,
     tidy,
     write_csv,
+    write_numbers,
     write_reference,
     write_text,
 )
@@ -25,7 +27,7 @@ from ask.paths import Run
 
 
 def render_table(job: Json, run: Run) -> list[Path]:
-    """Write ``.csv``, ``.md``, ``.tex`` and ``.html`` of a table.
+    """Write ``.csv``, ``.json``, ``.md``, ``.tex`` and ``.html`` of a table.
 
     A job with ``"comparable": false`` shows the paper's values, but no differences from them.
 
@@ -33,13 +35,14 @@ def render_table(job: Json, run: Run) -> list[Path]:
         MissingValueError: a cell has not been measured.
     """
     numbers: Numbers = {}
-    rows = []
+    rows, trials = [], []
     for entry in job["entries"]:
         try:
             value = lookup(entry, run)
         except EmptyGroupError:
             continue  # the table shows a blank
         rows.append(tidy(job["id"], entry, value))
+        trials.append(number(entry, value))
         numbers[entry["row"], entry["column"]] = Number(
             value=value,
             paper_mean=entry.get("paper_mean"),
@@ -50,6 +53,7 @@ def render_table(job: Json, run: Run) -> list[Path]:
     path = run.table(job["id"])
     return [
         write_csv(path, COLUMNS, rows),
+        write_numbers(path.with_suffix(".json"), trials),
         write_text(path.with_suffix(".md"), as_markdown(job, numbers)),
         write_text(path.with_suffix(".tex"), as_latex(job, numbers)),
         write_text(path.with_suffix(".html"), as_html(job, numbers)),

@@ -52,6 +52,8 @@ class Value:
     mean: float
     ci95: float | None
     trials: int
+    values: tuple[float, ...] = ()
+    """The trials themselves, in order: trial t of two values shares reference set and random start."""
 
 
 def lookup(entry: Json, run: Run) -> Value:
@@ -76,6 +78,7 @@ def lookup(entry: Json, run: Run) -> Value:
         mean=scale * measured["mean"],
         ci95=None if ci95 is None else scale * ci95,
         trials=len(measured["trials"]),
+        values=tuple(scale * value for value in measured["trials"]),
     )
 
 
@@ -219,6 +222,19 @@ def tidy(artifact: str, entry: Json, value: Value) -> dict[str, str]:
         "paper_ci95": entry.get("paper_ci95"),
     }
     return {column: format_plain(row.get(column)) for column in COLUMNS}
+
+
+def number(entry: Json, value: Value, **place: object) -> dict[str, Any]:
+    """One number of ``<artifact>.json``, with its trials and the cell it was read from, for claims."""
+    found = {"columns": entry["columns"], "trials": value.values, "reference": write_reference(entry)}
+    if "baseline" in entry:
+        found["baseline"] = write_reference({**entry, **entry["baseline"]})
+    return found | place
+
+
+def write_numbers(path: Path, numbers: Sequence[Json]) -> Path:
+    """Write all numbers of an artifact, one a line."""
+    return write_text(path, "[\n" + ",\n".join(json.dumps(each, ensure_ascii=False) for each in numbers) + "\n]")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> Path:
