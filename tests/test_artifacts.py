@@ -217,11 +217,11 @@ def test_a_single_trial_leaves_the_interval_empty(run: Run) -> None:
     paths = render_table(job, run)
     row = read_csv(paths[0])[0]
     assert (row["mean"], row["ci95"], row["trials"], row["paper_mean"]) == ("43.21", "", "1", "")
-    assert "| 43.2 |" in paths[1].read_text()
+    assert "| 43.2 |" in paths[2].read_text()
 
 
 def test_html_table_merges_headers_and_scopes_them(run: Run) -> None:
-    outline = Outline(render_table(table_job(run), run)[3].read_text())
+    outline = Outline(render_table(table_job(run), run)[4].read_text())
     headers = outline.all("th")
     assert [h["colspan"] for h in headers if h["scope"] == "colgroup"] == ["3", "3"]
     assert sum(h["scope"] == "col" for h in headers) == 1 + 6
@@ -231,7 +231,7 @@ def test_html_table_merges_headers_and_scopes_them(run: Run) -> None:
 
 
 def test_html_table_merges_row_labels(run: Run) -> None:
-    text = render_table(grouped_table_job(run), run)[3].read_text()
+    text = render_table(grouped_table_job(run), run)[4].read_text()
     outline = Outline(text)
     assert [h["rowspan"] for h in outline.all("th") if h["scope"] == "rowgroup"] == ["3", "3"]
     assert len(outline.all("tbody")) == 2
@@ -241,7 +241,7 @@ def test_html_table_merges_row_labels(run: Run) -> None:
 
 def test_every_cell_shows_the_paper_beside_the_measured(run: Run) -> None:
     paths = render_table(table_job(run), run)
-    markdown, html = paths[1].read_text(), paths[3].read_text()
+    markdown, html = paths[2].read_text(), paths[4].read_text()
     assert "35.50±0.18<br><sub>paper 35.1±0.2 (+0.4)</sub>" in markdown
     assert '<span class="difference">−4.2</span>' in html
     assert 'class="value above-3"' in html
@@ -251,9 +251,9 @@ def test_every_cell_shows_the_paper_beside_the_measured(run: Run) -> None:
 
 def test_values_that_cannot_be_compared_have_no_difference(run: Run) -> None:
     paths = render_table(table_job(run) | {"comparable": False}, run)
-    assert "paper 35.1±0.2</sub>" in paths[1].read_text()
-    assert "difference" not in paths[2].read_text()
-    assert not re.search("difference|above-|below-", paths[3].read_text())
+    assert "paper 35.1±0.2</sub>" in paths[2].read_text()
+    assert "difference" not in paths[3].read_text()
+    assert not re.search("difference|above-|below-", paths[4].read_text())
 
 
 def test_latex_escapes_everything_special() -> None:
@@ -266,7 +266,7 @@ def test_latex_escapes_everything_special() -> None:
 @pytest.mark.parametrize("make_job", [table_job, grouped_table_job])
 def test_latex_rows_fill_their_columns(run: Run, make_job: Any) -> None:
     job = make_job(run)
-    text = render_table(job, run)[2].read_text()
+    text = render_table(job, run)[3].read_text()
     assert text.isascii()
     width = len(job["row_names"]) + len(job["column_headers"])
     for line in text[text.index(r"\toprule") : text.index(r"\bottomrule")].splitlines():
@@ -277,7 +277,7 @@ def test_latex_rows_fill_their_columns(run: Run, make_job: Any) -> None:
 
 
 def test_latex_headers_span_their_groups(run: Run) -> None:
-    text = render_table(table_job(run), run)[2].read_text()
+    text = render_table(table_job(run), run)[3].read_text()
     assert r"\multicolumn{3}{c}{cosine similarity} & \multicolumn{3}{c}{$\ell$$_2$ similarity} \\" in text
     assert r"\cmidrule(lr){2-4} \cmidrule(lr){5-7}" in text
     assert r"$35.50 \pm 0.18$" in text
@@ -300,7 +300,7 @@ def test_figures_are_the_same_bytes_every_time(run: Run) -> None:
     job = figure_job(run)
     first = {path.suffix: path.read_bytes() for path in render_figure(job, run)}
     second = {path.suffix: path.read_bytes() for path in render_figure(job, run)}
-    assert set(first) == {".csv", ".svg", ".png", ".pdf"}
+    assert set(first) == {".csv", ".json", ".svg", ".png", ".pdf"}
     assert first == second
     assert not re.search(rb"20\d\d-\d\d-\d\d", first[".svg"])
 
