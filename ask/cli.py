@@ -28,6 +28,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "timing": ("ask.analyses.timing",),
     "cost": ("ask.analyses.cost",),
     "example": ("ask.analyses.example",),
+    "study": ("ask.analyses.proposition1",),
     "table": ("ask.artifacts.tables",),
     "figure": ("ask.artifacts.figures",),
     "pictures": ("ask.artifacts.pictures",),
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--claims", type=Path, default=Path("config/paper/claims.csv"), help="the claims")
         if name not in RENDERING:
             command.add_argument("--code", help="fingerprint of the step's code, if known (default: computed)")
-        if name not in ("cost", *RENDERING):
+        if name not in ("cost", "study", *RENDERING):
             command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 
@@ -190,6 +191,16 @@ def _cost(options: argparse.Namespace) -> None:
     _write_json(run.cell(job.dataset, job.model, job.id), record | {"command": _command(options)})
 
 
+def _study(options: argparse.Namespace) -> None:
+    from .analyses.proposition1 import simulate
+    from .hardware import versions
+    from .specs.evaluation import StudyJob
+
+    job = StudyJob.model_validate(options.job)
+    record = {"id": job.id, **simulate(job), "job": options.job, "code": _code(options), "versions": versions()}
+    _write_json(Run(options.run).cell("simulated", "none", job.id), record | {"command": _command(options)})
+
+
 def _timing(options: argparse.Namespace) -> None:
     from .analyses.timing import measure
     from .specs.evaluation import TimingJob
@@ -278,6 +289,7 @@ _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "failures": (_failures, "Describe the images that withstand an attack, and those that do not."),
     "timing": (_timing, "Time attacks in turns."),
     "cost": (_cost, "Compare what models cost to train."),
+    "study": (_study, "Simulate what a proposition says."),
     "example": (_example, "Attack one image and find its nearest references."),
     "table": (_table, "Render a table as CSV, Markdown, LaTeX and HTML."),
     "figure": (_figure, "Draw a figure as SVG, PNG and PDF."),

@@ -40,7 +40,7 @@ class Plan(Jobs):
     @property
     def measurements(self) -> list[Key]:
         """Everything that artifacts read."""
-        return [*self.cells, *self.failures, *self.timings, *self.costs]
+        return [*self.cells, *self.failures, *self.timings, *self.costs, *self.studies]
 
 
 def entries(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -202,6 +202,8 @@ class _Planner:
         return [value.label.replace("{dataset}", label) for value in values]
 
     def _entry(self, artifact: ArtifactConfig, levels: list[Settings]) -> dict[str, Any]:
+        if artifact.study:
+            return self._simulated(artifact.study, merge_levels(levels))
         asked = self.settings.complete(merge_levels(levels))
         entry = self._over_seeds(artifact, asked)
         if asked["baseline"]:
@@ -282,6 +284,20 @@ class _Planner:
             "cell": {"dataset": dataset, "model": model, "id": name},
             "classifier": {},
             "metric": metric,
+            "paper_mean": None,
+            "paper_ci95": None,
+        }
+
+    def _simulated(self, study: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """A value of a simulation, which settings select by what they name."""
+        selected = {name: asked[name] for name in ("case", "form", "classes", "k", "spread") if name in asked}
+        dataset, model, name = self.make.study(study)
+        about = " ".join(f"{key}={value}" for key, value in selected.items())
+        return {
+            "columns": dict.fromkeys(SETTING_COLUMNS, "") | {"about": about, "metric": asked["metric"], **selected},
+            "cell": {"dataset": dataset, "model": model, "id": name},
+            "classifier": selected,
+            "metric": asked["metric"],
             "paper_mean": None,
             "paper_ci95": None,
         }

@@ -22,6 +22,7 @@ from .specs.evaluation import (
     FeatureSpec,
     IndexJob,
     Layer,
+    StudyJob,
     TimingJob,
 )
 from .specs.training import TrainJob
@@ -55,6 +56,7 @@ class Jobs:
     timings: dict[Key, TimingJob] = field(default_factory=dict)
     costs: dict[Key, CostJob] = field(default_factory=dict)
     examples: dict[str, ExampleJob] = field(default_factory=dict)
+    studies: dict[Key, StudyJob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,12 @@ class JobMaker:
         job = CostJob(id="training-cost", dataset=features.dataset, model=features.model, base=base)
         self.jobs.costs[features.dataset, features.model, job.id] = job
         return job.id
+
+    def study(self, name: str) -> Key:
+        """Key of a simulation."""
+        key = ("simulated", "none", name)
+        self.jobs.studies[key] = StudyJob(id=name, seed=self.config.seed)
+        return key
 
     def timing(self, cells: Iterable[CellJob]) -> TimingJob:
         """The comparison of attacks' seconds; the first cell is what the others are compared with."""

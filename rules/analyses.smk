@@ -1,8 +1,8 @@
 """Measurements beside the attack cells.
 
 needs: prepared data, weights, indexes; predictions of cells (failures, example); calibrations and blocks
-makes: results/<run>/blocks/<dataset>/<model>/*.safetensors; cells/<dataset>/<model>/{failures,timing}-*.json, of the
-form of a cell; examples/*.{json,npz}
+makes: results/<run>/blocks/<dataset>/<model>/*.safetensors; cells/<dataset>/<model>/{failures,timing}-*.json and
+cells/simulated/none/*.json, of the form of a cell; examples/*.{json,npz}
 """
 
 
@@ -108,6 +108,26 @@ rule cost:
         run=RUN.root,
     shell:
         "python -m ask cost --job {params.job:q} --run {params.run:q} --code {params.code} > {log:q} 2>&1"
+
+
+rule study:
+    output:
+        RUN.cell("simulated", "none", "{study}"),
+    log:
+        log_of(RUN.cell("simulated", "none", "{study}")),
+    benchmark:
+        benchmark_of(RUN.cell("simulated", "none", "{study}"))
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=lambda wildcards: document(PLAN.studies["simulated", "none", wildcards.study]),
+        code=code("study"),
+        run=RUN.root,
+    shell:
+        "python -m ask study --job {params.job:q} --run {params.run:q} --code {params.code} > {log:q} 2>&1"
 
 
 rule example:

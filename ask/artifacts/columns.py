@@ -13,6 +13,7 @@ SETTING_COLUMNS = (
     "classifier_k",
     "eps",
     "steps",
+    "about",
     "metric",
 )
 """What describes a measured value."""

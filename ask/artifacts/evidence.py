@@ -28,6 +28,7 @@ SETTINGS = {
     "classifier_k": "classifier K",
     "eps": "ε",
     "steps": "steps",
+    "about": "case",
     "metric": "metric",
     "trials": "trials",
 }

@@ -28,6 +28,7 @@ NETWORK_METRICS = {"dnn_robust_accuracy": "robust", "dnn_clean_accuracy": "clean
 """Metrics of the network itself, which no classifier measures."""
 AS_MEASURED = {"ms_per_image", "setup_seconds", "ms_with_setup", "slower", "slower_with_setup"}
 AS_MEASURED |= {"training_seconds", "passes_per_image", "times_passes", "times_work", "times_seconds"}
+AS_MEASURED |= {"information", "ask_loss", "excess_loss", "bound", "tighter_bound", "scaled_bound", "gap", "scaled_gap"}
 """Metrics that are not fractions to be shown in percent."""
 
 MOST_DECIMALS = 2
@@ -179,6 +180,7 @@ def decimals_of(ci95: float | None) -> int:
 def format_parts(mean: float, ci95: float | None) -> tuple[str, str | None]:
     """Mean and half width as text, rounded alike: ``("35.12", "0.18")``."""
     decimals = decimals_of(ci95)
+    mean = round(mean, decimals) + 0.0  # no minus before a zero
     return f"{mean:.{decimals}f}", None if ci95 is None else f"{ci95:.{decimals}f}"
 
 

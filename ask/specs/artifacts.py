@@ -11,7 +11,17 @@ CellMetric = Literal["dknn_robust_accuracy", "dknn_clean_accuracy", "dnn_robust_
 FailureMetric = Literal["confidence_1", "confidence_95", "similarity_gap"]
 TimingMetric = Literal["ms_per_image", "setup_seconds", "ms_with_setup", "slower", "slower_with_setup"]
 CostMetric = Literal["training_seconds", "passes_per_image", "times_passes", "times_work", "times_seconds"]
-Metric = CellMetric | FailureMetric | TimingMetric | CostMetric
+StudyMetric = Literal[
+    "information",
+    "ask_loss",
+    "excess_loss",
+    "bound",
+    "tighter_bound",
+    "scaled_bound",
+    "gap",
+    "scaled_gap",
+]
+Metric = CellMetric | FailureMetric | TimingMetric | CostMetric | StudyMetric
 Category = Literal["attack", "defence", "beyond the paper"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 Group = Literal["failures", "successes"]
@@ -65,6 +75,14 @@ class Settings(Spec):
     """Show the difference to this model's value, in points, paired by trial (references and starts are shared)."""
     group: Group | None = None
     """Images that withstand the attack or that do not; for metrics of the failure analysis."""
+    case: str | None = None
+    """Which world of a study (`study`)."""
+    form: str | None = None
+    """Which loss of a study."""
+    classes: int | None = Field(default=None, ge=2)
+    """Number of classes in a study."""
+    spread: float | None = Field(default=None, ge=0)
+    """The study's own parameter: rho or sigma."""
 
 
 class AxisValue(Settings):
@@ -88,7 +106,7 @@ class XAxis(Spec):
 
     label: str
     """Axis title."""
-    setting: Literal["eps", "k", "k_in", "k_out", "classifier_k", "steps", "references_per_class"]
+    setting: Literal["eps", "k", "k_in", "k_out", "classifier_k", "steps", "references_per_class", "classes"]
     """Which setting varies."""
     values: tuple[float, ...] = Field(min_length=1)
     """Its values."""
@@ -129,6 +147,8 @@ class ArtifactConfig(Spec):
     (`<group>.<metric>` where it has groups)."""
     class_index: int | None = Field(default=None, ge=0)
     """Class of the image (pictures); null: any."""
+    study: Literal["proposition1"] | None = None
+    """Simulation whose results are shown, instead of attacks."""
     notes: tuple[str, ...] = ()
     """Remarks shown below it."""
     settings: Settings = Settings()

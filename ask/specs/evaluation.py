@@ -199,6 +199,13 @@ class FailureJob(Spec):
     """References a class whose mean similarity is compared."""
 
 
+class StudyJob(Spec):
+    """A simulation that needs neither data nor a trained network."""
+
+    id: str
+    seed: int
+
+
 class CostJob(Spec):
     """Training cost of a model, relative to another one."""
 
