@@ -29,15 +29,17 @@ STEPS: dict[str, tuple[str, ...]] = {
     "cost": ("ask.analyses.cost",),
     "example": ("ask.analyses.example",),
     "study": ("ask.analyses.proposition1",),
+    "plane": ("ask.analyses.plane", "ask.training.ask_def"),
     "table": ("ask.artifacts.tables",),
     "figure": ("ask.artifacts.figures",),
     "pictures": ("ask.artifacts.pictures",),
+    "boundaries": ("ask.artifacts.boundaries",),
     "claims": ("ask.claims.ledger",),
     "report": ("ask.artifacts.report",),
 }
 """Modules whose code a step depends on (what they import is found by :mod:`ask.provenance`)."""
 
-RENDERING = ("table", "figure", "pictures", "claims", "report")
+RENDERING = ("table", "figure", "pictures", "boundaries", "claims", "report")
 """Steps that measure nothing."""
 
 
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--claims", type=Path, default=Path("config/paper/claims.csv"), help="the claims")
         if name not in RENDERING:
             command.add_argument("--code", help="fingerprint of the step's code, if known (default: computed)")
-        if name not in ("cost", "study", *RENDERING):
+        if name not in ("cost", "study", "plane", *RENDERING):
             command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 
@@ -215,6 +217,21 @@ def _analysis(options: argparse.Namespace, name: str, features: Any, work: Calla
     _write_json(place.run.cell(features.dataset, features.model, name), record)
 
 
+def _plane(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .analyses.plane import show
+    from .hardware import versions
+    from .specs.evaluation import PlaneJob
+
+    job = PlaneJob.model_validate(options.job)
+    record, drawn = show(job)
+    path = Run(options.run).example(job.id)
+    _atomically(path.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **drawn))
+    record = {"id": job.id, **record, "job": options.job, "code": _code(options), "versions": versions()}
+    _write_json(path, record | {"command": _command(options)})
+
+
 def _example(options: argparse.Namespace) -> None:
     import numpy as np
 
@@ -245,6 +262,12 @@ def _pictures(options: argparse.Namespace) -> None:
     from .artifacts.pictures import render_pictures
 
     _print_paths(render_pictures(options.job, Run(options.run)))
+
+
+def _boundaries(options: argparse.Namespace) -> None:
+    from .artifacts.boundaries import render_boundaries
+
+    _print_paths(render_boundaries(options.job, Run(options.run)))
 
 
 def _claims(options: argparse.Namespace) -> None:
@@ -289,11 +312,13 @@ _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "failures": (_failures, "Describe the images that withstand an attack, and those that do not."),
     "timing": (_timing, "Time attacks in turns."),
     "cost": (_cost, "Compare what models cost to train."),
+    "plane": (_plane, "Train and attack models in the plane."),
     "study": (_study, "Simulate what a proposition says."),
     "example": (_example, "Attack one image and find its nearest references."),
     "table": (_table, "Render a table as CSV, Markdown, LaTeX and HTML."),
     "figure": (_figure, "Draw a figure as SVG, PNG and PDF."),
     "pictures": (_pictures, "Draw one image with its neighbours as SVG, PNG and PDF."),
+    "boundaries": (_boundaries, "Draw the plane's decision boundaries as SVG, PNG and PDF."),
     "claims": (_claims, "Evaluate the paper's claims from the run's tables and figures."),
     "report": (_report, "Write the report page."),
 }

@@ -106,7 +106,12 @@ class _Planner:
             artifact = leave_out(whole, set(self.config.without))
             if artifact is None:
                 continue
-            make = {"table": self._table, "figure": self._figure, "pictures": self._pictures}[artifact.kind]
+            make = {
+                "table": self._table,
+                "figure": self._figure,
+                "pictures": self._pictures,
+                "boundaries": self._boundaries,
+            }[artifact.kind]
             try:
                 self.result.artifacts[name] = make(name, artifact)
             except ConfigError as error:
@@ -169,6 +174,10 @@ class _Planner:
             "column_headers": [self._labels(artifact, column) for column in columns],
             "entries": found,
         }
+
+    def _boundaries(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
+        self.make.plane(name)
+        return _head(name, artifact)
 
     def _compare_seconds(self, found: list[dict[str, Any]]) -> None:
         """Let timing metrics of a table read one common measurement, in which attacks take turns."""

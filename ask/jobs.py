@@ -22,6 +22,7 @@ from .specs.evaluation import (
     FeatureSpec,
     IndexJob,
     Layer,
+    PlaneJob,
     StudyJob,
     TimingJob,
 )
@@ -57,6 +58,7 @@ class Jobs:
     costs: dict[Key, CostJob] = field(default_factory=dict)
     examples: dict[str, ExampleJob] = field(default_factory=dict)
     studies: dict[Key, StudyJob] = field(default_factory=dict)
+    planes: dict[str, PlaneJob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,10 @@ class JobMaker:
         key = ("simulated", "none", name)
         self.jobs.studies[key] = StudyJob(id=name, seed=self.config.seed)
         return key
+
+    def plane(self, name: str) -> None:
+        """The models trained in the plane."""
+        self.jobs.planes[name] = PlaneJob(id=name, seed=self.config.seed)
 
     def timing(self, cells: Iterable[CellJob]) -> TimingJob:
         """The comparison of attacks' seconds; the first cell is what the others are compared with."""

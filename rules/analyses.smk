@@ -155,3 +155,24 @@ rule example:
     shell:
         "python -m ask example --job {params.job:q} --run {params.run:q} --data {params.data:q}"
         " --device {params.device} --code {params.code} > {log:q} 2>&1"
+
+
+rule plane:
+    output:
+        shown=RUN.example("{plane}"),
+        drawn=RUN.example("{plane}").with_suffix(".npz"),
+    log:
+        log_of(RUN.example("{plane}")),
+    benchmark:
+        benchmark_of(RUN.example("{plane}"))
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        job=lambda wildcards: document(PLAN.planes[wildcards.plane]),
+        code=code("plane"),
+        run=RUN.root,
+    shell:
+        "python -m ask plane --job {params.job:q} --run {params.run:q} --code {params.code} > {log:q} 2>&1"

@@ -75,6 +75,30 @@ rule pictures:
         "python -m ask pictures --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
 
 
+rule boundaries:
+    input:
+        RUN.example("{boundaries}"),
+        RUN.example("{boundaries}").with_suffix(".npz"),
+    output:
+        formats(RUN.figure("{boundaries}"), *FIGURE_FORMATS),
+    log:
+        log_of(RUN.figure("{boundaries}")),
+    benchmark:
+        benchmark_of(RUN.figure("{boundaries}"))
+    localrule: True
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=1000,
+        runtime=5,
+    params:
+        job=lambda wildcards: document(PLAN.artifacts[wildcards.boundaries]),
+        code=code("boundaries"),
+        run=RUN.root,
+    shell:
+        "python -m ask boundaries --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
+
+
 rule claims:
     input:
         [shows(name) for name in PLAN.artifacts],

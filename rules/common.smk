@@ -179,6 +179,8 @@ wildcard_constraints:
     timing=any_of({name for _, _, name in PLAN.timings}),
     cost=any_of({name for _, _, name in PLAN.costs}),
     example=any_of(PLAN.examples),
+    plane=any_of(PLAN.planes),
+    boundaries=any_of(of_kind("boundaries")),
     study=any_of({name for _, _, name in PLAN.studies}),
     table=any_of(of_kind("table")),
     figure=any_of(of_kind("figure")),

@@ -130,8 +130,9 @@ class Panel(Spec):
 class ArtifactConfig(Spec):
     """A table or figure: data, not code."""
 
-    kind: Literal["table", "figure", "pictures"]
-    """Table, line plot, or one image with its nearest neighbours (a model a row, an attack a column)."""
+    kind: Literal["table", "figure", "pictures", "boundaries"]
+    """Table, line plot, one image with its nearest neighbours (a model a row, an attack a column), or decision
+    boundaries of models trained on a problem in the plane."""
     title: str
     """Title."""
     caption: str

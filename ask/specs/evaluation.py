@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from .base import Pixels, Spec
-from .training import NetworkSpec
+from .training import ASKSpec, ModelSpec, NetworkSpec, TrainingSpec
 
 Similarity = Literal["cosine", "l2"]
 AttackName = Literal["none", "ask", "dknn", "advknn", "pgd"]
@@ -204,6 +204,34 @@ class StudyJob(Spec):
 
     id: str
     seed: int
+
+
+class PlaneJob(Spec):
+    """Models trained on two half moons in the plane (Figure 3)."""
+
+    id: str
+    models: tuple[ModelSpec, ...] = (
+        ModelSpec(label="AT", base="at"),
+        ModelSpec(label="ASK-Def", base="at", regulariser="ask", ask=ASKSpec(layer="conv2", references_per_class=10)),
+    )
+    """The model that is fooled comes first."""
+    training: TrainingSpec = TrainingSpec(
+        epochs=300, batch_size=64, learning_rate=0.02, eps=6, ask_eps=14, step_size=5, steps=3
+    )
+    """Its epochs are steps of Adam; radii are n of 255 of the unit square's side."""
+    seed: int
+    seeds: int = 3
+    """Data sets and networks, over which accuracies are averaged."""
+    points: int = 300
+    """Training points, and as many test points."""
+    noise: float = 0.035
+    """Standard deviation of the points around the moons; the square has side 1."""
+    hidden: int = 64
+    """Units of each hidden layer."""
+    k: int = 5
+    """Neighbours of classifier and attack."""
+    side: int = 241
+    """Places along each side of the square at which boundaries are evaluated."""
 
 
 class CostJob(Spec):
