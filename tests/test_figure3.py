@@ -53,7 +53,7 @@ def test_the_same_job_gives_the_same_numbers() -> None:
 
 def test_the_step_and_the_figure(tmp_path: Path) -> None:
     run = Run(tmp_path / "demo")
-    with pytest.raises(MissingValueError, match="figure3.json is missing"):
+    with pytest.raises(MissingValueError, match=r"figure3\.json is missing"):
         render_boundaries(JOB, run)
     assert main(["plane", "--job", small(seeds=1).model_dump_json(), "--run", str(run.root)]) == 0
     written = render_boundaries(JOB, run)
