@@ -70,6 +70,7 @@ def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "run": config.run,
         "title": config.title,
         "note": config.note,
+        "configfile": _configfile(config),
         "artifacts": [{key: job[key] for key in shown} for job in plan.artifacts.values()],
         "configuration": {
             "data sets": [config.datasets[name].label for name in config.datasets if name in used],
@@ -81,9 +82,14 @@ def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
     }
 
 
+def _configfile(config: RunConfig) -> str:
+    """The overlay of a run, by the convention that it bears the run's name; nothing for the paper's."""
+    return "" if config.run == "paper" else f"config/{config.run}.yaml"
+
+
 def claims_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """What the claims step reads: the run's artifacts, its stand-in data sets and how to make what is missing."""
-    overlay = "" if config.run == "paper" else f" --configfile config/{config.run}.yaml"
+    overlay = f" --configfile {_configfile(config)}" if _configfile(config) else ""
     names = {name: config.datasets[stand_in.dataset].label for name, stand_in in config.stand_ins.items()}
     return {
         "kinds": {name: job["kind"] for name, job in plan.artifacts.items()},

@@ -1,7 +1,7 @@
 """Tables, figures, the claims ledger and the report.
 
 needs: the cells that an artifact shows
-makes: results/<run>/tables/*.{csv,json,md,tex,html}, figures/*.{csv,json,svg,png,pdf}, claims.csv, report/index.html
+makes: results/<run>/tables/*.{csv,json,md,tex,html}, figures/*.{csv,json,svg,png,pdf}, claims.csv, report/*
 """
 
 
@@ -9,7 +9,8 @@ rule table:
     input:
         lambda wildcards: cells_of(wildcards.table),
     output:
-        formats(RUN.table("{table}"), *TABLE_FORMATS),
+        formats(RUN.table("{table}"), *TABLE_FORMATS[:-1]),
+        in_report(RUN.table("{table}").with_suffix(".html"), "table"),
     log:
         log_of(RUN.table("{table}")),
     benchmark:
@@ -22,6 +23,7 @@ rule table:
         runtime=5,
     params:
         job=lambda wildcards: document(PLAN.artifacts[wildcards.table]),
+        caption=lambda wildcards: PLAN.artifacts[wildcards.table]["caption"],
         code=code("table"),
         run=RUN.root,
     shell:
@@ -32,7 +34,8 @@ rule figure:
     input:
         lambda wildcards: cells_of(wildcards.figure),
     output:
-        formats(RUN.figure("{figure}"), ".json", *FIGURE_FORMATS),
+        formats(RUN.figure("{figure}"), ".json", *FIGURE_FORMATS[1:]),
+        in_report(RUN.figure("{figure}").with_suffix(".svg"), "figure"),
     log:
         log_of(RUN.figure("{figure}")),
     benchmark:
@@ -45,6 +48,7 @@ rule figure:
         runtime=5,
     params:
         job=lambda wildcards: document(PLAN.artifacts[wildcards.figure]),
+        caption=lambda wildcards: PLAN.artifacts[wildcards.figure]["caption"],
         code=code("figure"),
         run=RUN.root,
     shell:
@@ -56,7 +60,8 @@ rule pictures:
         RUN.example("{pictures}"),
         RUN.example("{pictures}").with_suffix(".npz"),
     output:
-        formats(RUN.figure("{pictures}"), *FIGURE_FORMATS),
+        formats(RUN.figure("{pictures}"), *FIGURE_FORMATS[1:]),
+        in_report(RUN.figure("{pictures}").with_suffix(".svg"), "pictures"),
     log:
         log_of(RUN.figure("{pictures}")),
     benchmark:
@@ -69,6 +74,7 @@ rule pictures:
         runtime=5,
     params:
         job=lambda wildcards: document(PLAN.artifacts[wildcards.pictures]),
+        caption=lambda wildcards: PLAN.artifacts[wildcards.pictures]["caption"],
         code=code("pictures"),
         run=RUN.root,
     shell:
@@ -80,7 +86,8 @@ rule boundaries:
         RUN.example("{boundaries}"),
         RUN.example("{boundaries}").with_suffix(".npz"),
     output:
-        formats(RUN.figure("{boundaries}"), *FIGURE_FORMATS),
+        formats(RUN.figure("{boundaries}"), *FIGURE_FORMATS[1:]),
+        in_report(RUN.figure("{boundaries}").with_suffix(".svg"), "boundaries"),
     log:
         log_of(RUN.figure("{boundaries}")),
     benchmark:
@@ -93,6 +100,7 @@ rule boundaries:
         runtime=5,
     params:
         job=lambda wildcards: document(PLAN.artifacts[wildcards.boundaries]),
+        caption=lambda wildcards: PLAN.artifacts[wildcards.boundaries]["caption"],
         code=code("boundaries"),
         run=RUN.root,
     shell:
@@ -130,6 +138,8 @@ rule report:
         [RUN.cell(*key) for key in PLAN.measurements],
     output:
         RUN.report,
+        [RUN.report.with_name(f"{name}.html") for name in PLAN.artifacts],
+        [RUN.report.with_name(name) for name in ("style.css", "script.js")],
     log:
         log_of(RUN.report),
     benchmark:

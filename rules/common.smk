@@ -142,6 +142,23 @@ def shows(name):
     return formats(RUN.figure(name), *([".json"] if job["kind"] == "figure" else []), *FIGURE_FORMATS)
 
 
+def in_report(path, kind):
+    """An output that Snakemake's own report (`snakemake --report`) shows too."""
+
+    def artifact(wildcards):
+        return PLAN.artifacts[getattr(wildcards, kind)]
+
+    return report(
+        path,
+        caption=workflow.source_path("caption.rst"),
+        category=lambda wildcards: artifact(wildcards)["category"],
+        labels=lambda wildcards: {
+            "artifact": artifact(wildcards)["paper"] or wildcards[0],
+            "title": artifact(wildcards)["title"],
+        },
+    )
+
+
 def of_kind(kind):
     """Ids of a kind of artifacts."""
     return [name for name, job in PLAN.artifacts.items() if job["kind"] == kind]

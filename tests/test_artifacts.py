@@ -27,7 +27,8 @@ from ask.artifacts import values
 from ask.artifacts.figures import render_figure, spread
 from ask.artifacts.grid import spans
 from ask.artifacts.latex import escape_latex
-from ask.artifacts.report import duration, in_text, render_report
+from ask.artifacts.report import render_report
+from ask.artifacts.summary import duration, in_text
 from ask.artifacts.tables import render_table
 from ask.paths import Run
 
@@ -321,50 +322,95 @@ def test_any_x_axis_draws(run: Run, places: list[float]) -> None:
     assert all(path.stat().st_size for path in render_figure(job, run))
 
 
+def pages_of(index: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(index.parent.glob("*.html"))}
+
+
 def test_report_is_sound_html_that_needs_no_network(tmp_path: Path) -> None:
-    page = render_everything(tmp_path / "demo")
-    text = page.read_text()
-    outline = Outline(text)
-    links = [a.get(key) or "" for _, a in outline.elements for key in ("href", "src") if key in a]
-    assert not [link for link in links if re.match(r"(https?:)?//", link)]
-    assert "http" not in re.sub(r"<pre.*?</pre>", "", text, flags=re.DOTALL)
-    assert not outline.all("script", "img", "iframe")
-    names = [name for _, attributes in outline.elements if (name := attributes.get("id"))]
-    assert len(names) == len(set(names))
-    for link in links:
-        if link.startswith("#"):
-            assert link[1:] in names
-        elif not link.startswith("data:"):
-            assert (page.parent / link).is_file()
+    index = render_everything(tmp_path / "demo")
+    pages = {name: Outline(text) for name, text in pages_of(index).items()}
+    assert set(pages) == {"index.html", "table01.html", "table08.html", "figure4.html"}
+    names = {page: [i for _, a in outline.elements if (i := a.get("id"))] for page, outline in pages.items()}
+    for page, outline in pages.items():
+        text = (index.parent / page).read_text()
+        assert "http" not in re.sub(r"<pre.*?</pre>", "", text, flags=re.DOTALL)
+        assert [script["src"] for script in outline.all("script")] == ["script.js"]
+        assert not outline.all("img", "iframe")
+        assert len(names[page]) == len(set(names[page]))
+        links = [a.get(key) or "" for _, a in outline.elements for key in ("href", "src") if key in a]
+        for link in links:
+            path, _, anchor = link.partition("#")
+            if link.startswith("data:"):
+                continue
+            assert (index.parent / (path or page)).is_file(), link
+            assert not anchor or anchor in names[path or page], link
 
 
 def test_report_headings_are_in_order_and_drawings_have_words(tmp_path: Path) -> None:
-    outline = Outline(render_everything(tmp_path / "demo").read_text())
-    levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in pairwise(levels))
-    (drawing,) = outline.all("svg")
+    pages = {name: Outline(text) for name, text in pages_of(render_everything(tmp_path / "demo")).items()}
+    for outline in pages.values():
+        levels = [int(tag[1]) for tag, _ in outline.elements if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(after - before <= 1 for before, after in pairwise(levels))
+    (drawing,) = pages["figure4.html"].all("svg")
     assert drawing["role"] == "img"
     assert "Gray box, attack K = 1: from 36.0% at 1" in (drawing["aria-label"] or "")
 
 
 def test_report_shows_run_evidence_and_warnings(tmp_path: Path) -> None:
-    text = render_everything(tmp_path / "demo").read_text()
-    assert "2 cores of a laptop CPU" in text
-    assert "48 min 8 s (2,888 s) in 70 cells" in text
-    assert "3.4% of the images had no gradient" in text
-    assert "clean accuracy of the DkNN (cosine, conv4, K=5) is 43.0%" in text
-    assert "python -m ask attack --run demo --dataset digits --model at --cell ask-cos-L3-K5-e8-s20" in text
-    assert ">23<" in text, "values of the paper's own artifacts, not of the studies beside it"
+    pages = pages_of(render_everything(tmp_path / "demo"))
+    index = pages["index.html"]
+    assert "2 cores of a laptop CPU" in index
+    assert "48 min 8 s (2,888 s) in 70 cells" in index
+    assert "3.4% of the images had no gradient" in index
+    assert "clean accuracy of the DkNN (cosine, conv4, K=5) is 43.0%" in index
+    assert "1 min 16 s" in index, "time by stage"
+    assert ">23<" in index, "values of the paper's own artifacts, not of the studies beside it"
+    assert (
+        "python -m ask attack --run demo --dataset digits --model at --cell ask-cos-L3-K5-e8-s20"
+        in pages["table01.html"]
+    )
+
+
+def test_every_number_of_a_table_links_to_its_cell(tmp_path: Path) -> None:
+    text = pages_of(render_everything(tmp_path / "demo"))["table01.html"]
+    found = re.findall(r'data-cell="([^"#]*)#[^"]*"><a href="#cell-([^"]*)"', text)
+    assert len(found) == 18
+    assert all(name.replace("/", "-") == anchor for name, anchor in found)
+
+
+def test_ledger_opens_the_report(tmp_path: Path) -> None:
+    index = pages_of(render_everything(tmp_path / "demo"))["index.html"]
+    assert re.findall(r'<tr id="(C\d+)" data-verdict="([^"]*)"', index) == [
+        ("C01", "direction only"),
+        ("C02", "not evaluated"),
+        ("C10", "reproduced"),
+    ]
+    assert "It is &lt;fast&gt;" in index
+    assert 'Rests on <span class="count">1</span> number of <a href="table01.html">Table 1</a>' in index
+
+
+def test_report_without_a_ledger_shows_the_rest_and_forgets_old_pages(tmp_path: Path) -> None:
+    run = Run(tmp_path / "demo")
+    old = run.report.parent / "gone.html"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    table = table_job(run)
+    render_table(table, run)
+    written = render_report(report_job([table]), run)
+    assert {path.name for path in written} == {"index.html", "table01.html", "style.css", "script.js"}
+    assert not old.exists()
+    assert "The paper’s claims" not in written[0].read_text()
 
 
 def test_report_on_stand_ins_says_so_and_compares_nothing(tmp_path: Path) -> None:
-    text = render_everything(tmp_path / "demo", stand_ins=["digits in place of CIFAR-10"]).read_text()
-    assert "This run measures on digits in place of CIFAR-10." in text
-    assert text.count("Not comparable:") == 3
-    assert 'class="stand-ins"' in text
-    assert "median distance" not in text
+    pages = pages_of(render_everything(tmp_path / "demo", stand_ins=["digits in place of CIFAR-10"]))
+    assert "This run measures on digits in place of CIFAR-10." in pages["index.html"]
+    assert "verdicts say what happens on the stand-in data" in pages["index.html"]
+    assert sum("Not comparable:" in text for text in pages.values()) == 3
+    assert all('class="stand-ins"' in text for text in pages.values())
+    assert "median distance" not in pages["index.html"]
 
 
 def test_report_names_an_artifact_that_is_not_rendered(run: Run) -> None:

@@ -2,14 +2,16 @@
 
 import csv
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from ask.artifacts.columns import VERDICTS
 from ask.artifacts.values import Value, number, write_csv, write_numbers
 from ask.claims.evidence import Evidence, Measure, MissingEvidenceError, across
 from ask.claims.ledger import COLUMNS, write_ledger
 from ask.claims.registry import CLAIMS
-from ask.claims.verdicts import VERDICTS, at_least, near, positive, wins
+from ask.claims.verdicts import Verdict, at_least, near, positive, wins
 from ask.config import load_artifacts, read_run
 from ask.experiments import Plan, claims_job, entries, plan_run
 from ask.paper import Paper
@@ -191,8 +193,11 @@ def test_differences_are_paired_by_trial() -> None:
     ],
 )
 def test_verdicts(finding: object, verdict: str) -> None:
-    assert verdict in VERDICTS
     assert finding.verdict == verdict  # type: ignore[attr-defined]
+
+
+def test_verdicts_are_those_that_the_report_knows() -> None:
+    assert get_args(Verdict) == VERDICTS
 
 
 def test_wins_name_the_smallest_difference_and_count_the_certain() -> None:

@@ -76,6 +76,8 @@ def draw(record: Json, drawn: dict[str, NDArray[Any]]) -> Figure:
         "ε-ball": Line2D([], [], color=INK, linewidth=0.9, linestyle=":"),
     }
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
+    for _ in range(2):  # squares leave the layout unsettled after one pass
+        figure.draw_without_rendering()
     return figure
 
 

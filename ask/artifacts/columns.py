@@ -1,4 +1,4 @@
-"""Columns of tidy tables."""
+"""Columns of tidy tables, and the words of the claims ledger."""
 
 SETTING_COLUMNS = (
     "dataset",
@@ -17,3 +17,6 @@ SETTING_COLUMNS = (
     "metric",
 )
 """What describes a measured value."""
+
+VERDICTS = ("reproduced", "direction only", "not reproduced", "inconsistent in the paper", "not evaluated")
+"""What a run can say about a claim of the paper."""

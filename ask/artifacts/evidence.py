@@ -1,6 +1,7 @@
 """What lies behind the numbers of an artifact: its cells, their settings, and whether they can be trusted."""
 
 import csv
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ SETTINGS = {
 """Columns of a tidy CSV that describe a setting, by the words for it."""
 
 Row = Mapping[str, str]
+NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,20 @@ class Cell:
     """One cell of an artifact, as text for the page."""
 
     name: str
+    anchor: str
+    """Where the page describes it."""
     trials: int
     parameters: str
     attack_seconds: float
     total_seconds: float
-    max_linf: str
-    zero_gradients: str
-    device: str
+    facts: list[tuple[str, str]]
+    """What was run, with what and where, in words; only what the cell knows."""
+    files: list[tuple[str, str]]
+    """Its record, predictions, log and benchmark, as far as they are on disk: name and link from the page."""
     command: str
+    """Measures it again without the workflow."""
+    workflow: str
+    """Measures it again within the workflow."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -81,21 +89,68 @@ def load_cells(references: Iterable[str], run: Run) -> dict[str, dict[str, Any]]
     return {name: load_cell(cell_named(name), run) for name in names}
 
 
-def describe(name: str, cell: Json) -> Cell:
+def describe(name: str, cell: Json, run: Run, configfile: str = "") -> Cell:
     """A cell in the page's words."""
     validity = cell.get("validity") or {}
     seconds = cell.get("seconds") or {}
+    trials = max((len(r["trials"]) for r in _statistics(cell)), default=0)
+    parameters = _parameters(cell.get("setting", cell))
+    job = cell.get("job") or {}
+    path = run.cell(**dict(zip(("dataset", "model", "name"), name.split("/"), strict=True)))
+    facts = {
+        "attack": _attack(job.get("attack") or {}),
+        "parameters": parameters if parameters != NOTHING else "",
+        "references a class": job.get("references_per_class"),
+        "test images": job.get("test_images"),
+        "trials": trials,
+        "seed": job.get("seed"),
+        "largest change": None if validity.get("max_linf") is None else f"{255 * validity['max_linf']:.4g}/255",
+        "images without gradient": _share(validity.get("zero_gradient_share")),
+        "device": cell.get("device"),
+        "hardware": cell.get("hardware"),
+        "versions": ", ".join(f"{name} {version}" for name, version in (cell.get("versions") or {}).items()),
+        "code": cell.get("code"),
+    }
+    again = f"snakemake --cores all --force {path}" + (f" --configfile {configfile}" if configfile else "")
     return Cell(
         name=name,
-        trials=max((len(r["trials"]) for r in _statistics(cell)), default=0),
-        parameters=_parameters(cell.get("setting", cell)),
+        anchor="cell-" + re.sub(r"[^A-Za-z0-9.-]", "-", name),
+        trials=trials,
+        parameters=parameters,
         attack_seconds=seconds.get("attack") or 0.0,
         total_seconds=seconds.get("total") or 0.0,
-        max_linf="–" if validity.get("max_linf") is None else f"{validity['max_linf']:.4g}",
-        zero_gradients="–" if validity.get("zero_gradient_share") is None else f"{validity['zero_gradient_share']:.2%}",
-        device=cell.get("device", ""),
+        facts=[(words, str(fact)) for words, fact in facts.items() if fact not in (None, "")],
+        files=_files(path, run),
         command=cell.get("command", ""),
+        workflow=again,
     )
+
+
+def _files(path: Path, run: Run) -> list[tuple[str, str]]:
+    relative = path.relative_to(run.root)
+    places = {
+        "record": path,
+        "predictions": path.with_suffix(".npz"),
+        "log": run.root / "logs" / relative.with_suffix(".log"),
+        "benchmark": run.root / "benchmarks" / relative.with_suffix(".tsv"),
+    }
+    return [(name, f"../{file.relative_to(run.root)}") for name, file in places.items() if file.is_file()]
+
+
+def _attack(attack: Json) -> str:
+    """An attack's settings in a few words; nothing for clean images."""
+    if not attack or attack.get("name") == "none":
+        return ""
+    layers = "+".join(attack.get("layers") or ())
+    words = [attack["name"], attack.get("variant"), attack.get("similarity") if layers else "", layers]
+    if layers:
+        words.append(f"K {attack.get('k_in')} in and {attack.get('k_out')} out of class")
+    words.append(f"ε {attack['eps']:g}/255, {attack['steps']} steps of {attack['step_size']:g}/255")
+    return ", ".join(filter(None, words))
+
+
+def _share(share: float | None) -> str | None:
+    return None if share is None else f"{share:.2%}"
 
 
 def _statistics(cell: Json) -> Iterable[Json]:
@@ -142,4 +197,4 @@ def _parameters(setting: Json) -> str:
             found.append(f"{words} " + ", ".join(f"{layer} {v:g}" for layer, v in value.items()))
         elif isinstance(value, int | float):
             found.append(f"{words} {value:g}")
-    return "; ".join(found) or "–"
+    return "; ".join(found) or NOTHING

@@ -42,13 +42,14 @@ def in_words(rows: Sequence[Mapping[str, str]]) -> str:
     """What a line plot shows, for those who cannot see it: each line's ends, and its extremes in between."""
     sentences = []
     lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    unit = "%" if all(row["metric"].partition("_gain")[0].endswith("accuracy") for row in rows) else ""
     for row in rows:
         lines.setdefault((row["panel"], row["line"]), []).append((float(row["x"]), float(row["mean"])))
     for (panel, line), points in lines.items():
         points.sort()
         (x0, y0), (x1, y1) = points[0], points[-1]
         place = f"{panel}, {line}" if panel else line
-        sentences.append(f"{place}: from {y0:.1f}% at {x0:g} to {y1:.1f}% at {x1:g}.")
+        sentences.append(f"{place}: from {y0:.1f}{unit} at {x0:g} to {y1:.1f}{unit} at {x1:g}.")
     return " ".join(["Line plot.", *sentences])
 
 
@@ -62,6 +63,12 @@ def pictures_in_words(rows: Sequence[Mapping[str, str]]) -> str:
         classes = ", ".join(neighbour["neighbour_class"] for neighbour in found)
         sentences.append(f"{line}, {column}: classified as {found[0]['predicted']}; neighbours of class {classes}.")
     return " ".join(sentences)
+
+
+def accuracies_in_words(rows: Sequence[Mapping[str, str]]) -> str:
+    """What stands below decision boundaries: the accuracies of each model's classifiers."""
+    found = [f"{row['model']}, {row['classifier']}, {row['images']}: {float(row['mean']):.0f}%." for row in rows]
+    return " ".join(["Decision boundaries of a network and a kNN in the plane.", *found])
 
 
 def value_table(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

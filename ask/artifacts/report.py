@@ -1,32 +1,47 @@
-"""The report of a run: one page that holds every artifact, the paper's values beside the measured, and the evidence.
+"""The report of a run: an index with the claims ledger, and a page for every artifact with the evidence behind it.
 
-The page needs nothing but itself: styles and drawings are inline, no script, no network. It reads what the table and
-figure steps wrote, so that it can never show anything else than the files beside it.
+The site needs nothing but its folder: no network, and its script only sorts and filters what is there without it. It
+reads what the other steps wrote, so that it can never show anything else than the files beside it.
 """
 
 import re
 import statistics
 from collections.abc import Iterable, Mapping
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ask.artifacts.evidence import Cell, common_settings, describe, load_cells, read_rows, warn
-from ask.artifacts.inline import in_words, inline_svg, pictures_in_words, svg_references, value_table
+from ask.artifacts.columns import VERDICTS
+from ask.artifacts.evidence import common_settings, describe, load_cells, read_rows, warn
+from ask.artifacts.inline import (
+    accuracies_in_words,
+    in_words,
+    inline_svg,
+    pictures_in_words,
+    svg_references,
+    value_table,
+)
+from ask.artifacts.summary import duration, in_text, stages, summarise
 from ask.artifacts.values import Json, MissingValueError, write_text
 from ask.paths import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
+ASSETS = ("style.css", "script.js")
 
-DOWNLOADS = {"table": ("csv", "md", "tex", "html"), "figure": ("csv", "svg", "png", "pdf")}
-DOWNLOADS["pictures"] = DOWNLOADS["figure"]
+DOWNLOADS = {"table": ("csv", "json", "md", "tex", "html")}
+DRAWN = ("csv", "json", "svg", "png", "pdf")
+
+NUMBER = re.compile(
+    r'(<td class="value[^"]*" data-cell="([^"]*)">)(<span class="measured">.*?</span>)(?= <span class="paper">|</td>)'
+)
+"""A number of a rendered table: what opens it, its reference, itself."""
 
 
 def render_report(job: Json, run: Run) -> list[Path]:
-    """Write the report page.
+    """Write the index, a page for each artifact, and what they share; pages of artifacts that are gone go.
 
     Raises:
         MissingValueError: a table, a figure or a cell behind it is not on disk.
@@ -41,59 +56,80 @@ def render_report(job: Json, run: Run) -> list[Path]:
     )
     environment.filters["duration"] = duration
     configuration = dict(job.get("configuration") or {})
-    stand_ins = in_text(configuration.pop("stand_ins", None))
     cells: dict[str, dict[str, Any]] = {}
     categories: dict[str, list[dict[str, Any]]] = {}
     for artifact in job["artifacts"]:
-        shown = show(artifact, run, cells)
+        shown = show(artifact, run, cells, job.get("configfile", ""))
         categories.setdefault(artifact["category"], []).append(shown)
     artifacts = [shown for group in categories.values() for shown in group]
-    page = environment.get_template("report.html.j2").render(
-        run=job["run"],
-        title=job["title"],
+    common = {
+        "run": job["run"],
+        "title": job["title"],
+        "stand_ins": in_text(configuration.pop("stand_ins", None)),
+        "names": {shown["id"]: shown["paper"] or shown["title"] for shown in artifacts},
+    }
+    index = environment.get_template("index.html.j2").render(
+        **common,
         note=job.get("note"),
-        stand_ins=stand_ins,
+        claims=read_claims(run),
+        verdicts=VERDICTS,
         summary=summarise(configuration, cells.values()),
-        glance=None if stand_ins else compare(shown for shown in artifacts if shown["paper"]),
+        stages=stages(run),
+        glance=None if common["stand_ins"] else compare(shown for shown in artifacts if shown["paper"]),
         numbers=sum(len(shown["rows"]) for shown in artifacts if shown["kind"] != "pictures"),
         categories=categories,
         warnings=gather_warnings(artifacts),
     )
-    return [write_text(run.report, page)]
+    folder = run.report.parent
+    pages = {run.report: index}
+    template = environment.get_template("artifact.html.j2")
+    for position, shown in enumerate(artifacts):
+        neighbours = {
+            "before": artifacts[position - 1] if position else None,
+            "after": artifacts[position + 1] if position + 1 < len(artifacts) else None,
+        }
+        pages[folder / f"{shown['id']}.html"] = template.render(**common, artifact=shown, **neighbours)
+    for old in set(folder.glob("*.html")) - set(pages):
+        old.unlink()
+    assets = {folder / name: (TEMPLATES / name).read_text(encoding="utf-8") for name in ASSETS}
+    return [write_text(path, text) for path, text in (pages | assets).items()]
 
 
-def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile: str = "") -> dict[str, Any]:
     """What the template needs of one artifact; the cells behind it are added to ``cells``."""
-    table = artifact["kind"] == "table"
+    kind = artifact["kind"]
+    table = kind == "table"
     path = (run.table if table else run.figure)(artifact["id"])
     drawn = path.with_suffix(".html" if table else ".svg")
     for needed in (path, drawn):
         if not needed.is_file():
             raise MissingValueError(
-                f"{artifact['kind']} {artifact['id']} has not been rendered: {needed} is missing; "
+                f"{kind} {artifact['id']} has not been rendered: {needed} is missing; "
                 f"make it: snakemake --cores all {needed}"
             )
     rows, text = read_rows(path), drawn.read_text(encoding="utf-8")
     references = table_references(text) if table else svg_references(text)
     behind = load_cells(references, run)
     cells.update(behind)
-    evidence: list[Cell] = [describe(name, cell) for name, cell in behind.items()]
-    drawing = artifact["kind"] == "figure"
-    words = "" if table else in_words(rows) if drawing else pictures_in_words(rows)
-    body = text if table else inline_svg(text, prefix=artifact["id"], words=words)
+    evidence = [describe(name, cell, run, configfile) for name, cell in behind.items()]
+    if table:
+        body = linked(text, {cell.name: cell.anchor for cell in evidence})
+    else:
+        words = {"figure": in_words, "pictures": pictures_in_words, "boundaries": accuracies_in_words}[kind](rows)
+        body = inline_svg(text, prefix=artifact["id"], words=words)
     return {
-        **{key: artifact.get(key) for key in ("id", "kind", "title", "caption", "paper")},
+        **{key: artifact.get(key) for key in ("id", "kind", "title", "caption", "paper", "category")},
         "notes": artifact.get("notes") or [],
         "body": Markup(body),
         "rows": rows,
-        "drawn": value_table(rows) if drawing else [],
+        "drawn": value_table(rows) if kind == "figure" else [],
         "settings": common_settings(rows),
         "has_paper": any(row.get("paper_mean") for row in rows),
         "cells": evidence,
         "warnings": warn(references, behind),
         "downloads": [
             (suffix, f"../{path.parent.name}/{path.stem}.{suffix}")
-            for suffix in DOWNLOADS[artifact["kind"]]
+            for suffix in DOWNLOADS.get(kind, DRAWN)
             if path.with_suffix(f".{suffix}").is_file()
         ],
     }
@@ -104,8 +140,26 @@ def table_references(text: str) -> list[str]:
     return list(dict.fromkeys(unescape(name) for name in re.findall(r'data-cell="([^"]*)"', text)))
 
 
+def linked(text: str, anchors: Mapping[str, str]) -> str:
+    """A rendered table, each number a link to the cell that measured it."""
+
+    def link(found: re.Match[str]) -> str:
+        cell = unescape(found[2]).partition("#")[0]
+        return f'{found[1]}<a href="#{anchors[cell]}" title="measured by {escape(cell)}">{found[3]}</a>'
+
+    return NUMBER.sub(link, text)
+
+
+def read_claims(run: Run) -> list[dict[str, Any]]:
+    """Rows of the claims ledger with their lists apart; none where the run has no ledger."""
+    if not run.claims.is_file():
+        return []
+    lists = ("artifacts", "cells")
+    return [row | {name: row[name].split() for name in lists} for row in read_rows(run.claims)]
+
+
 def gather_warnings(artifacts: Iterable[Json]) -> dict[str, list[Json]]:
-    """Every warning of the page, with the artifacts that it touches."""
+    """Every warning of the pages, with the artifacts that it touches."""
     gathered: dict[str, list[Json]] = {}
     for shown in artifacts:
         for warning in shown["warnings"]:
@@ -130,46 +184,3 @@ def compare(artifacts: Iterable[Json]) -> dict[str, float] | None:
         "within": sum(gap < 3 for gap in gaps),
         "largest": max(gaps),
     }
-
-
-def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[tuple[str, str]]:
-    """Facts of the run: its configuration as given, and where, with what and for how long the cells ran."""
-    facts = [(key.replace("_", " "), in_text(value)) for key, value in configuration.items()]
-    seen = list(cells)
-    hardware = dict.fromkeys(cell["hardware"] for cell in seen if cell.get("hardware"))
-    versions: dict[str, dict[str, None]] = {}
-    for cell in seen:
-        for name, version in cell.get("versions", {}).items():
-            versions.setdefault(name, {})[version] = None
-    seconds = sum((cell.get("seconds") or {}).get("total") or 0.0 for cell in seen)
-    facts += [
-        ("hardware", "; ".join(hardware)),
-        ("versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())),
-        ("compute", f"{duration(seconds)} ({seconds:,.0f} s) in {len(seen)} cell{'s' * (len(seen) != 1)}"),
-    ]
-    return [(key, value) for key, value in facts if value]
-
-
-def in_text(value: object) -> str:
-    """A configuration value in a few words: ``{"label": ..., "note": ...}`` reads "label (note)"."""
-    if value is None or value == "":
-        return ""
-    if isinstance(value, Mapping):
-        rest = dict(value)
-        if "label" in rest:
-            label, others = in_text(rest.pop("label")), [text for text in map(in_text, rest.values()) if text]
-            return f"{label} ({'; '.join(others)})" if others else label
-        return ", ".join(f"{key}: {in_text(item)}" for key, item in rest.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(in_text, value))
-    return str(value)
-
-
-def duration(seconds: float) -> str:
-    """``42 s``, ``3 min 20 s``, ``5 h 12 min``."""
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

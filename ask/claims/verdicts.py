@@ -6,13 +6,12 @@ Verdicts compare means with the paper's number; the interval decides whether at 
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ask.artifacts.values import PLUS_MINUS, format_parts
 from ask.claims.evidence import Measure, lowest, worded
 
 Verdict = Literal["reproduced", "direction only", "not reproduced", "inconsistent in the paper", "not evaluated"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
