@@ -79,6 +79,8 @@ class EvaluationConfig(Spec):
     training_seeds: int = Field(default=1, ge=1)
     """Models trained from different seeds, over which a value is averaged; with 1, as in the paper, the model is fixed
     and intervals are over trials."""
+    max_training_seeds: int | None = Field(default=None, ge=1)
+    """Upper bound on them, whatever an artifact asks for; null for none."""
     dknn: DkNNAttackSpec = DkNNAttackSpec()
     """Options of DkNN-Atk."""
     advknn: AdvKnnSpec = AdvKnnSpec()

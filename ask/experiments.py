@@ -259,8 +259,8 @@ class _Planner:
             return self._cost(subject, asked["metric"])
         classifier = None
         if not asked["metric"].startswith("dnn_"):
-            similarity, layers, k = asked["similarity"], asked["dknn_layers"], asked["classifier_k"]
-            classifier = ClassifierSpec(similarity=similarity, layers=layers, k=k)
+            similarity, layers = asked["classifier_similarity"], asked["dknn_layers"]
+            classifier = ClassifierSpec(similarity=similarity, layers=layers, k=asked["classifier_k"])
         cell = self.make.cell(subject, asked, classifier)
         attack, aimed = cell.attack, bool(cell.attack.layers)
         mean, ci95 = self._paper_value(artifact, asked)
@@ -273,6 +273,7 @@ class _Planner:
                 "variant": attack.variant,
                 "similarity": asked["similarity"] if aimed or classifier else "",
                 "attack_layers": "+".join(attack.layers),
+                "classifier_similarity": classifier.similarity if classifier else "",
                 "dknn_layers": "+".join(classifier.layers) if classifier else "",
                 "k_in": attack.k_in if aimed else "",
                 "k_out": attack.k_out if attack.name == "ask" else "",

@@ -31,6 +31,7 @@ class Resolver:
             "attack": attack,
             "variant": variants[0],
             "similarity": default.similarity,
+            "classifier_similarity": None,
             "attack_layers": layers,
             "dknn_layers": layers,
             "k_in": k,
@@ -56,6 +57,9 @@ class Resolver:
         for name in needed:
             if needed[name] and not full[name]:
                 raise ConfigError("no layers given; set `layers` (or `attack_layers` and `dknn_layers`)")
+        full["classifier_similarity"] = full["classifier_similarity"] or full["similarity"]
+        if default.max_training_seeds:
+            full["training_seeds"] = min(full["training_seeds"], default.max_training_seeds)
         if isinstance(full["step_size"], str):
             full["step_size"] = full["eps"] / int(full["step_size"].removeprefix("eps/"))
         return full

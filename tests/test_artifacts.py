@@ -203,8 +203,8 @@ def test_table_csv_is_tidy(run: Run) -> None:
     assert [path.suffix for path in written] == [".csv", ".json", ".md", ".tex", ".html"]
     assert all(path.is_file() for path in written)
     assert written[0].read_text().splitlines()[0] == (
-        "artifact,dataset,model,attack,variant,similarity,attack_layers,dknn_layers,k_in,k_out,classifier_k,eps,steps,"
-        "metric,mean,ci95,trials,paper_mean,paper_ci95"
+        "artifact,dataset,model,attack,variant,similarity,attack_layers,classifier_similarity,"
+        "dknn_layers,k_in,k_out,classifier_k,eps,steps,about,metric,mean,ci95,trials,paper_mean,paper_ci95"
     )
     rows = read_csv(written[0])
     assert len(rows) == 18

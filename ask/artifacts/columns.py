@@ -7,6 +7,7 @@ SETTING_COLUMNS = (
     "variant",
     "similarity",
     "attack_layers",
+    "classifier_similarity",
     "dknn_layers",
     "k_in",
     "k_out",

@@ -23,6 +23,7 @@ SETTINGS = {
     "variant": "variant",
     "similarity": "similarity",
     "attack_layers": "attacked layers",
+    "classifier_similarity": "DkNN's similarity",
     "dknn_layers": "DkNN layers",
     "k_in": "K in class",
     "k_out": "K out of class",

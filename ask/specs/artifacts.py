@@ -40,6 +40,8 @@ class Settings(Spec):
     """Variant of ASK-Atk or DkNN-Atk; null: its default, non-targeted or by Adam."""
     similarity: Similarity | None = None
     """Similarity of attack and classifier."""
+    classifier_similarity: Similarity | None = None
+    """Similarity of the classifier, if not that of the attack."""
     layers: tuple[Layer, ...] | None = None
     """Layers of attack and classifier."""
     attack_layers: tuple[Layer, ...] | None = None
