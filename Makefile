@@ -70,7 +70,7 @@ clean: ## Remove caches and the demo's results; keeps .venv, data and all other 
 	@echo "Installing the project and $(FAISS) in .venv (torch is large: minutes on a slow line) …"
 	@for old in faiss-cpu faiss-gpu; do if [ -e ".venv/.stamp-$$old" ] && [ $$old != $(FAISS) ]; then \
 		.venv/bin/python -m pip uninstall --quiet --yes $$old && rm ".venv/.stamp-$$old" || exit 1; fi; done
-	@$(PIP) -e '.[$(FAISS),slurm]'
+	@$(PIP) -e '.[$(FAISS),autoattack,slurm]'
 	@touch $@
 
 # torchattacks goes without its dependencies: it wants requests 2.25 of 2020, against our pin, and never imports it.

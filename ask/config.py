@@ -12,7 +12,7 @@ from .errors import AskError
 from .specs.artifacts import CATEGORIES, ArtifactConfig
 from .specs.base import Pixels, Spec
 from .specs.data import DataSpec
-from .specs.evaluation import AdvKnnSpec, CalibrationSpec, DkNNAttackSpec, Similarity
+from .specs.evaluation import AdvKnnSpec, AutoAttackSpec, CalibrationSpec, DkNNAttackSpec, Similarity
 from .specs.training import ModelSpec, NetworkSpec, TrainingSpec
 
 T = TypeVar("T", bound=Spec)
@@ -85,6 +85,8 @@ class EvaluationConfig(Spec):
     """Options of DkNN-Atk."""
     advknn: AdvKnnSpec = AdvKnnSpec()
     """Options of AdvKnn."""
+    auto: AutoAttackSpec = AutoAttackSpec()
+    """Options of AutoAttack and Square."""
 
 
 class TimingConfig(Spec):

@@ -287,6 +287,11 @@ class JobMaker:
         if name == "none":
             return AttackSpec(**common, layers=(), eps=0, step_size=0, steps=0)
         default = self.config.evaluation
+        if name in ("autoattack", "square"):
+            eps = round(asked["eps"] * scale.eps_scale, 6)
+            layers = asked["attack_layers"] if name == "square" else ()
+            k = asked["k_in"]
+            return AttackSpec(**common, layers=layers, k_in=k, eps=eps, step_size=0, steps=0, auto=default.auto)
         return AttackSpec(
             **common,
             layers=() if name == "pgd" else asked["attack_layers"],
@@ -304,6 +309,8 @@ class JobMaker:
         suffix = f"-n{references}" if references and references != subject.dataset.references_per_class else ""
         if attack.name == "none":
             return f"clean-{_SHORT[attack.similarity]}{suffix}"
+        if attack.auto:
+            return _attack_id(attack, f"K{attack.k_in}") + suffix
         k = f"K{attack.k_in}" + (f"x{attack.k_out}" if attack.k_out != attack.k_in else "")
         tau = f"-t{asked['tau']:g}" if asked["tau"] is not None else ""
         return f"{_attack_id(attack, k)}-s{attack.steps}{self._step_id(attack, subject.scale)}{tau}{suffix}"

@@ -51,7 +51,7 @@ class Resolver:
         # PGD attacks the network's output, whose accuracy needs no layers either.
         costs = full["metric"] in get_args(CostMetric)
         needed = {
-            "attack_layers": attack not in ("pgd", "none") and not costs,
+            "attack_layers": attack not in ("pgd", "autoattack", "none") and not costs,
             "dknn_layers": not costs and not full["metric"].startswith("dnn_"),
         }
         for name in needed:
@@ -97,7 +97,9 @@ class Resolver:
     def check(self, asked: dict[str, Any], dataset: str, settings: DatasetConfig, features: FeatureSpec) -> None:
         """Raises ConfigError for layers, attacks and K that the model or its references do not have."""
         layers = {*(asked["attack_layers"] or ()), *(asked["dknn_layers"] or ())}
-        if features.network is None and (asked["attack"] == "pgd" or asked["metric"].startswith("dnn_")):
+        if features.network is None and (
+            asked["attack"] in ("pgd", "autoattack") or asked["metric"].startswith("dnn_")
+        ):
             raise ConfigError("model 'raw' has no network to attack or to classify by; take another model")
         if features.network is None and layers != {"input"}:
             raise ConfigError(f"model 'raw' has the layer 'input' only, got {sorted(layers)}; remove `layers`")

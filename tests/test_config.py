@@ -44,7 +44,7 @@ def altered(raw, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("evaluation.epsilon", 8, r"evaluation\.epsilon: unknown option; allowed here: advknn, dknn, eps, k"),
+        ("evaluation.epsilon", 8, r"evaluation\.epsilon: unknown option; allowed here: advknn, auto, dknn, eps, k"),
         ("evaluation.eps", 300, r"evaluation\.eps: input should be less than or equal to 255 \(got 300\)"),
         (
             "datasets.cifar10.network.name",

@@ -55,8 +55,12 @@ def pins() -> dict[str, Version]:
 def conda_packages() -> dict[str, SpecifierSet]:
     """PyPI name -> versions that environment.yml allows."""
     packages: dict[str, SpecifierSet] = {}
-    for entry in yaml.safe_load(read("environment.yml"))["dependencies"]:
+    *entries, last = yaml.safe_load(read("environment.yml"))["dependencies"]
+    by_pip = [str(Requirement(text).name) + f" {Requirement(text).specifier}" for text in last["pip"]]
+    for entry in [*entries, *by_pip]:
         name, _, versions = entry.partition(" ")
+        if name == "pip":
+            continue
         packages[canonicalize_name(PYPI_NAME.get(name, name))] = SpecifierSet(versions)
     return packages
 
@@ -95,6 +99,7 @@ def test_pins_name_no_build_of_one_machine() -> None:
 def test_conda_environment_holds_every_runtime_dependency() -> None:
     wanted = by_name(project()["dependencies"] + project()["optional-dependencies"]["slurm"])
     wanted |= by_name(project()["optional-dependencies"]["faiss-gpu"])
+    wanted |= by_name(project()["optional-dependencies"]["autoattack"])
     extra = set(conda_packages()) - set(wanted) - {"python"}
     missing = set(wanted) - set(conda_packages())
     assert not missing, f"environment.yml lacks {sorted(missing)}"

@@ -18,6 +18,8 @@ HOMES = {
     "dknn": "ask.attacks.dknn_atk",
     "advknn": "ask.attacks.advknn",
     "pgd": "ask.attacks.pgd",
+    "autoattack": "ask.attacks.auto",
+    "square": "ask.attacks.auto",
 }
 """Module of each attack by its name in a configuration; a cell imports, and its fingerprint counts, only its own."""
 _HOMES = {

@@ -35,7 +35,8 @@ class Settings(Spec):
     model: str | None = None
     """Training method, a key of `models`."""
     attack: AttackName | None = None
-    """`ask`, `dknn` (DkNN-Atk), `advknn`, `pgd` (on the network), or `none` for clean images only."""
+    """`ask`, `dknn` (DkNN-Atk), `advknn`, `pgd` and `autoattack` (on the network), `square` (on votes), or
+    `none` for clean images only."""
     variant: Variant | None = None
     """Variant of ASK-Atk or DkNN-Atk; null: its default, non-targeted or by Adam."""
     similarity: Similarity | None = None

@@ -8,7 +8,7 @@ from .base import Pixels, Spec
 from .training import ASKSpec, ModelSpec, NetworkSpec, TrainingSpec
 
 Similarity = Literal["cosine", "l2"]
-AttackName = Literal["none", "ask", "dknn", "advknn", "pgd"]
+AttackName = Literal["none", "ask", "dknn", "advknn", "pgd", "autoattack", "square"]
 Variant = Literal["", "non-targeted", "targeted", "random-sampling", "adam", "sign", "successor"]
 VARIANTS: dict[AttackName, tuple[Variant, ...]] = {
     "none": ("",),
@@ -16,6 +16,8 @@ VARIANTS: dict[AttackName, tuple[Variant, ...]] = {
     "dknn": ("adam", "sign", "successor"),
     "advknn": ("",),
     "pgd": ("",),
+    "autoattack": ("",),
+    "square": ("",),
 }
 """Variants of each attack, its default first."""
 Layer = Literal["input", "conv1", "conv2", "conv3", "conv4", "conv5"]
@@ -79,11 +81,30 @@ class AdvKnnSpec(Spec):
     """Fitting of the deep kNN blocks."""
 
 
+class AutoAttackSpec(Spec):
+    """Options of AutoAttack and of Square; the default is the standard ensemble."""
+
+    parts: tuple[Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"], ...] = (
+        "apgd-ce",
+        "apgd-t",
+        "fab-t",
+        "square",
+    )
+    """Attacks of AutoAttack, in turn on the images that withstood those before."""
+    iterations: int = Field(default=100, ge=1)
+    """Of each part that follows gradients."""
+    queries: int = Field(default=5000, ge=1)
+    """Of Square."""
+    batch_size: int = Field(default=500, ge=1)
+    """Images attacked at a time."""
+
+
 class AttackSpec(Spec):
     """One attack, in the paper's units."""
 
     name: AttackName
-    """`ask`: ASK-Atk; `dknn`: DkNN-Atk; `advknn`: AdvKnn; `pgd`: PGD on the network; `none`: clean images only."""
+    """`ask`: ASK-Atk; `dknn`: DkNN-Atk; `advknn`: AdvKnn; `pgd`: PGD on the network;
+    `autoattack`: AutoAttack on the network; `square`: Square on the DkNN's votes; `none`: clean images only."""
     variant: Variant = "non-targeted"
     """ASK-Atk: non-targeted, targeted at the nearest wrong class, or with out-of-class references drawn at random.
     DkNN-Atk: by Adam, by sign-PGD, or the successor (ReLU loss, RMSprop)."""
@@ -105,6 +126,8 @@ class AttackSpec(Spec):
     """Options of DkNN-Atk."""
     advknn: AdvKnnSpec | None = None
     """Options of AdvKnn."""
+    auto: AutoAttackSpec | None = None
+    """Options of AutoAttack and Square."""
 
 
 class ClassifierSpec(Spec):

@@ -1,0 +1,124 @@
+"""AutoAttack on a network's output (Croce and Hein, 2020), and its black-box part, Square, on a DkNN's votes.
+
+Both are the authors' own code, package ``pyautoattack`` (extra ``autoattack``). Square needs no gradient, so it tells
+whether a DkNN that withstands gradient attacks does so by masking them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..dknn import votes
+from ..errors import AskError
+from ..specs.evaluation import AutoAttackSpec
+from .linf import frozen
+from .subject import Subject
+
+if TYPE_CHECKING:
+    from ..specs.evaluation import AttackSpec
+
+
+class MissingPackageError(AskError):
+    """The optional package is not installed."""
+
+
+class AutoAttack:
+    """AutoAttack on a network, or Square on the votes of a DkNN.
+
+    >>> attack = AutoAttack(network, eps=8 / 255, config=AutoAttackSpec(), seed=0)
+    >>> adversarial = attack(images, labels)
+
+    Args:
+        scores: maps images (batch, channels, height, width) in [0, 1] to class scores (batch, classes).
+        eps: l-infinity radius in [0, 1].
+        config: parts, iterations and queries; the default is the standard ensemble.
+        seed: of all that the parts draw.
+
+    Raises:
+        MissingPackageError: ``pyautoattack`` is not installed.
+    """
+
+    k = k_class = 0
+
+    def __init__(self, scores: Callable[[Tensor], Tensor], *, eps: float, config: AutoAttackSpec, seed: int) -> None:
+        try:
+            from pyautoattack.autoattack import AutoAttack as Ensemble
+        except ImportError as error:
+            raise MissingPackageError(
+                "AutoAttack and Square need the package pyautoattack: pip install 'ask-knn[autoattack]'"
+            ) from error
+        self.scores, self.eps, self.config, self.seed = scores, eps, config, seed % 2**31
+        self._make = Ensemble
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial images (batch, channels, height, width) in [0, 1] where one was found, else the clean ones."""
+        config = self.config
+        ensemble = self._make(
+            self.scores,
+            attacks=list(config.parts),
+            eps=self.eps,
+            seed=self.seed,
+            version="custom",
+            device=images.device,
+        )
+        ensemble.apgd.n_restarts, ensemble.fab.n_restarts = 1, 1
+        for part in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
+            part.n_iter = config.iterations
+        ensemble.square.n_queries = config.queries
+        # The package seeds torch's own generator.
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            found: Tensor = ensemble.run_standard_evaluation(images, labels, batch_size=config.batch_size)[0]
+        return torch.clamp(found, images - self.eps, images + self.eps).clamp_(0, 1)
+
+
+def build(
+    spec: "AttackSpec",
+    subject: Subject,
+    setting: Mapping[str, Any],  # noqa: ARG001  # every attack gets it
+    *,
+    generator: torch.Generator,
+    on_gradient: Callable[[Tensor], None] | None = None,  # noqa: ARG001
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The attack of a cell: ``autoattack`` on the network, ``square`` on the DkNN of the attacked layers."""
+    config = spec.auto or AutoAttackSpec()
+    seed = generator.initial_seed()
+    eps = spec.eps / 255
+    if spec.name == "square":
+        config = config.model_copy(update={"parts": ("square",)})
+        return AutoAttack(dknn_scores(subject, spec.k_in), eps=eps, config=config, seed=seed)
+    network = subject.network
+    if network is None:
+        raise ValueError("AutoAttack attacks a network's own output, and raw pixels have no network")
+    return _Frozen(AutoAttack(network, eps=eps, config=config, seed=seed), network)
+
+
+class _Frozen:
+    """An attack whose network is in evaluation mode, without parameter gradients, as long as it runs."""
+
+    k = k_class = 0
+
+    def __init__(self, attack: AutoAttack, network: torch.nn.Module) -> None:
+        self.attack, self.network = attack, network
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        with frozen(self.network):
+            return self.attack(images, labels)
+
+
+def dknn_scores(subject: Subject, k: int) -> Callable[[Tensor], Tensor]:
+    """Mean vote fractions of a DkNN on the attacked layers (eq. 1), as scores (batch, classes)."""
+    layers = tuple(subject.references)
+
+    def scores(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = subject.features(images, layers)
+            found = []
+            for layer, search in subject.references.items():
+                rows = search.rows(search.search(features[layer], k=k).indices)
+                # References are sorted by class.
+                found.append(votes(torch.bucketize(rows, search.counts.cumsum(0), right=True), search.n_classes))
+        return torch.stack(found).sum(0).float() / (k * len(found))
+
+    return scores
