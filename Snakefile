@@ -25,6 +25,7 @@ include: "rules/artifacts.smk"
 onstart:
     if workflow.local_exec:
         start_worker()
+    remember(STEPS_CODE)  # so that `python -m ask why` can name what changed since
 
 
 rule all:

@@ -5,6 +5,7 @@ holds all that is needed to make it again. No logic lives here: parse, call, wri
 """
 
 import argparse
+import functools
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from typing import Any
 
 from .attacks import HOMES
 from .paths import Run, prepared
+from .planning import PLANNING, register
 
 STEPS: dict[str, tuple[str, ...]] = {
     "download": ("ask.data.downloading",),
@@ -63,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         command = steps.add_parser(name, help=text, description=text)
         command.set_defaults(step=step)
         if name == "reference":
+            continue
+        if name in PLANNING:
+            register(command, name)
             continue
         if name == "check":
             command.add_argument("config", nargs="+", type=Path, help="configuration files, later ones winning")
@@ -293,6 +298,12 @@ def _check(options: argparse.Namespace) -> None:
     print(f"{config.run}: {len(plan.models)} models, {len(plan.calibrations)} calibrations, {len(plan.cells)} cells")
 
 
+def _planning(name: str, options: argparse.Namespace) -> None:
+    from .planning import commands
+
+    getattr(commands, name)(options)
+
+
 def _reference(options: argparse.Namespace) -> None:  # noqa: ARG001  # every command gets its options
     from .reference import write
 
@@ -301,6 +312,7 @@ def _reference(options: argparse.Namespace) -> None:  # noqa: ARG001  # every co
 
 _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], None], str]] = {
     "check": (_check, "Validate a configuration and count its jobs."),
+    **{name: (functools.partial(_planning, name), text) for name, text in PLANNING.items()},
     "reference": (_reference, "Write the configuration's JSON schema and reference page."),
     "download": (_download, "Fetch a data set's published files."),
     "prepare": (_prepare, "Make a data set's arrays and check them against known facts."),

@@ -38,7 +38,7 @@ def hardware(device: "torch.device") -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}"
+    return f"{processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}"
 
 
 def usage(device: "torch.device") -> dict[str, float]:
@@ -76,7 +76,8 @@ def commit() -> dict[str, str]:
     return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's model name, as far as the system tells."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -80,6 +80,11 @@ def _walk(tree: ast.AST) -> Iterable[ast.AST]:
 
 @cache
 def _syntax(path: Path) -> str:
+    return hashlib.sha256(ast.dump(without_documentation(path)).encode()).hexdigest()
+
+
+def without_documentation(path: Path) -> ast.Module:
+    """Syntax tree of a module without docstrings, of attributes too."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -87,7 +92,7 @@ def _syntax(path: Path) -> str:
             # Bare strings are documentation wherever they stand.
             kept = [n for n in body if not (isinstance(n, ast.Expr) and _is_text(n.value))]
             node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]  # every node with a body list
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return tree
 
 
 def _is_text(node: ast.AST) -> bool:

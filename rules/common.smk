@@ -12,6 +12,7 @@ from ask.config import ConfigError, export_mirror, load_artifacts, load_run
 from ask.experiments import claims_job, plan_run, report_job
 from ask.paper import Paper
 from ask.paths import Run, prepared, raw
+from ask.planning.why import remember
 from ask.provenance import fingerprint
 from ask.worker import start as start_worker
 
@@ -45,10 +46,15 @@ def document(job):
     return json.dumps(plain, separators=(",", ":"))
 
 
+STEPS_CODE = set()
+
+
 def code(step, job=None):
     """Fingerprint of the code that a step runs; it changes when behaviour may change, not with a comment."""
     plain = {} if job is None or isinstance(job, dict) else job.model_dump(mode="json")
-    return fingerprint(step_modules(step, plain))
+    modules = step_modules(step, plain)
+    STEPS_CODE.add(modules)
+    return fingerprint(modules)
 
 
 def weights(wildcards):

@@ -1,0 +1,180 @@
+"""Arithmetic against the real networks, predictions, and the terminal's commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from training_jobs import load_images
+from training_jobs import run as run_training
+
+from ask.config import load_artifacts, read_run
+from ask.experiments import Plan, plan_run
+from ask.models import BLOCKS, build
+from ask.paper import Paper
+from ask.paths import Run
+from ask.planning import commands, why
+from ask.planning.arithmetic import Arithmetic, Shape, network_macs, shape_of
+from ask.planning.predict import Speed, learn
+from ask.planning.tasks import required, tasks_of
+from ask.specs.data import DataSpec
+from ask.specs.training import NetworkSpec
+from ask.training.passes import count_passes
+
+ROOT = Path(__file__).parent.parent
+
+
+def planned(name: str) -> Plan:
+    files = [ROOT / "config/config.yaml", *([] if name == "paper" else [ROOT / f"config/{name}.yaml"])]
+    config = read_run(files)
+    paper = Paper.read(ROOT / "config/paper")
+    return plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts), paper)
+
+
+@pytest.mark.parametrize("width", [1.0, 0.25])
+@pytest.mark.parametrize(("name", "side"), [("vgg16", 32), ("resnet18", 32), ("resnet18", 128)])
+def test_multiply_adds_and_dimensions_are_those_of_the_networks(name: str, side: int, width: float) -> None:
+    spec = NetworkSpec(name=name, width=width)
+    upto, whole, dimensions = network_macs(spec, Shape(3, side, 10, 1, 1))
+    network = build(spec, in_channels=3, image_size=side, num_classes=10).eval()
+    images = torch.zeros(1, 3, side, side)
+    with torch.no_grad():
+        for place, layer in enumerate(BLOCKS):
+            with count_passes(network) as passes:
+                features = network.features(images, (layer,))[layer]
+            assert passes.macs == pytest.approx(upto[place], rel=1e-9)
+            assert features.shape[1] == dimensions[place]
+        with count_passes(network) as passes:
+            network(images)
+    assert passes.macs == pytest.approx(whole, rel=1e-9)
+
+
+def test_the_papers_network_costs_what_is_known_of_it() -> None:
+    upto, whole, dimensions = network_macs(NetworkSpec(name="vgg16"), shape_of(DataSpec(source="cifar10")))
+    assert whole / 1e9 == pytest.approx(0.3137, abs=0.0001)
+    assert upto[2] / 1e9 == pytest.approx(0.1905, abs=0.0001)
+    assert upto[3] / 1e9 == pytest.approx(0.2849, abs=0.0001)
+    assert dimensions == [16384, 8192, 4096, 2048, 512]
+
+
+@pytest.mark.parametrize("model", ["at", "at-snn", "ask-def", "trades", "ask-def-trades"])
+def test_trainings_cost_what_the_loop_counts_in_a_step(model: str, tmp_path: Path) -> None:
+    plan = planned("demo")
+    job = plan.models["digits-vgg", model]
+    predicted = Arithmetic(plan).train(job)
+    steps = (1442 - job.training.holdout) // job.training.batch_size * job.training.epochs
+    images, labels = load_images()
+    short = job.model_copy(update={"training": job.training.model_copy(update={"epochs": 1})})
+    run_training(short, (images[:200], labels[:200]), tmp_path)
+    counted = yaml.safe_load((tmp_path / "config.yaml").read_text())["passes_per_step"]["gmac"] * 1e9
+    assert predicted / steps / 2 == pytest.approx(counted, rel=0.06)
+
+
+def test_weights_and_indexes_take_the_bytes_they_take() -> None:
+    plan = planned("paper")
+    count = Arithmetic(plan)
+    network = build(NetworkSpec(name="vgg16"), in_channels=3, image_size=32, num_classes=10)
+    parameters = sum(p.numel() for p in network.parameters())
+    assert count.weights(plan.models["cifar10", "at"]) == pytest.approx(8 * parameters, rel=0.02)
+    assert count.index(plan.indexes["cifar10", "at", "conv4"])[1] == 4 * 50_000 * 2048
+
+
+def test_a_target_needs_all_that_it_rests_on(tmp_path: Path) -> None:
+    plan, run = planned("demo"), Run(tmp_path)
+    tasks = tasks_of(plan, run)
+    wanted = required(tasks, [run.table("table04")])
+    steps = sorted(tasks[path].step for path in wanted)
+    assert steps == ["attack"] * 3 + ["calibrate"] * 3 + ["index"] * 2 + ["table", "train"]
+    assert not any(tasks[path].done for path in wanted)
+    assert all(need in tasks for task in tasks.values() for need in task.needs)
+
+
+def test_speed_is_learned_from_finished_jobs() -> None:
+    speed = learn([(flop, 2 + flop / 50e9) for flop in (1e9, 5e10, 1e11, 1e12, 2e12)])
+    assert speed is not None
+    assert speed.rate == pytest.approx(50e9)
+    assert speed.overhead == pytest.approx(2)
+    assert learn([(1e9, 1.0)] * 4) is None, "too few"
+    flat = learn([(0.0, 1.0), (0.0, 3.0), (0.0, 1.0), (0.0, 1.0), (0.0, 1.0)])
+    assert flat == Speed(float("inf"), pytest.approx(1.0, abs=0.2), 5)
+
+
+def test_plan_and_status_of_a_run_that_has_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ask.cli import main
+
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--configfile", "config/demo.yaml", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    total = found["total"]
+    assert total["jobs"] == total["left"] > 400
+    assert total["seconds"] > 0
+    assert sum(row["jobs"] for row in found["artifacts"]) > total["jobs"], "artifacts share jobs"
+    assert main(["status", "--configfile", "config/demo.yaml"]) == 0
+    assert "0 of 24" in capsys.readouterr().out
+    assert main(["status", "table01", "--configfile", "config/demo.yaml"]) == 0
+    assert "0 of 24 numbers measured" in capsys.readouterr().out
+    assert main(["why", "table01", "--configfile", "config/demo.yaml"]) == 0
+    assert "not made yet" in capsys.readouterr().out
+    assert main(["plan", "table99", "--configfile", "config/demo.yaml"]) == 1
+    assert "no artifact 'table99' in this run" in capsys.readouterr().err
+
+
+def test_differences_name_the_path_and_both_values() -> None:
+    before = {"attack": {"eps": 8.0, "layers": ["conv4"]}, "trials": 3, "gone": 1}
+    now = {"attack": {"eps": 4.0, "layers": ["conv4"]}, "trials": 3, "new": None}
+    assert list(why.differences(before, now)) == ["attack.eps 8.0 → 4.0", "gone 1 → (none)", "new (none) → null"]
+    many = {"entries": [{"k": 1}, {"k": 1}, {"k": 2}]}
+    assert why.summary(many, {"entries": [{"k": 5}, {"k": 5}, {"k": 2}]}) == ["entries[*].k 1 → 5 (2 times)"]
+
+
+def test_why_names_the_function_the_value_and_the_file(tmp_path: Path) -> None:
+    """A real run of two small jobs in a copy of the project: nothing, a comment, a function, a value, a lost file."""
+    import shutil
+
+    for name in ("ask", "config", "rules", "profiles"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "ASK_WORKER": "", "OMP_NUM_THREADS": "1"}
+    table = "results/demo/tables/proposition1-classes.csv"
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", *arguments, "--configfile", "config/demo.yaml"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("snakemake", table, "--cores", "1")
+    assert run("ask", "why", "proposition1-classes") == "Nothing would run.\n"
+    source = tmp_path / "ask/analyses/proposition1.py"
+    text = source.read_text()
+    source.write_text(text.replace("SIGMA_R = 0.5\n", "SIGMA_R = 0.5  # of the references\n"))
+    assert run("ask", "why", "proposition1-classes") == "Nothing would run.\n"
+    source.write_text(text.replace("return losses\n", "return losses * 1.0\n"))
+    told = run("ask", "why", "proposition1-classes")
+    assert "code changed: ask.analyses.proposition1 (loss_of)" in told
+    assert "1 study: results/demo/cells/simulated/none/proposition1.json" in told
+    assert "because of those\n  1 table: " + table in told
+    source.write_text(text)
+    config = tmp_path / "config/config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 7", 1))
+    assert "changed: seed 0 → 7" in run("ask", "why", "proposition1-classes")
+    config.write_text(config.read_text().replace("seed: 7", "seed: 0", 1))
+    (tmp_path / table).unlink()
+    assert f"not made yet\n  1 table: {table}" in run("ask", "why", table)
+
+
+def test_terminal_tables_align() -> None:
+    assert commands._table(("a", "bc"), [("long", "1"), ("x", "22")]).splitlines() == [
+        "a     bc",
+        "----  --",
+        "long   1",
+        "x     22",
+    ]
