@@ -14,7 +14,7 @@ from ..dknn import votes
 from ..errors import AskError
 from ..specs.evaluation import AutoAttackSpec
 from .linf import frozen
-from .subject import Subject
+from .subject import Subject, neighbour_classes
 
 if TYPE_CHECKING:
     from ..specs.evaluation import AttackSpec
@@ -116,9 +116,8 @@ def dknn_scores(subject: Subject, k: int) -> Callable[[Tensor], Tensor]:
             features = subject.features(images, layers)
             found = []
             for layer, search in subject.references.items():
-                rows = search.rows(search.search(features[layer], k=k).indices)
-                # References are sorted by class.
-                found.append(votes(torch.bucketize(rows, search.counts.cumsum(0), right=True), search.n_classes))
+                nearest = search.search(features[layer], k=k)
+                found.append(votes(neighbour_classes(search, nearest, k), search.n_classes))
         return torch.stack(found).sum(0).float() / (k * len(found))
 
     return scores

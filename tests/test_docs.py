@@ -1,0 +1,118 @@
+"""Every block of commands and code in the documentation is executed, as it stands or as a dry run where it says so."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    path for path in (ROOT / "docs").rglob("*.md") if path.name not in ("configuration.md", "cluster.md", "data.md")
+)
+"""Pages with commands; the configuration page is made from types, clusters and downloads have tests of their own."""
+BLOCK = re.compile(
+    r"(?:<!-- (?P<marker>[a-z-]+) -->\n)?^```(?P<language>[a-z]+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    place: int
+    language: str
+    marker: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT / 'docs')}-{self.place}"
+
+
+def blocks() -> list[Block]:
+    return [
+        Block(page, place, found["language"], found["marker"] or "", found["text"])
+        for page in PAGES
+        for place, found in enumerate(BLOCK.finditer(page.read_text()))
+    ]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project to act in, with the configurations that pages tell readers to save."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("ask", "config", "rules", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "Makefile", "environment.yml", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    yamls = {block.page.stem: block.text for block in blocks() if block.language == "yaml"}
+    (folder / "config/mine.yaml").write_text(yamls["own-data"])
+    (folder / "config/artifacts/steps.yaml").write_text(yamls["add-a-table"])
+    (folder / "data").mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run(["git", *identity, "commit", "-qm", "as it was"], cwd=folder, check=True)
+    return folder
+
+
+def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "PYTHONPATH": str(folder),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ASK_WORKER": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = ["bash", "-euo", "pipefail", "-c", text]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("block", [b for b in blocks() if b.language == "sh"], ids=str)
+def test_commands_run(block: Block, project: Path) -> None:
+    assert block.marker in ("", "dry-run"), f"{block}: unknown marker {block.marker!r}"
+    text = block.text
+    if block.marker:
+        text, found = re.subn(r"^(snakemake|make)\b", r"\1 -n", text, flags=re.MULTILINE)
+        assert found == len(text.strip().splitlines()), f"{block}: only make and snakemake have a dry run"
+    done = shell(text, project)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("block", [b for b in blocks() if b.language == "python"], ids=str)
+def test_code_runs(block: Block, tmp_path: Path) -> None:
+    script = tmp_path / "block.py"
+    script.write_text(block.text)
+    done = shell(f"{sys.executable} {script}", ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_added_table_is_planned_and_drawn_from_its_yaml(project: Path) -> None:
+    done = shell("snakemake -n results/demo/tables/steps.csv --configfile config/demo.yaml", project)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^attack +4$", done.stdout, re.MULTILINE), done.stdout
+    done = shell("python -m ask status steps --configfile config/demo.yaml", project)
+    assert "0 of 4 numbers measured" in done.stdout
+
+
+def test_yaml_blocks_are_the_ones_that_are_tried() -> None:
+    assert {block.page.stem for block in blocks() if block.language == "yaml"} == {"own-data", "add-a-table"}
+    assert {block.language for block in blocks()} <= {"sh", "python", "yaml"}
+
+
+def test_the_site_names_every_page() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    named = set(re.findall(r"[\w/-]+\.md", text))
+    assert named == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert yaml.safe_load(re.sub(r"!\S+", "", text))["strict"] is True
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="no mkdocs: make docs installs it")
+    done = shell(f"python -m mkdocs build -q --strict --site-dir {tmp_path / 'site'}", ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site/how-to/own-model.html").is_file()
+    assert "ASKAttack" in (tmp_path / "site/library.html").read_text()
