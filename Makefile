@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo paper test lint format env clean
+.PHONY: help demo paper test lint format docs env clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -49,11 +49,15 @@ format: .venv/.stamp-lint ## Lay out Python and Snakemake files, and mend what r
 	@$(IN_ENV) ruff format .
 	@$(IN_ENV) snakefmt Snakefile rules
 
-env: .venv/.stamp-$(FAISS) .venv/.stamp-test .venv/.stamp-lint ## Install all that the other commands need; they do it themselves too
+docs: .venv/.stamp-docs ## Build the documentation as a site that opens from disk: site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(IN_ENV) mkdocs build --quiet --strict
+	@printf 'Documentation: %s\n' "$$PWD/site/index.html"
+
+env: .venv/.stamp-$(FAISS) .venv/.stamp-test .venv/.stamp-lint .venv/.stamp-docs ## Install all that the other commands need; they do it themselves too
 	@echo "Ready. Activate it with: . .venv/bin/activate"
 
 clean: ## Remove caches and the demo's results; keeps .venv, data and all other results
-	rm -rf results/demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf results/demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # Set-up. A stamp is newer than the files that say what to install, or the installation is brought up to date.
@@ -83,4 +87,9 @@ clean: ## Remove caches and the demo's results; keeps .venv, data and all other 
 .venv/.stamp-lint: .venv/.stamp-$(FAISS)
 	@echo "Installing the linters …"
 	@$(PIP) -e '.[lint]'
+	@touch $@
+
+.venv/.stamp-docs: .venv/.stamp-$(FAISS)
+	@echo "Installing what builds the documentation …"
+	@$(PIP) -e '.[docs]'
 	@touch $@

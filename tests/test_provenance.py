@@ -39,7 +39,7 @@ def replace(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
-ANALYSES = {"blocks", "example", "failures", "timing"}
+ANALYSES = {"blocks", "example", "failures", "plane", "timing"}
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ ANALYSES = {"blocks", "example", "failures", "timing"}
         ("attacks/ask.py", "class ASKAttack(", "# a comment\nclass ASKAttack(", set()),
         ("attacks/ask.py", '"""ASK-Atk (paper', '"""The attack (paper', set()),
         ("attacks/ask.py", "ids = search.rows(", "ids = (\n    search.rows)(", set()),
-        ("attacks/ask.py", "place < config.k_in", "place <= config.k_in", {"ask attack"}),
-        ("losses/ask.py", ".logsumexp(1) - own", ".logsumexp(1) - 2 * own", {"ask attack"}),
+        ("attacks/ask.py", "place < config.k_in", "place <= config.k_in", {"ask attack", "plane"}),
+        ("losses/ask.py", ".logsumexp(1) - own", ".logsumexp(1) - 2 * own", {"ask attack", "plane"}),
         ("specs/evaluation.py", '"""Gradient steps."""', '"""Number of gradient steps."""', set()),
         (
             "artifacts/figures.py",
@@ -61,7 +61,7 @@ ANALYSES = {"blocks", "example", "failures", "timing"}
         ("attacks/dknn_atk.py", ".sigmoid(", ".tanh(", set()),
         ("attacks/advknn.py", "nesterov=config.momentum > 0", "nesterov=False", {"blocks"}),
         ("analyses/failures.py", "> ABOVE", ">= ABOVE", {"failures"}),
-        ("attacks/pgd.py", 'reduction="none"', 'reduction="sum"', {"train"}),
+        ("attacks/pgd.py", 'reduction="none"', 'reduction="sum"', {"train", "plane"}),
         ("config.py", "class ConfigError(AskError)", "class ConfigError(Exception)", set()),
         ("hardware.py", "timeout=10", "timeout=9", set()),
     ],
