@@ -123,7 +123,8 @@ class RunConfig(Spec):
     stand_ins: dict[str, StandIn] = Field(default_factory=dict)
     """Data sets of the paper replaced in this run."""
     without: tuple[str, ...] = ()
-    """Data sets of the paper left out of this run: their rows and columns, and artifacts that show nothing else."""
+    """Data sets and models of the paper left out of this run: their rows and columns, and artifacts that show nothing
+    else."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Defaults of every evaluation."""
     calibration: CalibrationSpec = CalibrationSpec()

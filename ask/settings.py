@@ -116,23 +116,26 @@ class Resolver:
             )
 
 
-def leave_out(artifact: ArtifactConfig, datasets: set[str]) -> ArtifactConfig | None:
-    """An artifact without the rows, columns, lines and panels of some data sets; None if nothing remains."""
+def leave_out(artifact: ArtifactConfig, names: set[str]) -> ArtifactConfig | None:
+    """An artifact without the rows, columns, lines and panels of some data sets and models; None if nothing remains."""
+
+    def left_out(level: Settings) -> bool:
+        return level.dataset in names or level.model in names
 
     def kept(axes: Iterable[Axis]) -> tuple[Axis, ...] | None:
         found = [axis.model_copy(update={"values": _others(axis.values)}) for axis in axes]
         return tuple(found) if all(axis.values for axis in found) else None
 
     def _others(values: Iterable[Any]) -> tuple[Any, ...]:
-        return tuple(value for value in values if value.dataset not in datasets)
+        return tuple(value for value in values if not left_out(value))
 
-    if artifact.settings.dataset in datasets:
+    if left_out(artifact.settings):
         return None
     rows, columns = kept(artifact.rows), kept(artifact.columns)
     panels = []
     for panel in artifact.panels:
         lines = kept([panel.lines])
-        if lines and panel.settings.dataset not in datasets:
+        if lines and not left_out(panel.settings):
             panels.append(panel.model_copy(update={"lines": lines[0]}))
     if rows is None or columns is None or bool(panels) != bool(artifact.panels):
         return None
