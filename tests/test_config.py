@@ -231,12 +231,15 @@ def test_values_may_be_asked_for_over_trained_models(raw, tmp_path):
     assert {model for _, model, _ in made.cells_of("one")} == set(names)
 
 
-def test_a_run_may_leave_data_sets_out():
+def test_a_run_may_leave_data_sets_and_models_out():
     config = read_run([ROOT / "config" / name for name in ("config.yaml", "lite.yaml")])
     made = plan_run(config, load_artifacts(ROOT / "config/artifacts", "all"), PAPER)
     assert {dataset for dataset, _, _ in made.cells} == {"cifar10"}
     assert {"table02", "table05", "figure-raw-clean"}.isdisjoint(made.artifacts)
     assert len(made.artifacts["table06"]["column_headers"]) == 3
+    assert {"trades", "ask-def-trades"}.isdisjoint(model for _, model, _ in made.cells)
+    assert "table13" not in made.artifacts
+    assert made.artifacts["training-cost"]["row_headers"] == [["AT"], ["AT+SNN"], ["ASK-Def"]]
 
 
 def test_training_costs_compare_with_plain_adversarial_training():
