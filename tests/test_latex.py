@@ -1,0 +1,56 @@
+"""LaTeX that people paste: every table of the paper run compiles with booktabs alone."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ask.artifacts.grid import Number
+from ask.artifacts.latex import as_latex
+from ask.artifacts.values import Value
+from ask.config import load_artifacts, read_run
+from ask.experiments import entries, plan_run
+from ask.paper import Paper
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = r"\documentclass[10pt]{article}\usepackage{booktabs}\begin{document}%s\end{document}"
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("pdflatex"), reason="no pdflatex: apt-get install texlive-latex-recommended"
+)
+
+
+def compiled(body: str, folder: Path) -> str:
+    """The log of a document with ``body``; fails if it does not compile."""
+    (folder / "tables.tex").write_text(DOCUMENT % body)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "tables.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert (folder / "tables.pdf").stat().st_size > 1000
+    return (folder / "tables.log").read_text(errors="replace")
+
+
+def test_every_table_compiles(tmp_path: Path) -> None:
+    config = read_run([ROOT / "config/config.yaml"])
+    plan = plan_run(config, load_artifacts(ROOT / "config/artifacts", "all"), Paper.read(ROOT / "config/paper"))
+    floats = []
+    for job in plan.artifacts.values():
+        if job["kind"] == "table":
+            numbers = {
+                (entry["row"], entry["column"]): Number(
+                    Value(12.345 + place, 0.67, 3), entry.get("paper_mean"), entry.get("paper_ci95"), "", True
+                )
+                for place, entry in enumerate(entries(job))
+            }
+            floats.append(as_latex(job, numbers))
+    assert len(floats) >= 14
+    log = compiled("\\clearpage\n".join(floats), tmp_path)
+    assert "Missing character" not in log
+    assert len(re.findall(r"\[\d+\]", log.replace("\n", ""))) >= len(floats) // 2, "a page for every few floats"
+
+
+def test_a_mistake_would_be_seen(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="Undefined control sequence"):
+        compiled(r"\begin{tabular}{l}\topruel\end{tabular}", tmp_path)
