@@ -102,7 +102,7 @@ def test_a_killed_command_takes_its_process_along(address, tmp_path, kill):
     time.sleep(0.5)
     assert working_in(tmp_path) - {command.pid}
     command.send_signal(kill)
-    command.communicate(timeout=20)
+    command.communicate(timeout=60)
     wait_until(lambda: not working_in(tmp_path))
 
 

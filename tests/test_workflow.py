@@ -158,22 +158,22 @@ def test_a_comment_or_docstring_reruns_nothing(project, edit):
 
 def test_a_change_of_the_attack_reruns_its_cells_and_trains_nothing(project, edit):
     edit("ask/attacks/ask.py", "place < config.k_in", "place <= config.k_in")
-    assert jobs(project) == {"calibrate": 1, "attack": 2, "table": 1, "figure": 1, "report": 1}
+    assert jobs(project) == {"calibrate": 1, "attack": 2, "table": 1, "figure": 1, "claims": 1, "report": 1}
 
 
-def test_a_change_of_figure_code_redraws_figures_only(project, edit):
+def test_a_change_of_figure_code_measures_nothing_again(project, edit):
     edit("ask/artifacts/figures.py", "def render_figure(", "UNUSED = 1\n\n\ndef render_figure(")
-    assert jobs(project) == {"figure": 1, "report": 1}
+    assert jobs(project) == {"figure": 1, "claims": 1, "report": 1}
 
 
 def test_a_new_classifier_k_reruns_only_the_cell_that_serves_it(project, edit):
     edit("config/artifacts/small.yaml", "label: K = 3", "label: K = 3, 7 of the classifier\n    classifier_k: 7")
-    assert jobs(project) == {"attack": 1, "table": 1, "figure": 1, "report": 1}
+    assert jobs(project) == {"attack": 1, "table": 1, "figure": 1, "claims": 1, "report": 1}
 
 
 def test_a_new_row_adds_its_cell_and_touches_no_other(project, edit):
     edit("config/artifacts/small.yaml", "  - k: 5", "  - {k: 4, label: K = 4}\n  - k: 5")
-    assert jobs(project) == {"attack": 1, "table": 1, "report": 1}
+    assert jobs(project) == {"attack": 1, "table": 1, "claims": 1, "report": 1}
 
 
 def test_a_changed_seed_reruns_what_depends_on_it(project, edit):
@@ -185,6 +185,7 @@ def test_a_changed_seed_reruns_what_depends_on_it(project, edit):
         "attack": 2,
         "table": 1,
         "figure": 1,
+        "claims": 1,
         "report": 1,
     }
 
