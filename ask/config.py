@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from .errors import AskError
-from .specs.artifacts import CATEGORIES, ArtifactConfig
+from .specs.artifacts import CATEGORIES, ArtifactConfig, XSetting
 from .specs.base import Pixels, Spec
 from .specs.data import DataSpec
 from .specs.evaluation import AdvKnnSpec, AutoAttackSpec, CalibrationSpec, DkNNAttackSpec, Similarity
@@ -81,6 +81,8 @@ class EvaluationConfig(Spec):
     and intervals are over trials."""
     max_training_seeds: int | None = Field(default=None, ge=1)
     """Upper bound on them, whatever an artifact asks for; null for none."""
+    x_values: dict[XSetting, tuple[float, ...]] = Field(default_factory=dict)
+    """Values along the horizontal axes of figures, by setting (e.g. `eps`), in place of the artifacts' own."""
     dknn: DkNNAttackSpec = DkNNAttackSpec()
     """Options of DkNN-Atk."""
     advknn: AdvKnnSpec = AdvKnnSpec()

@@ -151,7 +151,7 @@ class _Planner:
             lines = []
             for line in panel.lines.values:
                 points = []
-                for x in panel.x.values:
+                for x in self.config.evaluation.x_values.get(panel.x.setting, panel.x.values):
                     value = x if panel.x.setting == "eps" else int(x)
                     at = Settings.model_validate({panel.x.setting: value})
                     entry = self._entry(artifact, [artifact.settings, panel.settings, line, at])

@@ -242,6 +242,16 @@ def test_a_run_may_leave_data_sets_and_models_out():
     assert made.artifacts["training-cost"]["row_headers"] == [["AT"], ["AT+SNN"], ["ASK-Def"]]
 
 
+def test_a_run_may_choose_the_values_along_figures():
+    config = read_run([ROOT / "config" / name for name in ("config.yaml", "lite.yaml")])
+    made = plan_run(config, load_artifacts(ROOT / "config/artifacts", ["figure1-left", "figure5"]), PAPER)
+    shown = {
+        name: {point["x"] for panel in job["panels"] for line in panel["lines"] for point in line["points"]}
+        for name, job in made.artifacts.items()
+    }
+    assert shown == {"figure1-left": {1, 4, 8, 16}, "figure5": {1, 3, 5, 7, 9}}
+
+
 def test_training_costs_compare_with_plain_adversarial_training():
     made = plan("demo")
     assert made.costs["digits-vgg", "ask-def", "training-cost"].base == "at"

@@ -104,12 +104,16 @@ class Axis(Spec):
     """Rows, columns or lines."""
 
 
+XSetting = Literal["eps", "k", "k_in", "k_out", "classifier_k", "steps", "references_per_class", "classes"]
+"""What a horizontal axis can show."""
+
+
 class XAxis(Spec):
     """The horizontal axis of a panel."""
 
     label: str
     """Axis title."""
-    setting: Literal["eps", "k", "k_in", "k_out", "classifier_k", "steps", "references_per_class", "classes"]
+    setting: XSetting
     """Which setting varies."""
     values: tuple[float, ...] = Field(min_length=1)
     """Its values."""
