@@ -3,16 +3,17 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from .errors import AskError
 from .specs.artifacts import CATEGORIES, ArtifactConfig, XSetting
 from .specs.base import Pixels, Spec
 from .specs.data import DataSpec
 from .specs.evaluation import AdvKnnSpec, AutoAttackSpec, CalibrationSpec, DkNNAttackSpec, Similarity
+from .specs.slices import SliceSpec
 from .specs.training import ModelSpec, NetworkSpec, TrainingSpec
 
 T = TypeVar("T", bound=Spec)
@@ -135,6 +136,17 @@ class RunConfig(Spec):
     """How attacks are timed."""
     artifacts: Literal["all"] | tuple[str, ...] = "all"
     """Artifacts to make: all of `config/artifacts`, or these."""
+    slices: dict[Name, SliceSpec] = Field(default_factory=dict)
+    """Parts of the run that can be made one by one (`make slice-2`)."""
+
+    @model_validator(mode="after")
+    def _check_slices(self) -> Self:
+        for name, part in self.slices.items():
+            for kind, wanted, known in (("data set", part.datasets, self.datasets), ("model", part.models, self.models)):
+                for one in wanted:
+                    if one not in known:
+                        raise ValueError(f"slice {name!r}: no {kind} {one!r}; choose from {', '.join(known)}")
+        return self
 
 
 def load_run(raw: Mapping[str, Any], where: str = "configuration") -> RunConfig:
