@@ -8,22 +8,25 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo paper test lint format docs env clean
+SLICES := slice-1 slice-2 slice-3 slice-4 slice-5
+.PHONY: help demo paper $(SLICES) merge test lint format docs env clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
 FAISS  ?= $(if $(wildcard .venv/.stamp-faiss-gpu),faiss-gpu,faiss-cpu)
 FLAGS  ?=
 PYTEST ?=
+RUN    ?= paper
 
 # Relative paths and $$PWD in quotes: the folder's name may hold spaces, and .venv may have been moved with it.
 PIP       := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 IN_ENV    := PATH="$$PWD/.venv/bin:$$PATH" python -m
 SNAKEMAKE := $(IN_ENV) snakemake
+OVERLAY   := $(if $(filter-out paper,$(RUN)),--configfile config/$(RUN).yaml)
 CONFIGS   := config/config.yaml config/demo.yaml
 
 help: ## List these commands
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.stamp-$(FAISS) ## Run everything on embedded data and a CPU, in minutes; ends with the report's path
 	@$(SNAKEMAKE) --configfile config/demo.yaml $(FLAGS)
@@ -32,6 +35,18 @@ demo: .venv/.stamp-$(FAISS) ## Run everything on embedded data and a CPU, in min
 paper: .venv/.stamp-$(FAISS) ## Run everything at the paper's scale (downloads data; wants a GPU; resumes where it stopped)
 	@$(SNAKEMAKE) $(FLAGS)
 	@printf '\nReport: %s\n' "$$PWD/results/paper/report/index.html"
+
+# A slice stops cleanly before MINUTES have passed (exit status 2, and "more to do" in its last line); the same command
+# continues it. Without --pack, `make pack` packs what there is.
+slice-1: .venv/.stamp-test ## Make a slice of the paper run: slice-1 to slice-5 (MINUTES=9 TRIALS=3 RUN=paper-fast)
+slice-2 slice-3 slice-4 slice-5: .venv/.stamp-$(FAISS)
+slice-1 slice-2 slice-3 slice-4 slice-5:
+	@$(IN_ENV) ask slice $@ $(OVERLAY) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(TRIALS),--trials $(TRIALS)) \
+		$(if $(FLAGS),--flags='$(FLAGS)') $(if $(PACK),--pack "$(PACK)")
+
+merge: .venv/.stamp-$(FAISS) ## Merge packed evidence into its run and render it: make merge FROM=folder (RUN=paper-fast)
+	@$(IN_ENV) ask merge "$(or $(FROM),$(error name the folder of the archives: make merge FROM=folder))"
+	@$(IN_ENV) ask render $(OVERLAY)
 
 test: .venv/.stamp-test ## Run the tests, on all cores, one torch thread each
 	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n logical --maxprocesses 8 --dist loadgroup $(PYTEST)

@@ -16,7 +16,10 @@ from typing import Any
 
 from .attacks import HOMES
 from .paths import Run, prepared
-from .planning import PLANNING, register
+from .planning import PLANNING
+from .planning import register as register_planning
+from .slicing import SLICING
+from .slicing import register as register_slicing
 
 STEPS: dict[str, tuple[str, ...]] = {
     "download": ("ask.data.downloading",),
@@ -51,11 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .errors import AskError
 
     try:
-        options.step(options)
+        return options.step(options) or 0
     except AskError as error:
         print(f"ask {options.name}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "reference":
             continue
         if name in PLANNING:
-            register(command, name)
+            register_planning(command, name)
+            continue
+        if name in SLICING:
+            register_slicing(command, name)
             continue
         if name == "check":
             command.add_argument("config", nargs="+", type=Path, help="configuration files, later ones winning")
@@ -304,15 +309,23 @@ def _planning(name: str, options: argparse.Namespace) -> None:
     getattr(commands, name)(options)
 
 
+def _slicing(name: str, options: argparse.Namespace) -> int:
+    from .slicing import commands
+
+    status: int = getattr(commands, f"{name}_command")(options)
+    return status
+
+
 def _reference(options: argparse.Namespace) -> None:  # noqa: ARG001  # every command gets its options
     from .reference import write
 
     _print_paths(write())
 
 
-_COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], None], str]] = {
+_COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
     "check": (_check, "Validate a configuration and count its jobs."),
     **{name: (functools.partial(_planning, name), text) for name, text in PLANNING.items()},
+    **{name: (functools.partial(_slicing, name), text) for name, text in SLICING.items()},
     "reference": (_reference, "Write the configuration's JSON schema and reference page."),
     "download": (_download, "Fetch a data set's published files."),
     "prepare": (_prepare, "Make a data set's arrays and check them against known facts."),
@@ -356,9 +369,11 @@ def _device(options: argparse.Namespace) -> Any:
 def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:
     """What a measurement was made with."""
     from .hardware import describe, usage
+    from .slicing.targets import digests
 
     return {
         **describe(place.device),
+        "weights": digests(options.job, place.run),
         "usage": usage(place.device),
         "code": _code(options),
         "command": _command(options),

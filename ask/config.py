@@ -142,7 +142,10 @@ class RunConfig(Spec):
     @model_validator(mode="after")
     def _check_slices(self) -> Self:
         for name, part in self.slices.items():
-            for kind, wanted, known in (("data set", part.datasets, self.datasets), ("model", part.models, self.models)):
+            for kind, wanted, known in (
+                ("data set", part.datasets, self.datasets),
+                ("model", part.models, self.models),
+            ):
                 for one in wanted:
                     if one not in known:
                         raise ValueError(f"slice {name!r}: no {kind} {one!r}; choose from {', '.join(known)}")

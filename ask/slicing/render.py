@@ -1,0 +1,92 @@
+"""What a run's evidence suffices for, rendered without weights, indexes or Snakemake."""
+
+from pathlib import Path
+from typing import Any
+
+from ask.config import RunConfig, load_artifacts
+from ask.experiments import Plan, claims_job, plan_run, report_job
+from ask.paper import Paper
+from ask.paths import Run
+
+
+def render(config: RunConfig, plan: Plan, run: Run) -> dict[str, list[str]]:
+    """Render all that evidence suffices for; artifacts by how much of them was shown.
+
+    An artifact that lacks measurements is shown without the data sets and models that have none, if anything remains;
+    training costs, which are read off two records, are compared first.
+    """
+    from ask.artifacts.report import render_report
+    from ask.claims.ledger import write_ledger
+
+    _compare_costs(plan, run)
+    shown: dict[str, dict[str, Any]] = {}
+    states: dict[str, list[str]] = {"whole": [], "in part": [], "not measured": []}
+    for name in plan.artifacts:
+        state, job = "whole", plan.artifacts[name]
+        if _missing(plan, name, run):
+            job, state = _remainder(config, plan, name, run)
+        states[state].append(name)
+        if job:
+            _render(job, run)
+            shown[name] = job
+    part = Plan(**{**vars(plan), "artifacts": shown, "cells": {k: c for k, c in plan.cells.items() if _there(run, k)}})
+    claims = Path("config/paper/claims.csv")
+    if shown:
+        write_ledger(claims_job(config, part), claims, run)
+        render_report(report_job(config, part), run)
+    return states
+
+
+def _there(run: Run, key: tuple[str, str, str]) -> bool:
+    return run.cell(*key).is_file()
+
+
+def _missing(plan: Plan, name: str, run: Run) -> list[tuple[str, str]]:
+    """Data set and model of each measurement that an artifact lacks."""
+    job = plan.artifacts[name]
+    if job["kind"] in ("pictures", "boundaries"):
+        return [] if run.example(name).is_file() else [("", "")]
+    return [key[:2] for key in plan.cells_of(name) if not _there(run, key)]
+
+
+def _remainder(config: RunConfig, plan: Plan, name: str, run: Run) -> tuple[dict[str, Any], str]:
+    """An artifact without the data sets that lack anything, or else without the models."""
+    lacking = _missing(plan, name, run)
+    paper_names = {stand_in.dataset: paper for paper, stand_in in config.stand_ins.items()}
+    datasets = {paper_names.get(dataset, dataset) for dataset, _ in lacking}
+    models = {model.partition("-seed")[0] for _, model in lacking}
+    for absent in (datasets, models, datasets | models):
+        smaller = config.model_copy(update={"without": tuple({*config.without, *absent})})
+        part = plan_run(smaller, load_artifacts(Path("config/artifacts"), [name]), Paper.read(Path("config/paper")))
+        if name in part.artifacts and not _missing(part, name, run):
+            job = part.artifacts[name]
+            labels = [config.models[m].label if m in config.models else config.datasets[m].label for m in absent]
+            note = f"Not measured yet, and left out: {', '.join(sorted(labels))}."
+            return {**job, "notes": [*job["notes"], note]}, "in part"
+    return {}, "not measured"
+
+
+def _compare_costs(plan: Plan, run: Run) -> None:
+    """Make the comparisons of training costs whose two models are on record."""
+    from ask.cli import main
+
+    for key, job in plan.costs.items():
+        records = [run.model(job.dataset, model) / "config.yaml" for model in (job.model, job.base)]
+        if not _there(run, key) and all(path.is_file() for path in records):
+            main(["cost", "--job", job.model_dump_json(), "--run", str(run.root)])
+
+
+def _render(job: dict[str, Any], run: Run) -> None:
+    """Render one table or figure."""
+    from ask.artifacts.boundaries import render_boundaries
+    from ask.artifacts.figures import render_figure
+    from ask.artifacts.pictures import render_pictures
+    from ask.artifacts.tables import render_table
+
+    steps = {
+        "table": render_table,
+        "figure": render_figure,
+        "pictures": render_pictures,
+        "boundaries": render_boundaries,
+    }
+    steps[job["kind"]](job, run)
