@@ -9,7 +9,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SLICES := slice-1 slice-2 slice-3 slice-4 slice-5
-.PHONY: help demo paper $(SLICES) merge test lint format docs env clean
+.PHONY: help demo paper $(SLICES) bundle merge test lint format docs env clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -17,6 +17,8 @@ FAISS  ?= $(if $(wildcard .venv/.stamp-faiss-gpu),faiss-gpu,faiss-cpu)
 FLAGS  ?=
 PYTEST ?=
 RUN    ?= paper
+TARGET ?= 3.12
+DATA   ?= cifar10
 
 # Relative paths and $$PWD in quotes: the folder's name may hold spaces, and .venv may have been moved with it.
 PIP       := .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -43,6 +45,10 @@ slice-2 slice-3 slice-4 slice-5: .venv/.stamp-$(FAISS)
 slice-1 slice-2 slice-3 slice-4 slice-5:
 	@$(IN_ENV) ask slice $@ $(OVERLAY) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(TRIALS),--trials $(TRIALS)) \
 		$(if $(FLAGS),--flags='$(FLAGS)') $(if $(PACK),--pack "$(PACK)")
+
+bundle: .venv/.stamp-test ## Pack what a machine without a network lacks: make bundle TARGET=3.12 DATA="cifar10 imagenette"
+	@$(SNAKEMAKE) --cores 1 $(foreach source,$(DATA),data/raw/$(source)/manifest.json)
+	@$(IN_ENV) ask.bundle make --python $(TARGET) --data $(DATA)
 
 merge: .venv/.stamp-$(FAISS) ## Merge packed evidence into its run and render it: make merge FROM=folder (RUN=paper-fast)
 	@$(IN_ENV) ask merge "$(or $(FROM),$(error name the folder of the archives: make merge FROM=folder))"

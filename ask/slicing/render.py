@@ -51,11 +51,18 @@ def _missing(plan: Plan, name: str, run: Run) -> list[tuple[str, str]]:
 
 def _remainder(config: RunConfig, plan: Plan, name: str, run: Run) -> tuple[dict[str, Any], str]:
     """An artifact without the data sets that lack anything, or else without the models."""
-    lacking = _missing(plan, name, run)
+    if plan.artifacts[name]["kind"] == "pictures":
+        return {}, "not measured"
+    keys, lacking = plan.cells_of(name), _missing(plan, name, run)
     paper_names = {stand_in.dataset: paper for paper, stand_in in config.stand_ins.items()}
-    datasets = {paper_names.get(dataset, dataset) for dataset, _ in lacking}
-    models = {model.partition("-seed")[0] for _, model in lacking}
-    for absent in (datasets, models, datasets | models):
+
+    def absent_from(datasets: set[str]) -> set[str]:
+        """These data sets, and the models that lack anything on others."""
+        models = {model.partition("-seed")[0] for dataset, model in lacking if dataset not in datasets}
+        return models | {paper_names.get(dataset, dataset) for dataset in datasets}
+
+    begun = {key[0] for key in keys if _there(run, key)}
+    for absent in (absent_from({d for d, _ in lacking}), absent_from({k[0] for k in keys} - begun)):
         smaller = config.model_copy(update={"without": tuple({*config.without, *absent})})
         part = plan_run(smaller, load_artifacts(Path("config/artifacts"), [name]), Paper.read(Path("config/paper")))
         if name in part.artifacts and not _missing(part, name, run):
