@@ -17,7 +17,7 @@ from ask.experiments import Plan, plan_run
 from ask.models import BLOCKS, build
 from ask.paper import Paper
 from ask.paths import Run
-from ask.planning import commands, why
+from ask.planning import commands, predict, why
 from ask.planning.arithmetic import Arithmetic, Shape, network_macs, shape_of
 from ask.planning.predict import Speed, learn
 from ask.planning.tasks import required, tasks_of
@@ -100,7 +100,34 @@ def test_speed_is_learned_from_finished_jobs() -> None:
     assert speed.overhead == pytest.approx(2)
     assert learn([(1e9, 1.0)] * 4) is None, "too few"
     flat = learn([(0.0, 1.0), (0.0, 3.0), (0.0, 1.0), (0.0, 1.0), (0.0, 1.0)])
-    assert flat == Speed(float("inf"), pytest.approx(1.0, abs=0.2), 5)
+    assert flat == Speed(float("inf"), pytest.approx(1.4), 5), "as many seconds in all as were measured"
+    few = learn([(9e10, 4.0)], overhead=1.0)
+    assert few == Speed(pytest.approx(3e10), 1.0, 1)
+
+
+def test_a_measured_stage_corrects_those_that_were_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, run = planned("demo"), Run(tmp_path)
+    tasks = tasks_of(plan, run)
+    monkeypatch.setattr(predict, "gpu", lambda: "")
+    cells = [task for task in tasks.values() if task.group == "attacks" and task.flop > 0][:6]
+    slow = 2.0
+    for task in cells:
+        task.output.parent.mkdir(parents=True, exist_ok=True)
+        task.output.write_text(json.dumps({"hardware": f"{predict.machine()}, 1 thread"}))
+        task.benchmark(run).parent.mkdir(parents=True, exist_ok=True)
+        seconds = slow * predict.MACHINES["CPU"].speed("attacks").seconds(task)
+        task.benchmark(run).write_text(f"s\tload\n{seconds}\t0\n")
+    known = predict.predictor([(run, tasks)])
+    assert known.factor == pytest.approx(slow)
+    assert known.basis("attacks") == "6 jobs here"
+    assert known.basis("training") == "assumed, times 2"
+    training = next(task for task in tasks.values() if task.step == "train")
+    assumed = predict.MACHINES["CPU"].speed("training")
+    assert known.seconds(training) == pytest.approx(assumed.overhead + slow * training.flop / assumed.rate)
+    assert known.seconds(training, "GPU") == predict.MACHINES["GPU"].speed("training").seconds(training)
+    for task in cells:
+        task.output.write_text(json.dumps({"hardware": "another machine"}))
+    assert predict.predictor([(run, tasks)]).learned == {}
 
 
 def test_plan_and_status_of_a_run_that_has_not_begun(
@@ -122,6 +149,10 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
     assert "0 of 24 numbers measured" in capsys.readouterr().out
     assert main(["why", "table01", "--configfile", "config/demo.yaml"]) == 0
     assert "not made yet" in capsys.readouterr().out
+    assert main(["plan", "slice-2", "--trials", "1", "--json"]) == 0
+    (part,) = json.loads(capsys.readouterr().out)["artifacts"]
+    assert part["artifact"] == "slice-2"
+    assert part["CPU"] > 100 * part["GPU"] > 0
     assert main(["plan", "table99", "--configfile", "config/demo.yaml"]) == 1
     assert "no artifact 'table99' in this run" in capsys.readouterr().err
 

@@ -13,8 +13,9 @@ PLANNING = {
 
 def register(parser: argparse.ArgumentParser, name: str) -> None:
     """Add a command's arguments."""
-    words = {"plan": "artifacts to plan (default: all)", "status": "artifacts whose partial tables to print"}
+    words = {"plan": "artifacts and slices to plan (default: all)", "status": "artifacts whose partial tables to print"}
     parser.add_argument("names", nargs="*", help=words.get(name, "artifacts or outputs to explain (default: all)"))
     parser.add_argument("--configfile", nargs="+", type=Path, default=[], help="overlays, as for snakemake")
     if name == "plan":
+        parser.add_argument("--trials", type=int, help="at most so many trials (evaluation.max_trials)")
         parser.add_argument("--json", action="store_true", help="print everything as JSON")

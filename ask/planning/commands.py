@@ -11,50 +11,58 @@ from ask.errors import AskError
 from ask.experiments import Plan, entries, plan_run
 from ask.paper import Paper
 from ask.paths import Run
-from ask.planning.predict import Speed, assumed, speeds
+from ask.planning.predict import MACHINES, Predictor, hardware_of, predictor
 from ask.planning.tasks import Task, required, tasks_of
+from ask.slicing.targets import targets_of
 
 BASE = Path("config/config.yaml")
 
 
 def plan(options: argparse.Namespace) -> None:
-    """Print what each artifact and the whole run take, and after a run what they took."""
-    planned, run, tasks = _load(options.configfile)
-    targets = _targets(planned, run, options.names)
-    learned = speeds(_known_runs(run, tasks))
-    rows = [
-        {"artifact": name, **_sum([tasks[path] for path in required(tasks, paths)], learned)}
-        for name, paths in targets.items()
-    ]
-    every = [tasks[path] for path in required(tasks, [path for paths in targets.values() for path in paths])]
-    stages = []
-    for stage in dict.fromkeys(task.stage for task in tasks.values()):
-        own = [task for task in every if task.stage == stage]
-        known = [(task, seconds) for task in own if (seconds := task.seconds(run)) is not None]
-        speed = learned.get(stage)
-        took = sum(seconds for _, seconds in known)
-        expected = sum(_speed(learned, stage).seconds(task) for task, _ in known)
-        basis = f"{speed.measured} jobs here" if speed else "assumed"
-        stages.append({"stage": stage, **_sum(own, learned), "predicted": expected, "actual": took, "basis": basis})
-    total = _sum(every, learned)
+    """Print what each artifact, slice and the whole run take, and after a run what they took."""
+    config, planned = _plan([BASE, *options.configfile], options.trials)
+    run = Run(Path("results") / config.run)
+    tasks = tasks_of(planned, run)
+    slices = {name: targets_of(config, planned, run, name).outputs for name in config.slices}
+    artifacts = [name for name in options.names if name not in slices]
+    targets = _targets(planned, run, artifacts) if artifacts or not options.names else {}
+    parts = {name: paths for name, paths in slices.items() if paths and (name in options.names or not options.names)}
+    runs = list(_known_runs(run, tasks))
+    known, before = predictor(runs), predictor([(run, {}), *runs[1:]])
+    rows = [{"artifact": name, **_sum(tasks, paths, known)} for name, paths in {**targets, **parts}.items()]
+    paths = [path for paths in {**targets, **parts}.values() for path in paths]
+    wanted, left = required(tasks, paths), required(tasks, paths, undone=True)
+    groups = []
+    for group in dict.fromkeys(task.group for task in tasks.values()):
+        own = {path: task for path, task in tasks.items() if path in wanted and task.group == group}
+        took = [(task, seconds) for task in own.values() if (seconds := task.seconds(run)) is not None]
+        expected = sum(before.seconds(task, _kind_of(task, run)) for task, _ in took)
+        row = {"stage": group, **_sum(own, own, known, left), "basis": known.basis(group)}
+        groups.append({**row, "predicted": expected, "actual": sum(seconds for _, seconds in took)})
+    total = _sum(tasks, paths, known)
     if options.json:
-        print(json.dumps({"run": run.root.name, "artifacts": rows, "stages": stages, "total": total}, indent=1))
+        print(json.dumps({"run": run.root.name, "artifacts": rows, "stages": groups, "total": total}, indent=1))
         return
     print(f"Run {run.root.name}: jobs, and of those still to do their arithmetic, time and disk\n")
-    head = ("artifact", "jobs", "to do", "TFLOP", "job time", "disk")
-    print(_table(head, [(r["artifact"], *_cells(r)) for r in [*rows, {"artifact": "all, shared jobs once", **total}]]))
-    print("\nBy stage, and for finished jobs what is predicted against what they took\n")
-    columns = ("stage", "jobs", "to do", "TFLOP", "job time", "disk", "predicted", "actual", "basis")
-    shown = [r for r in stages if r["jobs"]]
+    head = ("jobs", "to do", "TFLOP", *MACHINES, "disk")
+    shown = [*rows, {"artifact": "all, shared jobs once", **total}]
+    print(_table(("artifact", *head), [(r["artifact"], *_cells(r)) for r in shown]))
+    print("\nBy stage, and for finished jobs what was to be expected without them against what they took\n")
+    cells = [
+        (r["stage"], *_cells(r), r["basis"], _time(r["predicted"]), _time(r["actual"])) for r in groups if r["jobs"]
+    ]
+    print(_table(("stage", *head, f"basis ({known.here})", "predicted", "actual"), cells))
     print(
-        _table(
-            columns, [(r["stage"], *_cells(r), _time(r["predicted"]), _time(r["actual"]), r["basis"]) for r in shown]
-        )
+        "\nTime is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is"
+        "\nthere counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs."
+        "\nAssumed: CPU 150 GFLOP/s a core in training, 105 in attacks; GPU 280 TFLOP/s in training (35 % of 800 in"
+        "\nbf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20. Preparing data is left out."
     )
-    print(
-        "\nJob time is the sum over jobs, some of which run side by side. A job whose output is there counts as done,"
-        "\nup to date or not (`python -m ask why` tells). Preparing data is left out."
-    )
+
+
+def _kind_of(task: Task, run: Run) -> str:
+    """Kind of machine that a finished job ran on."""
+    return "CPU" if " cores" in (found := hardware_of(task, run)) or not found else "GPU"
 
 
 def status(options: argparse.Namespace) -> None:
@@ -90,7 +98,7 @@ def why(options: argparse.Namespace) -> None:
     if not found:
         print("Nothing would run.")
         return
-    learned = speeds(_known_runs(run, tasks))
+    known = predictor(_known_runs(run, tasks))
     own = {path: reason for path, reason in found.items() if not reason.startswith("needs ")}
     groups: dict[str, list[Task]] = {}
     for path, reason in own.items():
@@ -100,7 +108,7 @@ def why(options: argparse.Namespace) -> None:
     followers = [tasks[path] for path in found if path not in own]
     if followers:
         print(f"because of those\n  {_count(followers)}: {_few(str(task.output) for task in followers)}")
-    took = sum(_speed(learned, tasks[path].stage).seconds(tasks[path]) for path in found)
+    took = sum(known.seconds(tasks[path]) for path in found)
     print(f"\n{len(found)} of {len(wanted)} jobs, about {_time(took)} of job time.")
 
 
@@ -110,8 +118,10 @@ def _load(overlays: Sequence[Path]) -> tuple[Plan, Run, dict[Path, Task]]:
     return planned, run, tasks_of(planned, run)
 
 
-def _plan(files: Sequence[Path]) -> tuple[RunConfig, Plan]:
+def _plan(files: Sequence[Path], trials: int | None = None) -> tuple[RunConfig, Plan]:
     config = read_run(list(files))
+    if trials:
+        config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_trials": trials})})
     artifacts = load_artifacts(Path("config/artifacts"), config.artifacts)
     return config, plan_run(config, artifacts, Paper.read(Path("config/paper")))
 
@@ -138,18 +148,20 @@ def _targets(planned: Plan, run: Run, names: Sequence[str]) -> dict[str, list[Pa
     }
 
 
-def _speed(learned: Mapping[str, Speed], stage: str) -> Speed:
-    return learned.get(stage) or assumed(stage)
-
-
-def _sum(tasks: Sequence[Task], learned: Mapping[str, Speed]) -> dict[str, Any]:
-    left = [task for task in tasks if not task.done]
+def _sum(
+    tasks: dict[Path, Task], targets: Iterable[Path], known: Predictor, left: set[Path] | None = None
+) -> dict[str, Any]:
+    targets = list(targets)
+    wanted = required(tasks, targets)
+    todo = [tasks[path] for path in (required(tasks, targets, undone=True) if left is None else wanted & left)]
+    times = {kind: sum(known.seconds(task, kind) for task in todo) for kind in MACHINES}
     return {
-        "jobs": len(tasks),
-        "left": len(left),
-        "flop": sum(task.flop for task in left),
-        "seconds": sum(_speed(learned, task.stage).seconds(task) for task in left),
-        "bytes": sum(task.size for task in left),
+        "jobs": len(wanted),
+        "left": len(todo),
+        "flop": sum(task.flop for task in todo),
+        "seconds": times[known.here],
+        **times,
+        "bytes": sum(task.size for task in todo),
     }
 
 
@@ -159,7 +171,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['jobs']:,}",
         f"{row['left']:,}",
         f"{flop:,.0f}" if flop >= 10 else f"{flop:.2f}",
-        _time(row["seconds"]),
+        *(_time(row[kind]) for kind in MACHINES),
         _size(row["bytes"]),
     )
 

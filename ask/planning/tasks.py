@@ -26,6 +26,12 @@ class Task:
     """Its slice of the configuration."""
 
     @property
+    def group(self) -> str:
+        """Its stage; apart on raw pixels, where the arithmetic of an ascent is not counted."""
+        features = getattr(self.job, "features", None)
+        return f"{self.stage} on pixels" if features is not None and features.network is None else self.stage
+
+    @property
     def done(self) -> bool:
         """Whether its output is there; nothing is said of whether it is up to date."""
         return self.output.is_file()
@@ -117,13 +123,13 @@ def _attack_needs(plan: Plan, run: Run, job: Any, classifiers: Iterable[Any]) ->
     return tuple(found + [run.blocks(dataset, model, name) for name in getattr(job, "blocks_from", ())])
 
 
-def required(tasks: dict[Path, Task], targets: Iterable[Path]) -> set[Path]:
-    """Outputs of all jobs that targets need, themselves included."""
+def required(tasks: dict[Path, Task], targets: Iterable[Path], *, undone: bool = False) -> set[Path]:
+    """Outputs of all jobs that targets need, themselves included; or of those still to do, and what only they need."""
     found: set[Path] = set()
     waiting = list(targets)
     while waiting:
         path = waiting.pop()
-        if path in tasks and path not in found:
+        if path in tasks and path not in found and not (undone and tasks[path].done):
             found.add(path)
             waiting += tasks[path].needs
     return found

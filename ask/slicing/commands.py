@@ -19,7 +19,7 @@ BASE = Path("config/config.yaml")
 
 
 def slice_command(options: argparse.Namespace) -> int:
-    """Make a slice; then render, and pack if asked, what there is."""
+    """Make a slice; pack its evidence if asked, and unless time is up render what there is."""
     began, name = time.monotonic(), options.slice
     for option, value in (("--minutes", options.minutes), ("--trials", options.trials)):
         if value is not None and value <= 0:
@@ -34,7 +34,8 @@ def slice_command(options: argparse.Namespace) -> int:
     if options.minutes:
         limit = began + 60 * options.minutes - reserve(options.minutes)
     status = make(config, plan, run, name, overlays, limit, options.flags, _say)
-    _show(render(config, plan, run))
+    if status != MORE:
+        _show(render(config, plan, run))
     targets, tasks = targets_of(config, plan, run, name), tasks_of(plan, run)
     left = [path for path in targets.outputs if stale(tasks, run, path)]
     if options.pack:

@@ -30,8 +30,8 @@ Say = Callable[[str], None]
 
 
 def reserve(minutes: float) -> float:
-    """Seconds of a time limit that are kept for stopping, rendering and packing."""
-    return min(45.0, 15.0 * minutes)
+    """Seconds of a time limit that are kept for stopping jobs and packing: a minute of ten, a third of a short one."""
+    return min(60.0, 20.0 * minutes)
 
 
 def make(

@@ -1,0 +1,342 @@
+"""Slices: what they measure, within a time limit, their evidence packed and merged, and shown without weights."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ask import bundle
+from ask.config import ConfigError, load_artifacts, load_run, merge, read_run
+from ask.experiments import plan_run
+from ask.paper import Paper
+from ask.paths import Run
+from ask.planning.tasks import tasks_of
+from ask.slicing import packing
+from ask.slicing.packing import PackingError
+from ask.slicing.targets import covers, stale, targets_of
+
+ROOT = Path(__file__).parent.parent
+PAPER = Paper.read(ROOT / "config/paper")
+
+
+def load(*names):
+    config = read_run([ROOT / "config" / name for name in ("config.yaml", *names)])
+    return config, plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts), PAPER)
+
+
+def test_slices_share_no_measurement_and_make_all_that_the_papers_tables_show(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config, plan = load()
+    run = Run(tmp_path)
+    outputs = {name: targets_of(config, plan, run, name).outputs for name in config.slices}
+    every = [path for paths in outputs.values() for path in paths]
+    assert len(every) == len(set(every))
+    assert not outputs["slice-1"]
+    tables = [f"table{n:02}" for n in range(1, 15) if n != 5]
+    for name in [*tables, "figure1-left", "figure1-right", "figure4", "figure5", "failures", "timing"]:
+        assert {run.cell(*key) for key in plan.cells_of(name)} <= set(every), name
+    assert targets_of(config, plan, run, "slice-3").elsewhere == {run.example("figure2"): ["at"]}
+    weights = run.model("cifar10", "at") / "weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert run.example("figure2") in targets_of(config, plan, run, "slice-3").outputs
+
+
+def test_mistakes_in_slices_are_named(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    for slices, message in (
+        ({"datasets": ["svhn"]}, r"slice 'x': no data set 'svhn'; choose from cifar10"),
+        ({"models": ["vgg"]}, r"slice 'x': no model 'vgg'; choose from raw, at"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_run(merge(raw, {"slices": {"x": slices}}))
+    config, plan = load()
+    with pytest.raises(ConfigError, match=r"no slice 'slice-9' in run 'paper'; it has slice-1, slice-2"):
+        targets_of(config, plan, Run(Path("none")), "slice-9")
+    config = load_run(merge(raw, {"slices": {"x": {"artifacts": ["table99"]}}}))
+    with pytest.raises(ConfigError, match=r"slice 'x': no artifact 'table99'"):
+        targets_of(config, plan, Run(Path("none")), "x")
+
+
+def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(tmp_path):
+    _, plan = load("demo.yaml")
+    run = Run(tmp_path)
+    tasks = tasks_of(plan, run)
+    path = next(p for p in tasks if tasks[p].step == "attack" and tasks[p].group == "attacks")
+    assert stale(tasks, run, path) == "not measured"
+    job = tasks[path].job.model_dump(mode="json")
+    name = f"{job['features']['dataset']}/{job['features']['model']}"
+    path.parent.mkdir(parents=True)
+
+    def record(**changes):
+        path.write_text(json.dumps({"job": job | changes, "weights": {name: hashlib.sha256(b"one").hexdigest()}}))
+
+    record()
+    assert not stale(tasks, run, path), "no weights here: any count"
+    record(trials=job["trials"] + 1)
+    assert not stale(tasks, run, path)
+    record(seed=5)
+    assert stale(tasks, run, path) == "measured with other settings"
+    record()
+    weights = run.model(*name.split("/")) / "weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"one")
+    assert not stale(tasks, run, path)
+    weights.write_bytes(b"another")
+    assert stale(tasks, run, path) == f"measured on other weights of {name}"
+    assert covers({"trials": 20, "k": 5}, {"trials": 3, "k": 5})
+    assert not covers({"trials": 3, "k": 5}, {"trials": 20, "k": 5})
+
+
+# Archives.
+
+
+def archive(path, files, sums=None):
+    """An archive as ``ask pack`` writes it; ``sums`` belie the content."""
+    found = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} | (sums or {})
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in files.items():
+            file.writestr(name, data)
+        file.writestr("manifest.json", json.dumps({"format": 1, "files": found}))
+    return path
+
+
+def cell(trials=3, value=0.5, **job):
+    return json.dumps({"job": {"id": "c", "trials": trials, **job}, "value": value}).encode()
+
+
+CELL, PREDICTIONS = "paper/cells/cifar10/at/c.json", "paper/cells/cifar10/at/c.npz"
+
+
+def count(done):
+    return {word: len(names) for word, names in done.items() if names}
+
+
+def test_merging_is_by_content_and_twice_is_once(tmp_path):
+    one = archive(tmp_path / "1.zip", {CELL: cell(), PREDICTIONS: b"p", "bench/a.json": b"{}"})
+    assert count(packing.merge([one], tmp_path / "results")) == {"new": 2}
+    assert count(packing.merge([tmp_path], tmp_path / "results")) == {"identical": 2}
+    assert (tmp_path / "results" / PREDICTIONS).read_bytes() == b"p"
+    more = archive(tmp_path / "more.zip", {CELL: cell(trials=20), PREDICTIONS: b"pp"})
+    assert count(packing.merge([more], tmp_path / "results")) == {"grown": 1}
+    assert (tmp_path / "results" / PREDICTIONS).read_bytes() == b"pp"
+    assert count(packing.merge([one], tmp_path / "results")) == {"identical": 1, "kept": 1}
+    assert json.loads((tmp_path / "results" / CELL).read_text())["job"]["trials"] == 20
+
+
+def test_a_conflict_is_named_and_nothing_is_merged_unless_replaced(tmp_path):
+    packing.merge([archive(tmp_path / "1.zip", {CELL: cell()})], tmp_path / "results")
+    other = {CELL: cell(value=0.6), "paper/calibration/cifar10/at/t.json": b"{}"}
+    two = archive(tmp_path / "2.zip", other)
+    with pytest.raises(PackingError, match=rf"conflict: {CELL} is here with other content; nothing .*--replace"):
+        packing.merge([two], tmp_path / "results")
+    assert not (tmp_path / "results/paper/calibration").exists()
+    assert count(packing.merge([two], tmp_path / "results", replace=True)) == {"new": 1, "replaced": 1}
+    assert json.loads((tmp_path / "results" / CELL).read_text())["value"] == 0.6
+    with pytest.raises(PackingError, match=r"differs from the same file of another archive"):
+        packing.merge([tmp_path / "1.zip", two], tmp_path / "elsewhere")
+
+
+def test_tables_are_drawn_anew_rather_than_merged(tmp_path):
+    table = "paper/tables/table01.csv"
+    packing.merge([archive(tmp_path / "1.zip", {table: b"a"})], tmp_path / "results")
+    done = packing.merge([archive(tmp_path / "2.zip", {table: b"b"})], tmp_path / "results")
+    assert count(done) == {"drawn here already": 1}
+    assert (tmp_path / "results" / table).read_bytes() == b"a"
+
+
+def test_corrupt_archives_are_refused(tmp_path):
+    good = archive(tmp_path / "good.zip", {CELL: cell(), PREDICTIONS: bytes(range(256)) * 40}).read_bytes()
+    bad = tmp_path / "bad.zip"
+    for content in (good[: len(good) // 2], good[:400] + b"####" + good[404:], b"", b"no zip"):
+        bad.write_bytes(content)
+        with pytest.raises(PackingError, match=r"bad\.zip: corrupt .*copy it again"):
+            packing.merge([bad], tmp_path / "results")
+    for files, sums in (({CELL: b"{}"}, {CELL: "0" * 64}), ({}, {CELL: "0" * 64})):
+        with pytest.raises(PackingError, match=r"not what the manifest says"):
+            packing.merge([archive(bad, files, sums)], tmp_path / "results")
+    with zipfile.ZipFile(bad, "w") as file:
+        file.writestr(CELL, b"{}")
+    with pytest.raises(PackingError, match=r"corrupt \(KeyError"):
+        packing.merge([bad], tmp_path / "results")
+    with pytest.raises(PackingError, match=r"no such archive"):
+        packing.merge([tmp_path / "none.zip"], tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.json",
+        "/tmp/outside.json",
+        "paper/../../outside.json",
+        "paper/cells/../../../outside.json",
+        "paper\\cells\\c.json",
+        "paper/models/cifar10/at/weights.safetensors",
+        "paper/elsewhere/c.json",
+        "paper/cells/.hidden/c.json",
+        "outside.json",
+        "bench/../paper/cells/c.json",
+    ],
+)
+def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
+    with pytest.raises(PackingError, match=r"refuses '.*', which is no file of a run's evidence"):
+        packing.merge([archive(tmp_path / "1.zip", {name: b"{}"})], tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_evidence_fills_as_many_archives_as_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "MOST_BYTES", 60_000)
+    config, plan = load("demo.yaml")
+    run = Run(tmp_path / "results/demo")
+    cells = [run.cell(*key) for key in plan.cells][:6]
+    for path in cells:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        path.with_suffix(".npz").write_bytes(os.urandom(20_000))
+    unfinished = run.model("digits-vgg", "at") / "history.csv"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.touch()
+    written = packing.pack(config, plan, run, tmp_path / "out", "", None)
+    assert len(written) == 3
+    assert all(path.stat().st_size < 60_000 for path in written)
+    manifest = json.loads(zipfile.ZipFile(written[0]).read("manifest.json"))
+    assert {"run", "slice", "time", "command", "device", "hardware", "versions", "files"} <= set(manifest)
+    assert packing.pack(config, plan, run, tmp_path / "out", "", None) == written
+    assert count(packing.merge([tmp_path / "out"], tmp_path / "copy")) == {"new": 6}
+    assert len([path for path in (tmp_path / "copy").rglob("*") if path.is_file()]) == 12
+    monkeypatch.setattr(packing, "MOST_ARCHIVES", 2)
+    with pytest.raises(PackingError, match=r"pack slice by slice"):
+        packing.pack(config, plan, run, tmp_path / "out", "", None)
+    monkeypatch.setattr(packing, "MOST_BYTES", 25_000)
+    with pytest.raises(PackingError, match=r"\.npz alone exceeds an archive's 25000 bytes"):
+        packing.pack(config, plan, run, tmp_path / "out", "", None)
+
+
+# The bundle.
+
+
+def test_the_bundle_names_what_snakemake_needs_and_leaves_out_what_a_gpu_machine_has():
+    names = {pin.partition("==")[0] for pin in bundle.pins("3.12")}
+    assert {"snakemake", "pulp", "pydantic-core", "safetensors", "pytest", "hypothesis"} <= names
+    assert not names & {"torch", "numpy", "pandas", "matplotlib", "scikit-learn", "scipy", "faiss-cpu"}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    assert names <= pinned
+
+
+def test_data_travels_in_parts_that_come_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bundle, "PART_BYTES", 50_000)
+    monkeypatch.setattr(bundle, "_wheels", lambda *_: [])
+    monkeypatch.setattr(bundle, "install", lambda _: None)
+    raw, content = Path("data/raw/mnist"), os.urandom(120_000)
+    raw.mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"data/raw/mnist/manifest.json: no such file"):
+        bundle.make(Path("out"), "3.12", ["x"], ["mnist"])
+    (raw / "manifest.json").write_text("{}")
+    (raw / "images").write_bytes(content)
+    bundle.make(Path("out"), "3.12", ["x"], ["mnist"])
+    parts = sorted(Path("out").glob("mnist-*"))
+    assert [part.name for part in parts] == [f"mnist-{n}-of-3.part" for n in (1, 2, 3)]
+    shutil.rmtree("data")
+    arrived = Path("arrived")
+    arrived.mkdir()
+    for name in ("bundle.json", "wheels-1-of-1.part", parts[1].name):
+        shutil.copy(Path("out") / name, arrived)
+    assert bundle.unpack(arrived) == [parts[0].name, parts[2].name]
+    (arrived / parts[1].name).unlink()
+    (arrived / parts[2].name).write_bytes(b"damaged")
+    with pytest.raises(SystemExit, match=r"mnist-3-of-3.part: damaged on its way"):
+        bundle.unpack(arrived)
+    for part in (parts[0], parts[2]):
+        shutil.copy(part, arrived)
+    assert bundle.unpack(arrived) == []
+    assert (raw / "images").read_bytes() == content
+    assert bundle.unpack(arrived) == []
+
+
+# All of it, small.
+
+SMALL = {
+    "datasets": {
+        name: {"test_images": 10, "training": {"epochs": 1}, "network": {"width": width}}
+        for name, width in (("digits-vgg", 0.015625), ("digits-resnet", 0.03125))
+    },
+    "evaluation": {"steps": 2},
+    "slices": {
+        "slice-1": {"commands": ["python -c \"open('ran', 'a').write('x')\""]},
+        "slice-2": {"artifacts": ["table04"]},
+        "slice-3": {"artifacts": ["table08"], "models": ["ask-def"]},
+        "slice-4": {"models": ["trades"]},
+        "slice-5": {"artifacts": ["table08"], "models": ["at"]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Makes copies of the project with a small rehearsal, whose make targets use this interpreter."""
+
+    def copy(name):
+        folder = tmp_path_factory.mktemp("slices") / name
+        folder.mkdir()
+        for part in ("ask", "config", "rules", "profiles"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("Snakefile", "Makefile", "environment.yml", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / part, folder)
+        overlay = folder / "config/rehearsal.yaml"
+        overlay.write_text(yaml.safe_dump(merge(yaml.safe_load(overlay.read_text()), SMALL)))
+        (folder / ".venv").symlink_to(sys.prefix)
+        return folder
+
+    return copy
+
+
+def run_make(folder, *words):
+    stamps = [f"-o.venv/.stamp-{name}" for name in ("faiss-cpu", "faiss-gpu", "test")]
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["make", *stamps, "RUN=rehearsal", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_slices_are_made_within_limits_brought_back_and_shown_without_weights(project, tmp_path):
+    there, here = project("a card that is lent"), project("home")
+    for _ in range(2):
+        status, said = run_make(there, "slice-1")
+        assert status == 0, said
+    assert (there / "ran").read_text() == "x", "a command that has succeeded is not run again"
+    status, said = run_make(there, "slice-2", "MINUTES=0.1", "TRIALS=1")
+    assert status == 2
+    assert "slice-2: 0 of 3 measurements, more to do" in said or "nothing was finished in" in said
+    packs = tmp_path / "packs"
+    for place in (2, 3, 4, 5):
+        status, said = run_make(there, f"slice-{place}", "TRIALS=1", f"PACK={packs}", "MINUTES=9")
+        assert status == 0, said
+        assert re.search(rf"^slice-{place}: (\d+) of \1 measurements, finished$", said, re.MULTILINE), said
+    assert len(list(packs.glob("*.zip"))) == 4
+    for _ in range(2):
+        status, said = run_make(here, "merge", f"FROM={packs}")
+        assert status == 0, said
+    run = here / "results/rehearsal"
+    assert (run / "report/index.html").is_file()
+    assert (run / "tables/table04.csv").is_file()
+    assert "left out: AT+SNN" in (run / "tables/table08.md").read_text()
+    assert not list(here.rglob("*.safetensors"))
+    assert not list(run.glob("index"))
+    # Without weights Snakemake would train again; a slice knows that it is finished.
+    status, said = run_make(here, "slice-2", "TRIALS=1")
+    assert status == 0, said
+    assert "Building DAG" not in said
