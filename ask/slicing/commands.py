@@ -66,7 +66,8 @@ def render_command(options: argparse.Namespace) -> int:
     """Render what evidence suffices for."""
     config, plan, run = _load(options.configfile)
     _show(render(config, plan, run))
-    _say(str(run.report))
+    if run.report.is_file():
+        _say(str(run.report))
     return FINISHED
 
 

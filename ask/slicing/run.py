@@ -19,7 +19,7 @@ from ask.errors import AskError
 from ask.experiments import Plan
 from ask.paths import Run
 from ask.planning.tasks import Task, required, tasks_of
-from ask.slicing.targets import calibrations_before, slice_of, stale, targets_of
+from ask.slicing.targets import calibrations_before, slice_of, stale, targets_of, weights_of
 
 FINISHED, FAILED, MORE = 0, 1, 75
 """Exit statuses; 75 is that of a temporary failure (EX_TEMPFAIL): the same command continues."""
@@ -44,27 +44,37 @@ def make(
         status = _commands(slice_of(config, name).commands, scratch / f"{name}.json", deadline, say)
         if status != FINISHED:
             return status
-        tasks, before = tasks_of(plan, run), None
-        while todo := [p for p in targets_of(config, plan, run, name).outputs if stale(tasks, run, p)]:
+        tasks, before = tasks_of(plan, run), list[Path]()
+        while left := [p for p in targets_of(config, plan, run, name).outputs if stale(tasks, run, p)]:
+            todo = _of_one_model(left, run)
             if todo == before:
                 raise AskError(f"slice {name!r}: {todo[0]} was made, and still is {stale(tasks, run, todo[0])}")
             before = todo
             again = [p for p in calibrations_before(tasks, todo) if p.is_file() and stale(tasks, run, p)]
             again += [p for p in todo if p.is_file()]
-            say(f"{name}: {len(todo)} measurements to make")
+            say(f"{name}: {len(left)} measurements to make, now {len(todo)} in {todo[0].parent}")
             command = [sys.executable, "-m", "snakemake", *map(str, todo), "--nolock", *shlex.split(flags)]
             command += ["--configfile", *map(str, overlays)] if overlays else []
             command += ["--forcerun", *map(str, again)] if again else []
-            at_start, left = _progress(tasks, todo, scratch), deadline - time.monotonic()
+            at_start, seconds = _progress(tasks, todo, scratch), deadline - time.monotonic()
             status = _within(command, deadline)
-            if status == MORE and left > 0 and _progress(tasks, todo, scratch) == at_start:
+            if status == MORE and seconds > 0 and _progress(tasks, todo, scratch) == at_start:
                 first = next(p for p in tasks if p in required(tasks, todo) and not p.is_file())
                 raise AskError(
-                    f"slice {name!r}: nothing was finished in {left:.0f} s, {first} for one; give it more --minutes"
+                    f"slice {name!r}: nothing was finished in {seconds:.0f} s, {first} for one; give it more --minutes"
                 )
             if status != FINISHED:
                 return status
     return FINISHED
+
+
+def _of_one_model(outputs: Sequence[Path], run: Run) -> list[Path]:
+    """Measurements of one model, so that what was trained is used before the next is: trained ones first, then order."""
+    folders = list(dict.fromkeys(path.parent for path in outputs))
+    cells = [folder for folder in folders if folder.parent.parent.name == "cells"]
+    trained = [folder for folder in cells if weights_of(run, folder.parent.name, folder.name).is_file()]
+    chosen = (trained or cells or folders)[0]
+    return [path for path in outputs if path.parent == chosen]
 
 
 def _progress(tasks: dict[Path, Task], todo: Sequence[Path], scratch: Path) -> list[tuple[Path, int]]:
