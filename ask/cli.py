@@ -368,12 +368,11 @@ def _device(options: argparse.Namespace) -> Any:
 
 def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:
     """What a measurement was made with."""
-    from .hardware import describe, usage
-    from .slicing.targets import digests
+    from .hardware import describe, usage, weights_read
 
     return {
         **describe(place.device),
-        "weights": digests(options.job, place.run),
+        "weights": weights_read(options.job, place.run),
         "usage": usage(place.device),
         "code": _code(options),
         "command": _command(options),

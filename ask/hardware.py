@@ -1,15 +1,19 @@
-"""What a result was made with: device, versions and code, for the record beside every number."""
+"""What a result was made with: device, versions, code and weights, for the record beside every number."""
 
+import hashlib
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import AskError
+from .paths import Run
 
 if TYPE_CHECKING:
     import torch
@@ -85,3 +89,26 @@ def processor() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def weights_read(job: Mapping[str, Any], run: Run) -> dict[str, str]:
+    """SHA-256 of the weights that a measurement reads, by ``dataset/model``; none on raw pixels."""
+    parts = [part["features"] for part in (job, job.get("cell") or {}, *job.get("cells", ())) if part.get("features")]
+    files = {f"{f['dataset']}/{f['model']}": weights_of(run, f["dataset"], f["model"]) for f in parts if f["network"]}
+    return {name: digest_of(path) for name, path in files.items() if path.is_file()}
+
+
+def weights_of(run: Run, dataset: str, model: str) -> Path:
+    """Weights of a model."""
+    return run.model(dataset, model) / "weights.safetensors"
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content, computed once for each time of change."""
+    return _digest(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, _changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

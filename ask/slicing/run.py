@@ -17,9 +17,10 @@ import yaml
 from ask.config import RunConfig
 from ask.errors import AskError
 from ask.experiments import Plan
+from ask.hardware import weights_of
 from ask.paths import Run
 from ask.planning.tasks import Task, required, tasks_of
-from ask.slicing.targets import calibrations_before, slice_of, stale, targets_of, weights_of
+from ask.slicing.targets import calibrations_before, slice_of, stale, targets_of
 
 FINISHED, FAILED, MORE = 0, 1, 75
 """Exit statuses; 75 is that of a temporary failure (EX_TEMPFAIL): the same command continues."""
@@ -69,7 +70,7 @@ def make(
 
 
 def _of_one_model(outputs: Sequence[Path], run: Run) -> list[Path]:
-    """Measurements of one model, so that what was trained is used before the next is: trained ones first, then order."""
+    """Measurements of one model, a trained one if there is any: what was trained is used before the next one is."""
     folders = list(dict.fromkeys(path.parent for path in outputs))
     cells = [folder for folder in folders if folder.parent.parent.name == "cells"]
     trained = [folder for folder in cells if weights_of(run, folder.parent.name, folder.name).is_file()]

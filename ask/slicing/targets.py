@@ -1,15 +1,14 @@
 """What a slice has to measure, and what of it is there: judged by content, so that merged evidence counts too."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ask.config import ConfigError, RunConfig
 from ask.experiments import Plan
+from ask.hardware import digest_of, weights_of
 from ask.paths import Run
 from ask.planning.tasks import Task, required
 from ask.specs.slices import SliceSpec
@@ -63,11 +62,6 @@ def targets_of(config: RunConfig, plan: Plan, run: Run, name: str) -> Targets:
     return Targets(list(dict.fromkeys(found)), elsewhere)
 
 
-def weights_of(run: Run, dataset: str, model: str) -> Path:
-    """Weights of a model."""
-    return run.model(dataset, model) / "weights.safetensors"
-
-
 def stale(tasks: Mapping[Path, Task], run: Run, path: Path) -> str:
     """Why a cell, calibration or example has to be measured (again); empty if its record is what the plan asks for.
 
@@ -82,7 +76,7 @@ def stale(tasks: Mapping[Path, Task], run: Run, path: Path) -> str:
         return "measured with other settings"
     for model, digest in (record.get("weights") or {}).items():
         weights = weights_of(run, *model.split("/"))
-        if weights.is_file() and digest_of(weights, weights.stat().st_mtime_ns) != digest:
+        if weights.is_file() and digest_of(weights) != digest:
             return f"measured on other weights of {model}"
     return ""
 
@@ -93,20 +87,6 @@ def covers(measured: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
     return {**measured, "trials": 0} == {**planned, "trials": 0} and trials[0] >= trials[1]
 
 
-@cache
-def digest_of(path: Path, _changed: int) -> str:
-    """SHA-256 of a file's content, computed once for each time of change."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def calibrations_before(tasks: dict[Path, Task], outputs: list[Path]) -> list[Path]:
     """Calibrations that measurements read."""
     return [path for path in required(tasks, outputs) if tasks[path].step == "calibrate"]
-
-
-def digests(job: Mapping[str, Any], run: Run) -> dict[str, str]:
-    """SHA-256 of the weights that a measurement reads, by ``dataset/model``, for its record."""
-    parts = [part["features"] for part in (job, job.get("cell") or {}, *job.get("cells", ())) if part.get("features")]
-    files = {f"{f['dataset']}/{f['model']}": weights_of(run, f["dataset"], f["model"]) for f in parts if f["network"]}
-    return {name: digest_of(path, path.stat().st_mtime_ns) for name, path in files.items() if path.is_file()}
