@@ -39,7 +39,7 @@ paper: .venv/.stamp-$(FAISS) ## Run everything at the paper's scale (downloads d
 	@printf '\nReport: %s\n' "$$PWD/results/paper/report/index.html"
 
 # A slice stops cleanly before MINUTES have passed (exit status 2, and "more to do" in its last line); the same command
-# continues it. Without --pack, `make pack` packs what there is.
+# continues it. PACK=folder packs its evidence at the end of every call.
 slice-1: .venv/.stamp-test ## Make a slice of the paper run: slice-1 to slice-5 (MINUTES=9 TRIALS=3 RUN=paper-fast)
 slice-2 slice-3 slice-4 slice-5: .venv/.stamp-$(FAISS)
 slice-1 slice-2 slice-3 slice-4 slice-5:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ask.config import ConfigError, RunConfig, load_artifacts, read_run
+from ask.errors import AskError
 from ask.experiments import Plan, plan_run
 from ask.paper import Paper
 from ask.paths import Run
@@ -33,16 +34,22 @@ def slice_command(options: argparse.Namespace) -> int:
     limit = float("inf")
     if options.minutes:
         limit = began + 60 * options.minutes - reserve(options.minutes)
-    status = make(config, plan, run, name, overlays, limit, options.flags, _say)
-    if status != MORE:
-        _show(render(config, plan, run))
-    targets, tasks = targets_of(config, plan, run, name), tasks_of(plan, run)
+    status = FAILED
+    try:
+        status = make(config, plan, run, name, overlays, limit, options.flags, _say)
+        if status != MORE:
+            _show(render(config, plan, run))
+    except AskError as error:
+        _say(f"ask slice: {error}")
+        status = FAILED
+    finally:  # whatever happened, what was measured goes home
+        targets, tasks = targets_of(config, plan, run, name), tasks_of(plan, run)
+        if options.pack:
+            _print(pack(config, plan, run, options.pack, name, targets))
     left = [path for path in targets.outputs if stale(tasks, run, path)]
-    if options.pack:
-        _print(pack(config, plan, run, options.pack, name, targets))
     for path, models in targets.elsewhere.items():
         _say(f"{path}: also needs the weights of {', '.join(models)}; make it where those were trained")
-    words = {FINISHED: "finished", MORE: "more to do; the same command continues", FAILED: "failed; see the logs above"}
+    words = {FINISHED: "finished", MORE: "more to do; the same command continues", FAILED: "failed; see above"}
     _say(f"{name}: {len(targets.outputs) - len(left)} of {len(targets.outputs)} measurements, {words[status]}")
     return status
 
