@@ -48,6 +48,7 @@ def make(
         tasks, before = tasks_of(plan, run), list[Path]()
         while left := [p for p in targets_of(config, plan, run, name).outputs if stale(tasks, run, p)]:
             todo = _of_one_model(left, run)
+            made_some = bool(before)
             if todo == before:
                 raise AskError(f"slice {name!r}: {todo[0]} was made, and still is {stale(tasks, run, todo[0])}")
             before = todo
@@ -57,9 +58,10 @@ def make(
             command = [sys.executable, "-m", "snakemake", *map(str, todo), "--nolock", *shlex.split(flags)]
             command += ["--configfile", *map(str, overlays)] if overlays else []
             command += ["--forcerun", *map(str, again)] if again else []
-            at_start, seconds = _progress(tasks, todo, scratch), deadline - time.monotonic()
+            seconds = deadline - time.monotonic()
+            at_start = _progress(tasks, todo, scratch)
             status = _within(command, deadline)
-            if status == MORE and seconds > 0 and _progress(tasks, todo, scratch) == at_start:
+            if status == MORE and seconds > 0 and not made_some and _progress(tasks, todo, scratch) == at_start:
                 first = next(p for p in tasks if p in required(tasks, todo) and not p.is_file())
                 raise AskError(
                     f"slice {name!r}: nothing was finished in {seconds:.0f} s, {first} for one; give it more --minutes"
