@@ -6,6 +6,7 @@ a calibration, a model's history and record, with its benchmark.
 
 import hashlib
 import json
+import shlex
 import sys
 import time
 import zipfile
@@ -126,8 +127,9 @@ def _about(config: RunConfig, name: str) -> dict[str, Any]:
     from ask.hardware import describe, pick_device
 
     device = pick_device(config.device if torch.cuda.is_available() else "cpu")
+    command = shlex.join(["python", "-m", "ask", *sys.argv[1:]])
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"run": config.run, "slice": name, "time": now, "command": " ".join(sys.argv), **describe(device)}
+    return {"run": config.run, "slice": name, "time": now, "command": command, **describe(device)}
 
 
 def _fill(path: Path, waiting: Sequence[str], names: dict[str, Path], about: dict[str, Any]) -> int:
