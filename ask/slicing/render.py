@@ -16,19 +16,23 @@ def render(config: RunConfig, plan: Plan, run: Run) -> dict[str, list[str]]:
     training costs, which are read off two records, are compared first.
     """
     from ask.artifacts.report import render_report
+    from ask.artifacts.values import MissingValueError
     from ask.claims.ledger import write_ledger
 
     _compare_costs(plan, run)
     shown: dict[str, dict[str, Any]] = {}
-    states: dict[str, list[str]] = {"whole": [], "in part": [], "not measured": []}
+    states: dict[str, list[str]] = {"whole": [], "in part": [], "not measured": [], "measured with other settings": []}
     for name in plan.artifacts:
         state, job = "whole", plan.artifacts[name]
         if _missing(plan, name, run):
             job, state = _remainder(config, plan, name, run)
+        try:
+            if job:
+                _render(job, run)
+                shown[name] = job
+        except MissingValueError:  # of another configuration: its cells lack what is asked for now
+            state = "measured with other settings"
         states[state].append(name)
-        if job:
-            _render(job, run)
-            shown[name] = job
     part = Plan(**{**vars(plan), "artifacts": shown, "cells": {k: c for k, c in plan.cells.items() if _there(run, k)}})
     claims = Path("config/paper/claims.csv")
     if shown:
