@@ -152,6 +152,7 @@ def test_tables_are_drawn_anew_rather_than_merged(tmp_path):
     done = packing.merge([archive(tmp_path / "2.zip", {table: b"b"})], tmp_path / "results")
     assert count(done) == {"drawn here already": 1}
     assert (tmp_path / "results" / table).read_bytes() == b"a"
+    assert count(packing.merge([tmp_path], tmp_path / "both")) == {"new": 1}, "two slices draw what each has seen"
 
 
 def test_corrupt_archives_are_refused(tmp_path):

@@ -28,6 +28,8 @@ MOST_ARCHIVES, MOST_BYTES = 8, 16 * 2**20
 BENCH = "bench"
 """Folder beside the runs that holds benchmarks of the code."""
 KEPT = {"cells", "calibration", "models", "examples", "benchmarks", "tables", "figures"}
+DRAWN = {"tables", "figures"}
+"""Drawn from evidence, wherever there is some: they travel to be looked at, and are never in conflict."""
 SUFFIXES = {".json", ".npz", ".csv", ".yaml", ".tsv", ".md", ".tex", ".html", ".svg", ".png", ".pdf", ".xml", ".txt"}
 SIBLINGS = {
     "train": ("history.csv", "config.yaml"),
@@ -78,7 +80,7 @@ def merge(archives: Iterable[Path], into: Path, *, replace: bool = False) -> dic
     content: dict[str, bytes] = {}
     for path in _listed(archives):
         for name, data in _read(path).items():
-            if content.setdefault(name, data) != data:
+            if content.setdefault(name, data) != data and name.split("/")[1] not in DRAWN:
                 raise PackingError(
                     f"{path}: {name} differs from the same file of another archive; merge one of the two"
                 )
@@ -207,7 +209,7 @@ def _decide(job: str, members: Sequence[str], content: dict[str, bytes], into: P
         return "identical"
     if not here:
         return "new"
-    if job.split("/")[1] in ("tables", "figures"):
+    if job.split("/")[1] in DRAWN:
         return "drawn here already"
     if same == here:
         return "new"
