@@ -139,6 +139,8 @@ def _answer(connection: socket.socket) -> None:
             status = _REFUSED
             return
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # A run in the background (`snakemake … &` in a script) ignores SIGINT, and so would whatever it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for stream, number in zip(streams, (0, 1, 2), strict=True):
             os.dup2(stream, number)
             os.close(stream)

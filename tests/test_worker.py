@@ -28,9 +28,14 @@ def wait_until(done, seconds=20.0):
 
 @pytest.fixture
 def address():
-    """A server of a starter that ends with the test."""
+    """A server of a starter that ends with the test, and that ignores SIGINT as a script's `snakemake … &` does."""
     starter = subprocess.Popen(
-        [sys.executable, "-c", STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        [sys.executable, "-c", STARTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     path = starter.stdout.readline().strip()
     yield path
