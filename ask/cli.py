@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         if name in SLICING:
             register_slicing(command, name)
             continue
+        if name == "bench":
+            _add_bench_options(command)
+            continue
         if name == "check":
             command.add_argument("config", nargs="+", type=Path, help="configuration files, later ones winning")
             continue
@@ -93,6 +96,14 @@ def _parser() -> argparse.ArgumentParser:
         if name not in ("cost", "study", "plane", *RENDERING):
             command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
+
+
+def _add_bench_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("parts", nargs="*", metavar="part", help="attack, knn, train, pgd, dag, demo (default: all)")
+    command.add_argument("--repeats", type=int, default=3, help="rounds in which all take turns (default: 3)")
+    command.add_argument("--small", action="store_true", help="tiny shapes: shows that a part works, not its speed")
+    command.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for the JSON files")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def _download(options: argparse.Namespace) -> None:
@@ -316,6 +327,21 @@ def _slicing(name: str, options: argparse.Namespace) -> int:
     return status
 
 
+def _bench(options: argparse.Namespace) -> None:
+    from importlib import import_module
+
+    from .errors import AskError
+
+    # The benchmarks and their peers are no part of the package: they lie beside it in the repository.
+    repository = Path(__file__).resolve().parent.parent
+    if not (repository / "bench" / "run.py").is_file():
+        raise AskError(f"there is no folder bench/ in {repository}; run this in a checkout of the repository")
+    sys.path.insert(0, str(repository))
+    import_module("bench.run").main(
+        options.parts, repeats=options.repeats, small=options.small, out=options.out, device=options.device
+    )
+
+
 def _reference(options: argparse.Namespace) -> None:  # noqa: ARG001  # every command gets its options
     from .reference import write
 
@@ -327,6 +353,7 @@ _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], int | None], str]] 
     **{name: (functools.partial(_planning, name), text) for name, text in PLANNING.items()},
     **{name: (functools.partial(_slicing, name), text) for name, text in SLICING.items()},
     "reference": (_reference, "Write the configuration's JSON schema and reference page."),
+    "bench": (_bench, "Time attacks, search and training against other libraries."),
     "download": (_download, "Fetch a data set's published files."),
     "prepare": (_prepare, "Make a data set's arrays and check them against known facts."),
     "train": (_train, "Train a model; continues where it was interrupted."),
