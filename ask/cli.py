@@ -126,7 +126,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from .data.arrays import load
-    from .hardware import describe
+    from .hardware import describe, matmul_peak, usage
     from .specs.training import TrainJob
     from .training import train
 
@@ -147,6 +147,8 @@ def _train(options: argparse.Namespace) -> None:
         scratch=options.run / "scratch" / job.dataset / job.model,
         device=device,
         made_with=describe(device),
+        peak=matmul_peak(device),
+        usage=lambda: usage(device),
         fingerprint=_code(options),
         data_hash=json.dumps(
             [facts["splits"][split]["sha256"] for split in ("train", *(["test"] if by_test else []))], sort_keys=True
@@ -160,7 +162,9 @@ def _index(options: argparse.Namespace) -> None:
 
     job = IndexJob.model_validate(options.job)
     out = Run(options.run).index(job.features.dataset, job.features.model, job.layer)
-    _atomically(out, lambda part: build_index(job, _place(options), part))
+    place = _place(options)
+    _atomically(out, lambda part: build_index(job, place, part))
+    _print_usage(place)
 
 
 def _calibrate(options: argparse.Namespace) -> None:
@@ -194,7 +198,9 @@ def _blocks(options: argparse.Namespace) -> None:
     from .specs.evaluation import BlockJob
 
     job = BlockJob.model_validate(options.job)
-    fit(job, _place(options), Run(options.run).blocks(job.features.dataset, job.features.model, job.id))
+    place = _place(options)
+    fit(job, place, place.run.blocks(job.features.dataset, job.features.model, job.id))
+    _print_usage(place)
 
 
 def _failures(options: argparse.Namespace) -> None:
@@ -443,6 +449,13 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:
     _atomically(path, lambda part: part.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+def _print_usage(place: Any) -> None:
+    """For the logs of jobs whose output has no room for it."""
+    from .hardware import usage
+
+    print(json.dumps({"usage": usage(place.device)}))
 
 
 def _print_paths(paths: Sequence[Path]) -> None:

@@ -158,9 +158,7 @@ class ExactSearch(ReferenceSet):
         parts = [self._search(block, k, k_class, buffer[: len(block)]) for block in queries.split(chunk)]
         return Neighbours(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
-    def _search(
-        self, queries: Tensor, k: int, k_class: int, scores: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _search(self, queries: Tensor, k: int, k_class: int, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Score: q.r - |r|^2 / 2, which ranks as the distance does; |r| = 1 under cosine.
         torch.addmm(self.square_norms, queries, self.features.T, beta=-0.5, out=scores)
         tolerance = self._tolerance(queries)

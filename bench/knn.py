@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ask.knn import DEFAULT_MEMORY, ExactSearch, Neighbours
 
-from .measure import Case, Contender, Options, matmul_peak, take_turns
+from .measure import Case, Contender, Options, floor_peak, take_turns
 from .peers_knn import FaissPair, ScikitPair
 
 K = 5
@@ -17,12 +17,14 @@ CLASSES = 10
 
 def cases(options: Options) -> list[Case]:
     """The pair at the size of one cell, Conv 4 of CIFAR-10; then many references."""
-    peak = matmul_peak(options.device, small=options.small)
+    peak = floor_peak(options)
     queries, references, dimensions = (60, 400, 32) if options.small else (10_000, 20_000, 2048)
-    found = [_pair(options, peak, queries, references, dimensions, scikit=True)]
-    for many in (2000, 4000) if options.small else (200_000, 1_000_000):
-        found.append(_pair(options, peak, 20 if options.small else 500, many, 16 if options.small else 256))
-    return found
+    many = (2000, 4000) if options.small else (200_000, 1_000_000)
+    queries_of_many, narrow = (20, 16) if options.small else (500, 256)
+    return [
+        _pair(options, peak, queries, references, dimensions, scikit=True),
+        *(_pair(options, peak, queries_of_many, count, narrow) for count in many),
+    ]
 
 
 def _pair(
@@ -46,11 +48,16 @@ def _pair(
     }
     for row in rows[1:]:
         everyone, by_class = row.result
-        same = [_share(mine.indices, ours.order.cpu()[everyone]), _share(mine.class_indices, ours.order.cpu()[by_class])]
+        same = [
+            _share(mine.indices, ours.order.cpu()[everyone]),
+            _share(mine.class_indices, ours.order.cpu()[by_class]),
+        ]
         facts[f"ids equal to {row.name.split(':')[0]}"] = f"{same[0]:.4%} global, {same[1]:.4%} per class"
         row.result = None
     shapes = {"queries": queries, "references": references, "dimensions": dimensions, "classes": CLASSES, "K": K}
-    return Case(title=f"Two exact searches, {queries} x {references} x {dimensions}", shapes=shapes, rows=rows, facts=facts)
+    return Case(
+        title=f"Two exact searches, {queries} x {references} x {dimensions}", shapes=shapes, rows=rows, facts=facts
+    )
 
 
 def _share(mine: Tensor, theirs: Tensor) -> float:

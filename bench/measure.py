@@ -7,11 +7,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ask.hardware import matmul_peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ def take_turns(
         contenders: ours first; the last round's results are kept in the rows.
         options: rounds and device.
         flop: floating-point operations that the work takes at least.
-        peak: operations a second of this device (:func:`matmul_peak`), for the fraction of the floor.
+        peak: operations a second of this device (:func:`floor_peak`), for the fraction of the floor.
         warm_up: run each once before, untimed.
     """
     rows = [Row(name=contender.name, seconds=[]) for contender in contenders]
@@ -141,10 +144,8 @@ def reset_peaks(device: torch.device) -> None:
     """Begin to look for the largest memory anew, where the system lets a process do so (Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    try:
+    with suppress(OSError):  # the peak since the start of the process, then
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the peak since the start of the process, then
 
 
 def peaks(device: torch.device) -> tuple[float, float | None]:
@@ -160,18 +161,9 @@ def peaks(device: torch.device) -> tuple[float, float | None]:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1), gpu
 
 
-def matmul_peak(device: torch.device, *, dtype: torch.dtype = torch.float32, small: bool = False) -> float:
-    """FLOP/s of the best of some square products: the peak that arithmetic can reach here, as things are now."""
-    side = 256 if small else 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(2, side, side, device=device).to(dtype).unbind()
-    best = float("inf")
-    for _ in range(5):
-        synchronise(device)
-        began = time.perf_counter()
-        torch.mm(a, b)
-        synchronise(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * side**3 / best
+def floor_peak(options: Options, dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s that a matrix product reaches here, as things are now."""
+    return matmul_peak(options.device, dtype=dtype, side=256 if options.small else None)
 
 
 def table(case: Case) -> str:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ask.attacks import PGD, PGDConfig
 
-from .measure import Case, Contender, Options, matmul_peak, take_turns
+from .measure import Case, Contender, Options, floor_peak, take_turns
 from .networks import FORWARD_GMAC, digits, prepared, untouched, vgg16
 from .peers_pgd import peers
 
@@ -16,12 +16,12 @@ def cases(options: Options) -> list[Case]:
     """The full network and a narrow one."""
     if options.small:
         return [_case(options, 1 / 32, images=20, steps=2)]
-    few = 32 if options.device.type == "cpu" else 2000
-    return [_case(options, 1.0, images=few, steps=10), _case(options, 1 / 4, images=200, steps=10)]
+    few = 16 if options.device.type == "cpu" else 2000
+    return [_case(options, 1.0, images=few, steps=10), _case(options, 1 / 4, images=100, steps=10)]
 
 
 def _case(options: Options, width: float, *, images: int, steps: int) -> Case:
-    everything, classes = (tensor.to(options.device) for tensor in digits())
+    everything = digits()[0].to(options.device)
     network = vgg16(width, everything[-500:]).to(options.device)
     x = everything[:images]
     with torch.no_grad():
@@ -38,7 +38,7 @@ def _case(options: Options, width: float, *, images: int, steps: int) -> Case:
     ]
     for name, attack in peers(untouched(network), eps=EPS, step_size=STEP, steps=steps, device=options.device):
         contenders.append(Contender(name=name, run=lambda attack=attack: attack(x, y)))
-    peak = matmul_peak(options.device, small=options.small)
+    peak = floor_peak(options)
     flop = 2e9 * FORWARD_GMAC[""] * width**2 * images * 2 * steps
     rows = take_turns(contenders, options, flop=flop, peak=peak, warm_up=options.small or width < 1)
     facts = {"floor": f"{flop / 1e9:.0f} GFLOP at {peak / 1e9:.0f} GFLOP/s (measured product)"}
