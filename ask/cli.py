@@ -102,6 +102,7 @@ def _add_bench_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("parts", nargs="*", metavar="part", help="attack, knn, train, pgd, dag, demo (default: all)")
     command.add_argument("--repeats", type=int, default=3, help="rounds in which all take turns (default: 3)")
     command.add_argument("--small", action="store_true", help="tiny shapes: shows that a part works, not its speed")
+    command.add_argument("--share", type=float, default=1.0, help="of the images or queries (default: 1)")
     command.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for the JSON files")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
@@ -344,7 +345,12 @@ def _bench(options: argparse.Namespace) -> None:
         raise AskError(f"there is no folder bench/ in {repository}; run this in a checkout of the repository")
     sys.path.insert(0, str(repository))
     import_module("bench.run").main(
-        options.parts, repeats=options.repeats, small=options.small, out=options.out, device=options.device
+        options.parts,
+        repeats=options.repeats,
+        small=options.small,
+        share=options.share,
+        out=options.out,
+        device=options.device,
     )
 
 

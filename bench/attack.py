@@ -1,5 +1,7 @@
 """ASK-Atk end to end: features of clean images, search in each class, 20 steps; ours against a plain one."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,12 +18,14 @@ EPS = 16 / 255
 """Twice the paper's: digits are easier than CIFAR-10."""
 
 
-def cases(options: Options) -> list[Case]:
+def cases(options: Options) -> Iterator[Case]:
     """The full network on few images, for seconds; a narrow one on many, for accuracies too."""
     if options.small:
-        return [_case(options, 1 / 32, images=40, references=200, steps=2)]
-    few = 16 if options.device.type == "cpu" else 500
-    return [_case(options, 1.0, images=few, references=500), _case(options, 1 / 4, images=100, references=500)]
+        yield _case(options, 1 / 32, images=40, references=200, steps=2)
+        return
+    few = 40 if options.device.type == "cpu" else 500
+    yield _case(options, 1.0, images=options.count(few), references=500)
+    yield _case(options, 1 / 4, images=options.count(500), references=500)
 
 
 def _case(options: Options, width: float, *, images: int, references: int, steps: int = STEPS) -> Case:

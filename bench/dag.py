@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from .measure import Case, Contender, Options, take_turns
@@ -13,7 +14,7 @@ GOAL = 5.0
 """Seconds for the dry run."""
 
 
-def cases(options: Options) -> list[Case]:
+def cases(options: Options) -> Iterator[Case]:
     """The dry run, and what its imports alone take."""
     config = "demo" if options.small else "config"
     contenders = [
@@ -26,7 +27,7 @@ def cases(options: Options) -> list[Case]:
         row.peak_rss_mib, row.cpu_seconds, row.cpu_ratio = None, [], None  # they are other processes
     jobs = re.search(r"^total\s+(\d+)", rows[0].result, re.MULTILINE)
     facts = {"jobs that would run": jobs[1] if jobs else "none", "goal": f"{GOAL:g} s"}
-    return [Case(title="Dry run", shapes={"configuration": f"config/{config}.yaml"}, rows=rows, facts=facts)]
+    yield Case(title="Dry run", shapes={"configuration": f"config/{config}.yaml"}, rows=rows, facts=facts)
 
 
 def dry_run(config: str) -> str:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +18,7 @@ GOAL = 180.0
 CONFIG = ("--configfile", "config/demo.yaml")
 
 
-def cases(options: Options) -> list[Case]:
+def cases(options: Options) -> Iterator[Case]:
     """One run from nothing in a copy of the repository; imports and the dry run beside it."""
     imports = {
         "importing torch": "import torch",
@@ -47,7 +48,7 @@ def cases(options: Options) -> list[Case]:
         "share of cores that jobs fill": f"{total / whole.median / int(cores):.0%}",
     }
     shapes = {"cores": cores}
-    return [Case(title="The demo from nothing", shapes=shapes, rows=[whole, *parts, *jobs_rows], facts=facts)]
+    yield Case(title="The demo from nothing", shapes=shapes, rows=[whole, *parts, *jobs_rows], facts=facts)
 
 
 def _copy(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Exact search: the pair that an attack cell needs, global (the votes) and class by class (the references)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,15 @@ K = 5
 CLASSES = 10
 
 
-def cases(options: Options) -> list[Case]:
+def cases(options: Options) -> Iterator[Case]:
     """The pair at the size of one cell, Conv 4 of CIFAR-10; then many references."""
     peak = floor_peak(options)
     queries, references, dimensions = (60, 400, 32) if options.small else (10_000, 20_000, 2048)
     many = (2000, 4000) if options.small else (200_000, 1_000_000)
     queries_of_many, narrow = (20, 16) if options.small else (500, 256)
-    return [
-        _pair(options, peak, queries, references, dimensions, scikit=True),
-        *(_pair(options, peak, queries_of_many, count, narrow) for count in many),
-    ]
+    yield _pair(options, peak, options.count(queries), references, dimensions, scikit=True)
+    for count in many:
+        yield _pair(options, peak, options.count(queries_of_many), count, narrow)
 
 
 def _pair(

@@ -26,6 +26,12 @@ class Options:
     """Rounds in which all contenders take turns."""
     small: bool = False
     """Shapes that take seconds: they show that a part works, not how fast it is."""
+    share: float = 1.0
+    """Of the images or queries that a part takes: less for a machine that is slow, or busy with other work."""
+
+    def count(self, full: int) -> int:
+        """So many images or queries, of ``full``."""
+        return max(1, round(self.share * full))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """PGD on a network's own output; ours against three libraries."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -12,12 +14,14 @@ from .peers_pgd import peers
 EPS, STEP = 8 / 255, 2 / 255
 
 
-def cases(options: Options) -> list[Case]:
+def cases(options: Options) -> Iterator[Case]:
     """The full network and a narrow one."""
     if options.small:
-        return [_case(options, 1 / 32, images=20, steps=2)]
-    few = 16 if options.device.type == "cpu" else 2000
-    return [_case(options, 1.0, images=few, steps=10), _case(options, 1 / 4, images=100, steps=10)]
+        yield _case(options, 1 / 32, images=20, steps=2)
+        return
+    few = 40 if options.device.type == "cpu" else 2000
+    yield _case(options, 1.0, images=options.count(few), steps=10)
+    yield _case(options, 1 / 4, images=options.count(500), steps=10)
 
 
 def _case(options: Options, width: float, *, images: int, steps: int) -> Case:

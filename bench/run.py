@@ -20,7 +20,7 @@ PARTS = ("attack", "knn", "train", "pgd", "dag", "demo")
 PEERS = ("scikit-learn", "faiss-cpu", "torchattacks", "foolbox", "adversarial-robustness-toolbox")
 
 
-def main(parts: Sequence[str], *, repeats: int, small: bool, out: Path, device: str) -> None:
+def main(parts: Sequence[str], *, repeats: int, small: bool, share: float, out: Path, device: str) -> None:
     """Run ``parts`` (all if there are none) and write ``<out>/<part>.json``, beginning with what made it.
 
     Raises AskError for a part that does not exist, and where a peer is not installed.
@@ -30,22 +30,24 @@ def main(parts: Sequence[str], *, repeats: int, small: bool, out: Path, device: 
         raise AskError(f"no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     if repeats < 1:
         raise AskError(f"--repeats {repeats} must be at least 1")
+    if not 0 < share <= 1:
+        raise AskError(f"--share {share} must be above 0 and at most 1")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     torch.set_flush_denormal(True)
-    options = Options(device=pick_device(device), repeats=repeats, small=small)
+    options = Options(device=pick_device(device), repeats=repeats, small=small, share=share)
     for part in parts or PARTS:
-        try:
-            cases = import_module(f"bench.{part}").cases(options)
-        except ModuleNotFoundError as error:
-            raise AskError(f"{error}; install the peers: pip install -c constraints.txt -e '.[bench]'") from error
         made = _made_with(part, options)
         sys.stdout.write(f"## {part}\n\n{made['hardware']}; load {made['load']}; {made['command']}\n\n")
-        for case in cases:
-            sys.stdout.write(table(case) + "\n")
-        sys.stdout.flush()
-        out.mkdir(parents=True, exist_ok=True)
-        record = {**made, "cases": [case.record() for case in cases]}
-        (out / f"{part}.json").write_text(json.dumps(record, indent=1) + "\n")
+        cases = []
+        try:
+            for case in import_module(f"bench.{part}").cases(options):
+                cases.append(case.record())
+                sys.stdout.write(table(case) + "\n")
+                sys.stdout.flush()
+                out.mkdir(parents=True, exist_ok=True)
+                (out / f"{part}.json").write_text(json.dumps({**made, "cases": cases}, indent=1) + "\n")
+        except ModuleNotFoundError as error:
+            raise AskError(f"{error}; install the peers: pip install -c constraints.txt -e '.[bench]'") from error
 
 
 def _made_with(part: str, options: Options) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def _made_with(part: str, options: Options) -> dict[str, Any]:
             made["versions"][name] = version(name)
         except PackageNotFoundError:
             continue
-    small = " --small" if options.small else ""
+    small = " --small" if options.small else f" --share {options.share:g}" if options.share < 1 else ""
     load = [round(value, 1) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     command = f"python -m ask bench {part} --repeats {options.repeats}{small}"
     return {"part": part, "command": command, "load": load, **made}

@@ -1,5 +1,6 @@
 """A step of adversarial training: ours against a plain loop; then all methods of the paper beside AT."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,19 +24,19 @@ METHODS = {
 }
 
 
-def cases(options: Options) -> list[Case]:
+def cases(options: Options) -> Iterator[Case]:
     """Ours and the plain loop at full width; the methods on a narrow network, where a CPU takes seconds a step."""
     gpu = options.device.type == "cuda"
     dtype = torch.bfloat16 if gpu else torch.float32
     peak = floor_peak(options, dtype)
     with TemporaryDirectory() as folder:
+        where = Path(folder)
         if options.small:
-            return [
-                _against_plain(options, Path(folder), peak, 1 / 32, 8),
-                _methods(options, Path(folder), peak, 1 / 32, 8),
-            ]
-        full = _against_plain(options, Path(folder), peak, 1.0, 128 if gpu else 16)
-        return [full, _methods(options, Path(folder), peak, 1.0 if gpu else 1 / 4, 128 if gpu else 32)]
+            yield _against_plain(options, where, peak, 1 / 32, 8)
+            yield _methods(options, where, peak, 1 / 32, 8)
+            return
+        yield _against_plain(options, where, peak, 1.0, 128 if gpu else options.count(32))
+        yield _methods(options, where, peak, 1.0 if gpu else 1 / 4, 128 if gpu else options.count(64))
 
 
 def _run(options: Options, folder: Path, name: str, width: float, batch: int) -> Run:

@@ -162,7 +162,7 @@ def test_stored_activations_are_those_of_the_networks():
         kinds = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.MaxPool2d)
         for module in network.modules():
             if isinstance(module, kinds):
-                module.register_forward_hook(lambda _m, _i, output: seen.append(4 * output.numel()))
+                module.register_forward_hook(lambda _m, _i, output, seen=seen: seen.append(4 * output.numel()))
         network(torch.zeros(1, 3, side, side))
         assert memory.activations(spec, Shape(3, side, 10, 1, 1)) == pytest.approx(sum(seen), rel=0.3)
 
