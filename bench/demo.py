@@ -39,7 +39,7 @@ def cases(options: Options) -> Iterator[Case]:
         whole = Row(name="the demo" if not target else "one job of the demo", seconds=[time.perf_counter() - began])
         jobs = _jobs(copy)
     for row in parts:
-        row.peak_rss_mib, row.cpu_seconds, row.cpu_ratio, row.ratio = None, [], None, None  # they are other processes
+        row.peak_rss_mib = row.ratio = row.cpu_ratio = None  # other processes, other work
     jobs_rows = [Row(name=f"{count} jobs below {name}", seconds=[seconds]) for name, (count, seconds) in jobs.items()]
     total = sum(seconds for _, seconds in jobs.values())
     facts = {

@@ -39,21 +39,21 @@ def activations(network: NetworkSpec, shape: Shape) -> float:
 
     ReLU works in place.
     """
-    scaled = [max(1, round(channels * network.width)) for channels in RESNET18_STAGES]
+
+    def scaled(channels: int) -> int:
+        return max(1, round(channels * network.width))
+
+    values = 0.0
     if network.name == "vgg16":
-        sides = [shape.side // 2**block for block in range(len(VGG16_PLAN))]
-        values = sum(
-            2 * side**2 * max(1, round(channels * network.width)) + side**2 * plan[-1] // 4
-            for side, plan in zip(sides, VGG16_PLAN, strict=True)
-            for channels in plan
-        )
+        for block, plan in enumerate(VGG16_PLAN):
+            pixels = (shape.side // 2**block) ** 2
+            values += sum(2 * pixels * scaled(channels) for channels in plan) + pixels / 4 * scaled(plan[-1])
     else:
-        stem = (shape.side // 2) ** 2
-        values = 3 * stem * scaled[0]
-        for stage, channels in enumerate(scaled):
-            # Two blocks of two convolutions with batch norm, the shortcut's pair, and sums.
-            values += 12 * (shape.side // 2 ** (stage + 2)) ** 2 * channels
-    return FLOAT * float(values)
+        values += 2.25 * (shape.side // 2) ** 2 * scaled(RESNET18_STAGES[0])
+        for stage, channels in enumerate(RESNET18_STAGES):
+            # Two blocks of two convolutions with batch norm, and the shortcut's pair.
+            values += (8 + 2 * (stage > 0)) * (shape.side // 2 ** (stage + 2)) ** 2 * scaled(channels)
+    return FLOAT * values
 
 
 def needs(plan: Plan) -> list[Need]:
