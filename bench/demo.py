@@ -65,7 +65,7 @@ def _jobs(folder: Path) -> dict[str, tuple[int, float]]:
     found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
     for top in (folder / "results/demo/benchmarks", folder / "data"):
         for path in sorted(top.rglob("*.tsv")):
-            kind = path.relative_to(top).parts[0]
+            kind = "data" if top.name == "data" else path.relative_to(top).parts[0]
             with path.open() as file:
                 seconds = sum(float(row["s"]) for row in csv.DictReader(file, delimiter="\t"))
             count, sofar = found[kind]

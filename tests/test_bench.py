@@ -28,7 +28,9 @@ ROOT = Path(__file__).parent.parent
 NEEDS = {"attack": (), "knn": ("faiss",), "train": (), "pgd": ("torchattacks", "foolbox", "art"), "dag": (), "demo": ()}
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=[pytest.mark.slow] if part in ("dag", "demo") else []) for part in PARTS]
+)
 def test_a_part_prints_a_table_and_writes_json(part, tmp_path, capsys):
     for name in NEEDS[part]:
         pytest.importorskip(name, reason="a peer of the benchmarks")
