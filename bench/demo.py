@@ -35,7 +35,7 @@ def cases(options: Options) -> Iterator[Case]:
         cores = str(os.cpu_count() or 1)
         target = ["data/prepared/digits-raw/facts.json"] if options.small else []
         began = time.perf_counter()
-        python("-m", "snakemake", "--cores", cores, *CONFIG, *target, folder=copy)
+        python("-m", "snakemake", *target, "--cores", cores, *CONFIG, folder=copy)
         whole = Row(name="the demo" if not target else "one job of the demo", seconds=[time.perf_counter() - began])
         jobs = _jobs(copy)
     for row in parts:
