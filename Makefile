@@ -101,7 +101,7 @@ clean: ## Remove caches and the demo's results; keeps .venv, data and all other 
 # torchattacks goes without its dependencies: it wants requests 2.25 of 2020, against our pin, and never imports it.
 .venv/.stamp-test: .venv/.stamp-$(FAISS)
 	@echo "Installing what the tests need …"
-	@$(PIP) -e '.[test]'
+	@$(PIP) -e '.[test,bench]'
 	@$(PIP) --no-deps torchattacks
 	@touch $@
 

@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         if name in SLICING:
             register_slicing(command, name)
             continue
+        if name == "bench":
+            _add_bench_options(command)
+            continue
         if name == "check":
             command.add_argument("config", nargs="+", type=Path, help="configuration files, later ones winning")
             continue
@@ -93,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
         if name not in ("cost", "study", "plane", *RENDERING):
             command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
+
+
+def _add_bench_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("parts", nargs="*", metavar="part", help="attack, knn, train, pgd, dag, demo (default: all)")
+    command.add_argument("--repeats", type=int, default=3, help="rounds in which all take turns (default: 3)")
+    command.add_argument("--small", action="store_true", help="tiny shapes: shows that a part works, not its speed")
+    command.add_argument("--share", type=float, default=1.0, help="of the images or queries (default: 1)")
+    command.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for the JSON files")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def _download(options: argparse.Namespace) -> None:
@@ -115,7 +127,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from .data.arrays import load
-    from .hardware import describe
+    from .hardware import describe, matmul_peak, usage
     from .specs.training import TrainJob
     from .training import train
 
@@ -136,6 +148,8 @@ def _train(options: argparse.Namespace) -> None:
         scratch=options.run / "scratch" / job.dataset / job.model,
         device=device,
         made_with=describe(device),
+        peak=matmul_peak(device),
+        usage=lambda: usage(device),
         fingerprint=_code(options),
         data_hash=json.dumps(
             [facts["splits"][split]["sha256"] for split in ("train", *(["test"] if by_test else []))], sort_keys=True
@@ -149,7 +163,9 @@ def _index(options: argparse.Namespace) -> None:
 
     job = IndexJob.model_validate(options.job)
     out = Run(options.run).index(job.features.dataset, job.features.model, job.layer)
-    _atomically(out, lambda part: build_index(job, _place(options), part))
+    place = _place(options)
+    _atomically(out, lambda part: build_index(job, place, part))
+    _print_usage(place)
 
 
 def _calibrate(options: argparse.Namespace) -> None:
@@ -183,7 +199,9 @@ def _blocks(options: argparse.Namespace) -> None:
     from .specs.evaluation import BlockJob
 
     job = BlockJob.model_validate(options.job)
-    fit(job, _place(options), Run(options.run).blocks(job.features.dataset, job.features.model, job.id))
+    place = _place(options)
+    fit(job, place, place.run.blocks(job.features.dataset, job.features.model, job.id))
+    _print_usage(place)
 
 
 def _failures(options: argparse.Namespace) -> None:
@@ -316,6 +334,26 @@ def _slicing(name: str, options: argparse.Namespace) -> int:
     return status
 
 
+def _bench(options: argparse.Namespace) -> None:
+    from importlib import import_module
+
+    from .errors import AskError
+
+    # The benchmarks and their peers are no part of the package: they lie beside it in the repository.
+    repository = Path(__file__).resolve().parent.parent
+    if not (repository / "bench" / "run.py").is_file():
+        raise AskError(f"there is no folder bench/ in {repository}; run this in a checkout of the repository")
+    sys.path.insert(0, str(repository))
+    import_module("bench.run").main(
+        options.parts,
+        repeats=options.repeats,
+        small=options.small,
+        share=options.share,
+        out=options.out,
+        device=options.device,
+    )
+
+
 def _reference(options: argparse.Namespace) -> None:  # noqa: ARG001  # every command gets its options
     from .reference import write
 
@@ -327,6 +365,7 @@ _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], int | None], str]] 
     **{name: (functools.partial(_planning, name), text) for name, text in PLANNING.items()},
     **{name: (functools.partial(_slicing, name), text) for name, text in SLICING.items()},
     "reference": (_reference, "Write the configuration's JSON schema and reference page."),
+    "bench": (_bench, "Time attacks, search and training against other libraries."),
     "download": (_download, "Fetch a data set's published files."),
     "prepare": (_prepare, "Make a data set's arrays and check them against known facts."),
     "train": (_train, "Train a model; continues where it was interrupted."),
@@ -416,6 +455,13 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:
     _atomically(path, lambda part: part.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+def _print_usage(place: Any) -> None:
+    """For the logs of jobs whose output has no room for it."""
+    from .hardware import usage
+
+    print(json.dumps({"usage": usage(place.device)}))
 
 
 def _print_paths(paths: Sequence[Path]) -> None:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -57,6 +58,35 @@ def usage(device: "torch.device") -> dict[str, float]:
 
         found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
     return {name: round(value, 3) for name, value in found.items()}
+
+
+def matmul_peak(device: "torch.device", *, dtype: "torch.dtype | None" = None, side: int | None = None) -> float:
+    """Floating-point operations a second of the best of five square products: what arithmetic can reach here, now.
+
+    In the precision of training passes unless told otherwise: bf16 on a GPU, fp32 on a CPU.
+    """
+    import torch
+
+    gpu = device.type == "cuda"
+    side = side or (8192 if gpu else 1024)
+    generator = torch.Generator(device).manual_seed(0)  # the global one belongs to the caller
+    factors = torch.rand((2, side, side), generator=generator, device=device)
+    a, b = factors.to(dtype or (torch.bfloat16 if gpu else torch.float32)).unbind()
+    best = float("inf")
+    for _ in range(5):
+        _wait(device)
+        began = time.perf_counter()
+        torch.mm(a, b)
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return float(2 * side**3 / best)
+
+
+def _wait(device: "torch.device") -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,8 @@ from .similarity import Similarity, unit
 DEFAULT_MEMORY = 256 * 2**20
 _SHORTLIST = 16
 """Candidates beyond k that a second ranking looks at before it falls back to all references."""
+_CACHED = 2 * 2**20
+"""Bytes of differences at a time on a CPU: what stays in its cache is subtracted, squared and summed there."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,14 @@ class ExactSearch(ReferenceSet):
         """The ``k`` nearest of all and the ``k_class`` nearest of each class, for queries (queries, dimensions)."""
         queries = self.checked(queries, k, k_class)
         chunk = max(1, self.memory // (4 * len(self.features)))
-        parts = [self._search(block, k, k_class) for block in queries.split(chunk)]
+        # One buffer for the scores of all chunks: fresh memory of this size costs a tenth of the product on a CPU.
+        buffer = queries.new_empty(min(chunk, len(queries)), len(self.features))
+        parts = [self._search(block, k, k_class, buffer[: len(block)]) for block in queries.split(chunk)]
         return Neighbours(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
-    def _search(self, queries: Tensor, k: int, k_class: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _search(self, queries: Tensor, k: int, k_class: int, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Score: q.r - |r|^2 / 2, which ranks as the distance does; |r| = 1 under cosine.
-        scores = torch.addmm(self.square_norms, queries, self.features.T, beta=-0.5)
+        torch.addmm(self.square_norms, queries, self.features.T, beta=-0.5, out=scores)
         tolerance = self._tolerance(queries)
         per_class, per_class_scores = [], []
         for start, end in self.bounds:
@@ -236,8 +240,9 @@ class ExactSearch(ReferenceSet):
     def _distances(self, queries: Tensor, ids: Tensor) -> Tensor:
         """Distances (queries, m) of the chosen references, by differences in float32."""
         parts = []
-        step = max(1, self.memory // max(1, 8 * ids.shape[1] * queries.shape[1]))
+        memory = min(self.memory, _CACHED) if queries.device.type == "cpu" else self.memory
+        step = max(1, memory // max(1, 4 * ids.shape[1] * queries.shape[1]))
         for query, chosen in zip(queries.split(step), ids.split(step), strict=True):
-            squared = (self.features[chosen] - query.unsqueeze(1)).square().sum(2)
+            squared = self.features[chosen].sub_(query.unsqueeze(1)).square_().sum(2)
             parts.append(squared / 2 if self.similarity == "cosine" else squared.sqrt())
         return torch.cat(parts)

@@ -7,7 +7,8 @@ has a process of its own. Without a server, or with another Python, the command 
 
 The forked process ends when its command does (Ctrl-C, a scheduler's kill), and the server with its starter.
 Snakemake's ``benchmark`` sees the waiting command: its wall time is right, its CPU time and memory are not.
-Calibrations, cells, timings, failures and examples record theirs (:func:`ask.hardware.usage`); other steps do not.
+All steps that compute record theirs (:func:`ask.hardware.usage`): trainings in ``config.yaml``, indexes and blocks in
+their log, all others in the JSON that they write.
 """
 
 import json

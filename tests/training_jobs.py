@@ -76,7 +76,7 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 def untimed(row: dict[str, str]) -> dict[str, str]:
     """A line of history without its clock."""
-    return {name: value for name, value in row.items() if "seconds" not in name}
+    return {name: value for name, value in row.items() if "seconds" not in name and name not in ("gflops", "mfu")}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

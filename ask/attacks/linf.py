@@ -143,10 +143,18 @@ def ascend_in_batches(
 
 
 def fitting_batch(images: Tensor, a_image: int) -> int:
-    """Images attacked at a time when each holds ``a_image`` bytes of references: within 256 MiB, or a CPU's cache."""
+    """Images attacked at a time when each holds ``a_image`` bytes of references: within 256 MiB, or a CPU's cache.
+
+    On a GPU what a network stores for the backward pass counts too, which grows with the image: 2500 images of side 32
+    take some 10 GiB on a full-width VGG16.
+    """
     cpu = images.device.type == "cpu"
-    budget, most = (16, 250) if cpu else (256, 2500)
+    budget, most = (16, 250) if cpu else (256, 2500 * _SMALL // max(_SMALL, images.shape[1:].numel()))
     return max(16, min(most, budget * 2**20 // max(a_image, 1)))
+
+
+_SMALL = 3 * 32 * 32
+"""Values of an image of which a GPU takes the most at a time."""
 
 
 @contextmanager

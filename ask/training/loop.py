@@ -5,7 +5,7 @@ interrupted, for all draws are seeded by position. CUDA's own kernels need not r
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ def train(
     data_hash: str = "",
     progress: bool = True,
     checkpoint_seconds: float = 30.0,
+    peak: float | None = None,
+    usage: Callable[[], Mapping[str, float]] = dict,
 ) -> None:
     """Train one model; the same call after a kill continues where the last checkpoint was.
 
@@ -59,6 +61,9 @@ def train(
         data_hash: hash of the data, likewise.
         progress: bar on a terminal, a line an epoch otherwise.
         checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
+        peak: floating-point operations a second that the device reaches in a matrix product, for the utilisation in
+            ``history.csv`` and the log (:func:`ask.hardware.matmul_peak`).
+        usage: CPU time and memory so far, for the record (:func:`ask.hardware.usage`); of the last start alone.
 
     Raises:
         ValueError: images, labels, network and method do not fit together.
@@ -72,7 +77,7 @@ def train(
         stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if where.type == "cuda" else []))
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
         test = None if test_images is None or test_labels is None else (test_images, test_labels)
-        run = Run(job, train_images, train_labels, where, checkpoint, test)
+        run = Run(job, train_images, train_labels, where, checkpoint, test, peak)
         run.restore()
         bar = Progress(job.training.epochs * run.steps, run.position, f"{job.dataset}/{job.model}", shown=progress)
         stack.callback(bar.close)
@@ -90,7 +95,8 @@ def train(
             if time.monotonic() - saved >= checkpoint_seconds and run.position < job.training.epochs * run.steps:
                 run.save()
                 saved = time.monotonic()
-        bar.say(f"{job.model}: kept {_write(out, run, made_with or {}, fingerprint, data_hash)}")
+        made_with = {**(made_with or {}), "usage": dict(usage())}
+        bar.say(f"{job.model}: kept {_write(out, run, made_with, fingerprint, data_hash)}")
     checkpoint.remove()
 
 

@@ -17,7 +17,11 @@ COLUMNS = (
     "val_robust_accuracy",
     "train_seconds",
     "seconds",
+    "gflops",
+    "mfu",
 )
+"""``gflops``: 10^9 floating-point operations of convolutions and linear layers a second of ``train_seconds``; ``mfu``:
+their share of what a matrix product reaches on the device (model FLOP utilisation)."""
 
 
 class Progress:

@@ -43,7 +43,9 @@ class Run:
         device: torch.device,
         checkpoint: Checkpoint,
         test: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None,
+        peak: float | None = None,
     ) -> None:
+        self.peak = peak
         self.job, self.training, self.device, self.checkpoint = job, job.training, device, checkpoint
         by_test = job.training.selection == "test"
         kept, held = split_holdout(labels, 0 if by_test else job.training.holdout, derive_seed(job.seed, "holdout"))
@@ -174,6 +176,10 @@ class Run:
                 self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
         row["train_seconds"] = round(trained, 3)
         row["seconds"] = round(time.monotonic() - self._started, 3)
+        gmac = state.passes_per_step["gmac"] * seen / self.batch_size
+        row["gflops"] = round(2 * gmac / max(trained, 1e-6), 1)
+        if self.peak:
+            row["mfu"] = round(1e9 * row["gflops"] / self.peak, 4)
         state.rows.append(row)
         state.seconds += row["seconds"]
         state.epoch, state.step, state.epoch_seconds = epoch + 1, 0, 0.0
@@ -190,7 +196,8 @@ class Run:
         return (
             f"{self.job.model}: epoch {row['epoch']}/{self.training.epochs}, loss {row['train_loss']:.4f}, "
             f"robust {row['train_robust_accuracy']:.3f}{judged}, {row['seconds']:.1f} s, "
-            f"{len(self.data) / max(row['seconds'], 1e-3):.0f} images/s"
+            f"{len(self.data) / max(row['seconds'], 1e-3):.0f} images/s, {row['gflops']:.0f} GFLOP/s"
+            + (f" (MFU {row['mfu']:.0%})" if "mfu" in row else "")
         )
 
     def save(self) -> None:

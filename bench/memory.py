@@ -1,0 +1,126 @@
+"""Host and GPU memory that the stages of a run take, by arithmetic: does the paper run fit a common machine?
+
+Bytes of what a stage holds at once at its largest; the interpreter, torch and CUDA's context stand in ``BASE_*``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ask.attacks.advknn import BlockConfig
+from ask.attacks.linf import fitting_batch
+from ask.experiments import Plan
+from ask.knn import DEFAULT_MEMORY
+from ask.planning.arithmetic import RESNET18_STAGES, VGG16_PLAN, Shape, network_macs, shape_of
+from ask.specs.base import LAYERS
+from ask.specs.training import NetworkSpec, TrainJob
+
+GIB = 2**30
+BASE_HOST = 1.5 * GIB
+"""Interpreter, torch with its CUDA libraries, code."""
+BASE_GPU = 1.0 * GIB
+"""CUDA context, cuDNN's and cuBLAS' workspaces."""
+FLOAT = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes of one stage at its largest."""
+
+    stage: str
+    host: float
+    """On a machine without a GPU, or beside one: the larger of the two."""
+    gpu: float
+
+
+def activations(network: NetworkSpec, shape: Shape) -> float:
+    """Bytes of one image's stored activations in fp32: each convolution's output, that of batch norm, and pooling's.
+
+    ReLU works in place.
+    """
+
+    def scaled(channels: int) -> int:
+        return max(1, round(channels * network.width))
+
+    values = 0.0
+    if network.name == "vgg16":
+        for block, plan in enumerate(VGG16_PLAN):
+            pixels = (shape.side // 2**block) ** 2
+            values += sum(2 * pixels * scaled(channels) for channels in plan) + pixels / 4 * scaled(plan[-1])
+    else:
+        values += 2.25 * (shape.side // 2) ** 2 * scaled(RESNET18_STAGES[0])
+        for stage, channels in enumerate(RESNET18_STAGES):
+            # Two blocks of two convolutions with batch norm, and the shortcut's pair.
+            values += (8 + 2 * (stage > 0)) * (shape.side // 2 ** (stage + 2)) ** 2 * scaled(channels)
+    return FLOAT * values
+
+
+def needs(plan: Plan) -> list[Need]:
+    """The largest training, index, attack and block fitting of every data set in a plan."""
+    found: list[Need] = []
+    shapes = {name: shape_of(spec) for name, spec in plan.data.items()}
+    found += [_training(job, shapes[job.dataset]) for job in plan.models.values()]
+    for cell in plan.cells.values():
+        shape, features = shapes[cell.features.dataset], cell.features
+        layers = sorted({*cell.attack.layers, *(layer for c in cell.classifiers for layer in c.layers)})
+        widths = [dimensions_of(features.network, shape, layer) for layer in layers]
+        images = min(cell.test_images or shape.test, shape.test)
+        picture = FLOAT * shape.channels * shape.side**2
+        # Features of clean and adversarial images, and the references under each similarity, with a copy on the way.
+        references = cell.references_per_class * shape.classes
+        held = FLOAT * sum(widths) * (2 * images + 3 * references) + 4 * picture * images + DEFAULT_MEMORY
+        one = 0.0 if features.network is None else activations(features.network, shape)
+        vectors = 2**28  # what an attack's references may take in a batch
+        # Batch norm is folded and stores nothing: half of it all, and as much again for gradients on their way.
+        on_cpu, on_gpu = (fitting_batch(_images(shape, device), 0) for device in ("cpu", "meta"))
+        found.append(
+            Need(
+                stage=f"attack {cell.features.dataset}/{cell.features.model}",
+                host=BASE_HOST + held + one * on_cpu + vectors,
+                gpu=BASE_GPU + held + one * on_gpu + vectors,
+            )
+        )
+    for block in plan.blocks.values():
+        shape = shapes[block.features.dataset]
+        width = dimensions_of(block.features.network, shape, block.layer)
+        pool = FLOAT * width * shape.train
+        # The pool, a scaled copy of it, a trial's references while they are searched, and BlockConfig's batches.
+        held = 2 * pool + FLOAT * width * 2 * block.references_per_class * shape.classes + DEFAULT_MEMORY
+        held += FLOAT * width * block.trials * BlockConfig(**block.block.model_dump()).batch_size
+        found.append(Need(stage=f"blocks {block.features.dataset}", host=BASE_HOST + held, gpu=BASE_GPU + held))
+    return found
+
+
+def _images(shape: Shape, device: str) -> Tensor:
+    """An image that takes no memory; whatever is no CPU counts as a GPU."""
+    return torch.empty((1, shape.channels, shape.side, shape.side), device=device)
+
+
+def dimensions_of(network: NetworkSpec | None, shape: Shape, layer: str) -> int:
+    """Values of one image at a layer."""
+    if network is None or layer == "input":
+        return shape.channels * shape.side**2
+    return network_macs(network, shape)[2][LAYERS.index(layer) - 1]
+
+
+def _training(job: TrainJob, shape: Shape) -> Need:
+    picture = shape.channels * shape.side**2
+    images = picture * shape.train
+    one = activations(job.network, shape)
+    batch = job.training.batch_size
+    if job.method.ask is not None:
+        # The update's own pass of adversarial images and of two groups of references.
+        batch += job.training.batch_size + 2 * shape.classes * job.method.ask.references_per_class
+    weights = 64 * 2**20 * max(job.network.width, job.network.width**2)  # 16 million values
+    # Weights, gradients, momentum, the folded copy, the best epoch's; a validation batch of 512 in evaluation mode.
+    held = 5 * weights + 1.5 * one * max(batch, 512)
+    return Need(
+        stage=f"train {job.dataset}/{job.model}", host=BASE_HOST + 3 * images + held, gpu=BASE_GPU + images + held
+    )
+
+
+def largest(plan: Plan) -> tuple[Need, Need]:
+    """The stages that take the most host memory and the most GPU memory."""
+    found = needs(plan)
+    return max(found, key=lambda need: need.host), max(found, key=lambda need: need.gpu)
