@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -181,8 +182,12 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _end_with_command(connection: socket.socket) -> None:
     with suppress(OSError):
-        if not connection.recv(1):
+        if connection.recv(1):
+            return
+        # One interrupt may be lost: just before a system call that blocks, or raised where Python can't pass it on.
+        while True:
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
 
 
 def _home() -> str:
