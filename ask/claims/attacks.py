@@ -5,7 +5,7 @@ from typing import Any
 
 from ask.claims.evidence import Evidence, Measure, across, highest, lowest, worded
 from ask.claims.registry import claim
-from ask.claims.verdicts import Finding, at_least, at_most, judged, near, positive, text_of, wins
+from ask.claims.verdicts import Finding, at_least, at_most, judged, near, negative, positive, text_of, wins
 
 BOTH = ("cifar10", "imagenette")
 ASK = {"attack": "ask", "variant": "non-targeted"}
@@ -114,9 +114,8 @@ def _(e: Evidence) -> Finding:
         by_k = e.by("figure4", "classifier_k", line=line)
         return across(by_k.values(), lambda values: statistics.linear_regression(list(by_k), values).slope)
 
-    steeper = {line: -slope(line) for line, tau in TAUS.items() if tau >= 3}
-    line, least = lowest(steeper)
-    return positive(least, unit="points a neighbour", why=f"Fall of accuracy with K at {line}, the smaller of two.")
+    line, flattest = highest({line: slope(line) for line, tau in TAUS.items() if tau >= 3})
+    return negative(flattest, unit="points a neighbour", why=f"Slope of accuracy over K at {line}, the larger of two.")
 
 
 @claim("C18")
@@ -144,14 +143,13 @@ def _(e: Evidence) -> Finding:
 @claim("C20")
 def _(e: Evidence) -> Finding:
     grid = e.by("table04", "dknn_layers", "attack_layers")
-    gains = {}
+    excess = {}
     for layer in ("conv3", "conv4"):
         others = {attacked: m for (own, attacked), m in grid.items() if own == layer != attacked}
-        gains[layer] = lowest(others)[1] - grid[layer, layer]
-    layer, least = lowest(gains)
-    return positive(
-        least, why=f"Best other attack minus the one on the DkNN's own layer, smaller of two: {worded(layer)}."
-    )
+        excess[layer] = grid[layer, layer] - lowest(others)[1]
+    layer, most = highest(excess)
+    why = f"The attack on the DkNN's own layer minus the best other one, larger of two: {worded(layer)}."
+    return negative(most, why=why)
 
 
 @claim("C21")

@@ -53,6 +53,11 @@ def positive(measure: Measure, *, unit: str = "points", why: str = "") -> Findin
     return _finding(verdict if measure.mean > 0 else "not reproduced", measure, unit, why)
 
 
+def negative(measure: Measure, *, unit: str = "points", why: str = "") -> Finding:
+    """A quantity that shall be below zero; direction only: its interval holds zero."""
+    return _finding(positive(-measure).verdict, measure, unit, why)
+
+
 def at_most(measure: Measure, threshold: float, *, unit: str = "points", why: str = "") -> Finding:
     """A quantity that shall not exceed a threshold."""
     return _finding("reproduced" if round(measure.mean, 1) <= threshold else "not reproduced", measure, unit, why)
