@@ -38,10 +38,12 @@ def dry_run(config: str) -> str:
 
 def python(*arguments: str, folder: Path = REPOSITORY, **environment: str) -> str:
     """Standard output of a Python process in ``folder``; raises CalledProcessError with its errors shown."""
+    # Rules say `python`: the one that runs this, whether its environment is activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, **environment},
+        env={**os.environ, "PATH": path, **environment},
         capture_output=True,
         text=True,
         check=False,
