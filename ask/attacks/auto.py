@@ -79,7 +79,7 @@ def build(
     setting: Mapping[str, Any],  # noqa: ARG001  # every attack gets it
     *,
     generator: torch.Generator,
-    on_gradient: Callable[[Tensor], None] | None = None,  # noqa: ARG001
+    on_gradient: Callable[[Tensor], None] | None = None,  # noqa: ARG001  # the package shows no gradients
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The attack of a cell: ``autoattack`` on the network, ``square`` on the DkNN of the attacked layers."""
     config = spec.auto or AutoAttackSpec()

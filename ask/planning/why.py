@@ -129,7 +129,7 @@ def functions(modules: tuple[str, ...], package: Path = PACKAGE) -> dict[str, di
         parts: dict[str, str] = {}
         for node in tree.body:
             named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            name = node.name if named else "the module's own level"  # type: ignore[attr-defined]
+            name = node.name if named else "the module's own level"  # type: ignore[attr-defined]  # named says it
             parts[name] = parts.get(name, "") + ast.dump(node)
         found[module] = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in parts.items()}
     return found
