@@ -71,7 +71,7 @@ rule timing:
     conda:
         "../environment.yml"
     # All cores: nothing else runs beside it on a local machine.
-    threads: max(workflow.cores or 1, 1)
+    threads: workflow.resource_settings.cores or 1
     resources:
         mem_mb=8000,
         runtime=240,

@@ -12,10 +12,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(
-    path for path in (ROOT / "docs").rglob("*.md") if path.name not in ("configuration.md", "cluster.md", "data.md")
-)
-"""Pages with commands; the configuration page is made from types, clusters and downloads have tests of their own."""
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in ("configuration.md", "data.md"))
+"""Pages with commands; the configuration page is made from types, and the blocks of data.md are layouts of folders."""
+SLURM = os.geteuid() == 0 and all(shutil.which(name, path="/usr/sbin:/usr/bin") for name in ("slurmctld", "munged"))
 BLOCK = re.compile(
     r"(?:<!-- (?P<marker>[a-z-]+) -->\n)?^```(?P<language>[a-z]+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -45,7 +44,7 @@ def blocks() -> list[Block]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project to act in, with the configurations that pages tell readers to save."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("ask", "config", "rules", "profiles"):
+    for name in ("ask", "config", "rules", "profiles", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "Makefile", "environment.yml", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
@@ -73,6 +72,9 @@ def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("block", [b for b in blocks() if b.language == "sh"], ids=str)
 def test_commands_run(block: Block, project: Path) -> None:
+    if block.marker == "slurm":
+        run_on_slurm(block.text, project)
+        return
     assert block.marker in ("", "dry-run"), f"{block}: unknown marker {block.marker!r}"
     text = block.text
     if block.marker:
@@ -80,6 +82,21 @@ def test_commands_run(block: Block, project: Path) -> None:
         assert found == len(text.strip().splitlines()), f"{block}: only make and snakemake have a dry run"
     done = shell(text, project)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_on_slurm(text: str, project: Path) -> None:
+    """A cluster of one node, and on it one table of the demo instead of all."""
+    if not SLURM:
+        pytest.skip("needs root and SLURM: apt-get install slurmctld slurmd slurm-client munge")
+    *commands, stop = [line for line in text.splitlines() if not line.startswith("apt-get ")]
+    try:
+        text = "\n".join(commands).replace("snakemake ", "snakemake results/demo/tables/proposition1.csv ")
+        done = shell(text, project)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "with SLURM jobid" in done.stdout + done.stderr
+        assert (project / "results/demo/tables/proposition1.csv").is_file()
+    finally:
+        shell(stop, project)
 
 
 @pytest.mark.parametrize("block", [b for b in blocks() if b.language == "python"], ids=str)
