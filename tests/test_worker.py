@@ -102,6 +102,8 @@ def test_a_killed_command_takes_its_process_along(address, tmp_path, kill):
         cwd=tmp_path,
         env=environment(ASK_WORKER=address),
         stderr=subprocess.PIPE,
+        # As from a terminal, even where the tests themselves run in the background and ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until(lambda: working_in(tmp_path) - {command.pid})
     time.sleep(0.5)

@@ -116,7 +116,10 @@ def _within(command: Sequence[str], deadline: float) -> int:
     """Run a command in its own process group; at the deadline it is stopped as Ctrl-C would, then killed."""
     if time.monotonic() >= deadline:
         return MORE
-    process = subprocess.Popen(command, start_new_session=True)
+    # Where this runs in the background, SIGINT is ignored, and Snakemake would never hear that it shall stop.
+    process = subprocess.Popen(
+        command, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     try:
         left = None if deadline == float("inf") else max(deadline - time.monotonic(), 0.0)
         return FINISHED if process.wait(left) == 0 else FAILED
