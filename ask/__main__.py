@@ -12,5 +12,6 @@ status = worker.run(sys.argv[1:])
 if status is None:
     from .cli import main
 
+    worker.keep_memory()
     status = main()
 sys.exit(status)

@@ -6,7 +6,8 @@ trial only, so that all attacks and models of a trial share them and can be comp
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import AskError
-from .evaluator import Evaluator
+from .evaluator import Attack, Evaluator
 from .features import Place
 from .paths import Run
 from .seeds import derive_seed
@@ -34,22 +35,22 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
     """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first."""
     evaluator = Evaluator(job.features, job.attack, [job.classifier], job.images, place)
     seed = derive_seed(job.seed, job.features.dataset, "calibration")
-    evaluator.draw(job.references_per_class, derive_seed(seed, "references"))
-    clean = None
+    trial = evaluator.draw(job.references_per_class, derive_seed(seed, "references"))
     layers = job.attack.layers
     taus = {layer: read_picked(place.run, job, name)["tau"] for layer, name in zip(layers, job.tau_from, strict=False)}
-    accuracies = []
-    for point in job.grid:
+
+    def setting(point: Mapping[str, float]) -> Mapping[str, Any]:
         if "omega" in point:
-            setting: dict[str, Any] = {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
-        elif "tau" in point:
-            setting = {"tau": dict.fromkeys(layers, point["tau"]), "omega": {}}
-        else:
-            setting = point
-        attack = evaluator.attack(setting, seed)
-        clean = clean or evaluator.neighbours(evaluator.clean_features, attack)
-        adversarial = evaluator.run(attack, clean)
-        predicted = evaluator.classify(evaluator.neighbours(evaluator.look(adversarial)[0]), job.classifier)
+            return {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
+        if "tau" in point:
+            return {"tau": dict.fromkeys(layers, point["tau"]), "omega": {}}
+        return point
+
+    attacks = [trial.attack(setting(point), seed) for point in job.grid]
+    clean = trial.neighbours(evaluator.clean_features, attacks[0])
+    accuracies = []
+    for adversarial in evaluator.run(attacks, [clean] * len(attacks)):
+        predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
         accuracies.append(float((predicted == evaluator.labels).float().mean()))
     picked = job.grid[int(np.argmin(accuracies))]
     return {"picked": picked, "grid": list(job.grid), "accuracies": accuracies}
@@ -76,29 +77,38 @@ def run_cell(
         predictions["network_clean"] = evaluator.clean_classes.cpu().numpy().astype(np.uint8)
         predictions["network_robust"] = np.tile(predictions["network_clean"], (job.trials, 1))
     validity = Validity()
-    for trial in range(job.trials):
-        evaluator.draw(job.references_per_class, reference_seed(job, trial))
-        attack = None
+    for first in range(0, job.trials, evaluator.trials_at_once):
+        numbers = range(first, min(first + evaluator.trials_at_once, job.trials))
+        trials = [evaluator.draw(job.references_per_class, reference_seed(job, number)) for number in numbers]
+        attacks: list[Attack] = []
         if job.attack.name != "none":
-            attack = evaluator.attack(setting.of(trial), start_seed(job, trial), validity.see_gradient)
+            attacks = [
+                trial.attack(setting.of(number), start_seed(job, number), validity.see_gradient)
+                for number, trial in zip(numbers, trials, strict=True)
+            ]
         with _Clock(seconds, "search", place.device):
-            clean = evaluator.neighbours(evaluator.clean_features, attack)
-        found = {"clean": clean, "robust": clean}
-        if attack is not None:
+            clean = [
+                trial.neighbours(evaluator.clean_features, attack) for trial, attack in zip_longest(trials, attacks)
+            ]
+        robust = clean
+        if attacks:
             with _Clock(seconds, "attack", place.device):
-                adversarial = evaluator.run(attack, clean)
-            validity.see_images(evaluator.images, adversarial, job.attack.eps / 255)
-            with _Clock(seconds, "search", place.device):
-                features, classes = evaluator.look(adversarial)
-                found["robust"] = evaluator.neighbours(features)
-            if classes is not None:
-                predictions["network_robust"][trial] = classes.cpu().numpy()
-        for i, classifier in enumerate(job.classifiers):
-            for kind, neighbours in found.items():
-                predictions[kind][i, trial] = evaluator.classify(neighbours, classifier).cpu().numpy()
-        shown = predictions["robust"][:, trial] if job.classifiers else predictions["network_robust"][[trial]]
-        accuracies = ", ".join(f"{100 * (classes == labels).mean():.2f} %" for classes in shown)
-        log(f"trial {trial + 1}/{job.trials}: accuracy {accuracies}")
+                adversarial = evaluator.run(attacks, clean)
+            robust = []
+            for number, trial, images in zip(numbers, trials, adversarial, strict=True):
+                validity.see_images(evaluator.images, images, job.attack.eps / 255)
+                with _Clock(seconds, "search", place.device):
+                    features, classes = evaluator.look(images)
+                    robust.append(trial.neighbours(features))
+                if classes is not None:
+                    predictions["network_robust"][number] = classes.cpu().numpy()
+        for number, trial, *found in zip(numbers, trials, clean, robust, strict=True):
+            for i, classifier in enumerate(job.classifiers):
+                for kind, neighbours in zip(("clean", "robust"), found, strict=True):
+                    predictions[kind][i, number] = trial.classify(neighbours, classifier).cpu().numpy()
+            shown = predictions["robust"][:, number] if job.classifiers else predictions["network_robust"][[number]]
+            accuracies = ", ".join(f"{100 * (classes == labels).mean():.2f} %" for classes in shown)
+            log(f"trial {number + 1}/{job.trials}: accuracy {accuracies}")
     results = [
         classifier.model_dump(mode="json")
         | {kind: summarise((predictions[kind][i] == labels).mean(1)) for kind in ("robust", "clean")}

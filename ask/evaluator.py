@@ -1,8 +1,9 @@
-"""What a trial needs: a model, its test images, and the reference set of the current trial."""
+"""What an evaluation needs: a model, its test images, and a reference set for each trial."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .attacks import HOMES
+from .attacks.linf import Ascent, ascend, fitting_batch, frozen
 from .attacks.subject import Subject
 from .data.arrays import load
 from .dknn import classify, votes
@@ -34,8 +36,16 @@ class Attack(Protocol):
         """Images like the given ones, from true labels; neighbours of the clean images by attacked layer."""
 
 
+@runtime_checkable
+class GradientAttack(Attack, Protocol):
+    """An attack that can share the network's passes with others (:func:`ask.attacks.linf.ascend`)."""
+
+    def ascent(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] = ...) -> Ascent:
+        """The attack on these images, ready to climb; arguments as in a call."""
+
+
 class Evaluator:
-    """A model, its test images, and the reference set of the current trial."""
+    """A model and its test images; :meth:`draw` gives a trial's reference set."""
 
     def __init__(
         self,
@@ -63,21 +73,64 @@ class Evaluator:
         }
         self.clean_features, self.clean_classes = self.look(self.images)
 
-    def draw(self, per_class: int, seed: int) -> None:
+    def draw(self, per_class: int, seed: int) -> "Trial":
         """Draw a reference set, and index it under every similarity that is asked for."""
         chosen = draw_references(self.pool_labels, per_class, seed)
         labels = torch.from_numpy(self.pool_labels[chosen]).to(self.place.device)
-        self.reference_labels = labels
-        self.searches: dict[tuple[str, str], ExactSearch] = {}
+        searches: dict[tuple[str, str], ExactSearch] = {}
         wanted = {(c.similarity, layer) for c in self.classifiers for layer in c.layers}
         wanted |= {(self.spec.similarity, layer) for layer in self.spec.layers}
         for layer in self.layers:
             features = torch.from_numpy(self.pools[layer][chosen]).to(self.place.device)
             for similarity in SIMILARITIES:
                 if (similarity, layer) in wanted:
-                    self.searches[similarity, layer] = ExactSearch(
+                    searches[similarity, layer] = ExactSearch(
                         features, labels, n_classes=self.n_classes, similarity=similarity
                     )
+        return Trial(self, labels, searches)
+
+    @property
+    def trials_at_once(self) -> int:
+        """Trials whose test images a device attacks in one batch; at least one."""
+        return max(1, fitting_batch(self.images, 0) // max(1, len(self.images)))
+
+    def run(self, attacks: Sequence[Attack], clean: Sequence[Mapping[tuple[str, str], Neighbours]]) -> list[Tensor]:
+        """Adversarial images of all test images by each attack, whose clean images' neighbours are known."""
+        known: list[dict[str, Any]] = [{} for _ in attacks]
+        for attack, options, found in zip(attacks, known, clean, strict=True):
+            if attack.k or attack.k_class:
+                options["neighbours"] = {layer: found[self.spec.similarity, layer] for layer in self.spec.layers}
+        climbers = [attack for attack in attacks if isinstance(attack, GradientAttack)]
+        if len(climbers) < len(attacks):
+            return [attack(self.images, self.labels, **options) for attack, options in zip(attacks, known, strict=True)]
+        with nullcontext() if self.network is None else frozen(self.network):
+            return ascend(
+                [
+                    attack.ascent(self.images, self.labels, **options)
+                    for attack, options in zip(climbers, known, strict=True)
+                ]
+            )
+
+    def look(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Features (images, dimensions) by layer, and the network's own classes (images,); None on raw pixels."""
+        with torch.no_grad():
+            if self.network is None:
+                return dict(self.extract(images, self.layers)), None
+            parts = [self.network.forward_with_features(batch, self.layers) for batch in images.split(FORWARD_BATCH)]
+        features: dict[str, Tensor] = {layer: torch.cat([found[layer] for _, found in parts]) for layer in self.layers}
+        return features, torch.cat([logits.argmax(1) for logits, _ in parts])
+
+
+class Trial:
+    """The reference set of one trial.
+
+    Attributes:
+        labels: classes of the references (references,).
+        searches: by similarity and layer.
+    """
+
+    def __init__(self, evaluator: Evaluator, labels: Tensor, searches: dict[tuple[str, str], ExactSearch]) -> None:
+        self.evaluator, self.labels, self.searches = evaluator, labels, searches
 
     def neighbours(
         self, features: Mapping[str, Tensor], attack: Attack | None = None
@@ -85,8 +138,12 @@ class Evaluator:
         """Neighbours by similarity and layer: as many as the classifiers need, and as ``attack`` wants."""
         found = {}
         for (similarity, layer), search in self.searches.items():
-            aimed = attack is not None and similarity == self.spec.similarity and layer in self.spec.layers
-            wanted = [c.k for c in self.classifiers if c.similarity == similarity and layer in c.layers]
+            aimed = (
+                attack is not None
+                and similarity == self.evaluator.spec.similarity
+                and layer in self.evaluator.spec.layers
+            )
+            wanted = [c.k for c in self.evaluator.classifiers if c.similarity == similarity and layer in c.layers]
             wanted += [attack.k] if attack and aimed else []
             k_class = attack.k_class if attack and aimed else 0
             if any(wanted) or k_class:
@@ -98,8 +155,8 @@ class Evaluator:
         return classify(
             [
                 votes(
-                    self.reference_labels[neighbours[classifier.similarity, layer].indices[:, : classifier.k]],
-                    self.n_classes,
+                    self.labels[neighbours[classifier.similarity, layer].indices[:, : classifier.k]],
+                    self.evaluator.n_classes,
                 )
                 for layer in classifier.layers
             ]
@@ -108,33 +165,17 @@ class Evaluator:
     def attack(
         self, setting: Mapping[str, Any], seed: int, on_gradient: Callable[[Tensor], None] | None = None
     ) -> Attack:
-        """The attack on the current trial's reference set, with its calibrated parameters."""
-        spec = self.spec
+        """The attack on this reference set, with its calibrated parameters."""
+        spec = self.evaluator.spec
         references: dict[str, Search] = {layer: self.searches[spec.similarity, layer] for layer in spec.layers}
         made: Attack = import_module(HOMES[spec.name]).build(
             spec,
-            Subject(self.extract, references, self.network),
+            Subject(self.evaluator.extract, references, self.evaluator.network),
             setting,
             generator=torch.Generator().manual_seed(seed),
             on_gradient=on_gradient,
         )
         return made
-
-    def run(self, attack: Attack, clean: Mapping[tuple[str, str], Neighbours]) -> Tensor:
-        """Adversarial images of all test images, whose clean neighbours are known."""
-        if not (attack.k or attack.k_class):
-            return attack(self.images, self.labels)
-        known: dict[str, Neighbours] = {layer: clean[self.spec.similarity, layer] for layer in self.spec.layers}
-        return attack(self.images, self.labels, neighbours=known)
-
-    def look(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Features (images, dimensions) by layer, and the network's own classes (images,); None on raw pixels."""
-        with torch.no_grad():
-            if self.network is None:
-                return dict(self.extract(images, self.layers)), None
-            parts = [self.network.forward_with_features(batch, self.layers) for batch in images.split(FORWARD_BATCH)]
-        features: dict[str, Tensor] = {layer: torch.cat([found[layer] for _, found in parts]) for layer in self.layers}
-        return features, torch.cat([logits.argmax(1) for logits, _ in parts])
 
 
 def draw_references(labels: NDArray[np.int64], per_class: int, seed: int) -> NDArray[np.int64]:

@@ -46,6 +46,23 @@ WHEN_IDLE = (
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def keep_memory() -> None:
+    """Let glibc's malloc keep what is freed instead of giving it back to the kernel; elsewhere nothing.
+
+    Activations of one step are the next step's: fresh pages for them cost a narrow network a tenth of its time on a CPU
+    (VGG16 of width 1/16, 120 images, forward and backward: 19 to 23 ms instead of 17).
+    """
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+
+
 def start() -> None:
     """Start a server that lives as long as this process, and name it in the environment; does nothing on failure."""
     if os.environ.get(ADDRESS) == "" or not hasattr(os, "fork"):
@@ -105,6 +122,7 @@ def serve(address: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(128)
+        keep_memory()
         sys.stdout.write("ready\n")  # early commands wait for the imports
         sys.stdout.flush()
         for name in PRELOADED:

@@ -207,10 +207,23 @@ def test_layer_weights_come_from_their_calibration(place):
 
 def test_an_evaluator_indexes_only_what_is_asked(place):
     evaluator = Evaluator(RAW, ATTACK, CLASSIFIERS, 10, place)
-    evaluator.draw(20, seed=0)
-    assert list(evaluator.searches) == [("l2", "input")]
-    attack = evaluator.attack({"tau": 0.1, "omega": {}}, seed=0)
-    found = evaluator.neighbours(evaluator.clean_features, attack)["l2", "input"]
+    trial = evaluator.draw(20, seed=0)
+    assert list(trial.searches) == [("l2", "input")]
+    attack = trial.attack({"tau": 0.1, "omega": {}}, seed=0)
+    found = trial.neighbours(evaluator.clean_features, attack)["l2", "input"]
     assert found.indices.shape == (10, 5)
     assert found.class_indices.shape == (10, 10, 5)
-    assert evaluator.neighbours(evaluator.clean_features)["l2", "input"].class_indices.shape[2] == 0
+    assert trial.neighbours(evaluator.clean_features)["l2", "input"].class_indices.shape[2] == 0
+
+
+def test_trials_at_once_change_no_prediction(place, monkeypatch):
+    """Sixty images a trial: several trials fit into a CPU's batch, and one at a time they give the same."""
+    assert Evaluator(RAW, ATTACK, CLASSIFIERS, 60, place).trials_at_once == 4
+    assert Evaluator(RAW, ATTACK, CLASSIFIERS, 300, place).trials_at_once == 1
+    measured, together = run_cell(cell(trials=5), place)
+    monkeypatch.setattr(Evaluator, "trials_at_once", 1)
+    measured_alone, alone = run_cell(cell(trials=5), place)
+    for name, predicted in alone.items():
+        np.testing.assert_array_equal(together[name], predicted)
+    assert measured["results"] == measured_alone["results"]
+    assert measured["validity"] == pytest.approx(measured_alone["validity"])

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ask.attacks import AdvKnn, AdvKnnConfig, ASKAttack, ASKAttackConfig, BlockC
 from ask.attacks.advknn import fit_blocks, vote_distributions
 from ask.attacks.ask import identity_features
 from ask.attacks.dknn_atk import mean_neighbour_distance
-from ask.attacks.linf import box_steps, linf_ascent
+from ask.attacks.linf import BoxSteps, ascend, linf_ascent
 from ask.attacks.subject import leave_one_out
 from ask.dknn import DkNN
 from ask.knn import ExactSearch
@@ -129,7 +130,7 @@ def test_dknn_attack_equals_a_naive_implementation(scene, similarity, layers, op
         layer: search.search(features(images, layers)[layer], k_class=config.guides)
         for layer, search in attack.references.items()
     }
-    values = attack.loss(y, attack.choose(neighbours, y))(x)
+    values = attack.loss(y, attack.choose(neighbours, y))(features(x, layers))
     (gradient,) = torch.autograd.grad(values.sum(), x)
     torch.testing.assert_close(values.detach(), torch.stack(expected_values), rtol=2e-4, atol=2e-5)
     torch.testing.assert_close(gradient, torch.stack(expected_gradients), rtol=2e-3, atol=2e-4)
@@ -166,7 +167,7 @@ def test_box_steps_are_the_optimiser_on_the_tanh_variable(optimizer):
         step_size=1.0,
         steps=7,
         start=start,
-        rule=box_steps(optimizer, 0.2),
+        rule=BoxSteps(optimizer, 0.2),
     )
     low, high = (images - 0.2).clamp(min=0), (images + 0.2).clamp(max=1)
     middle, half = (low + high) / 2, (high - low) / 2
@@ -221,7 +222,7 @@ def test_advknn_equals_a_naive_implementation(scene, similarity, ce_weight):
     attack.loss = lambda voted: captured.setdefault("loss", original(voted))
     attack(images, y, neighbours=found_neighbours)
     x = moved.clone().requires_grad_()
-    loss = captured["loss"](x)
+    loss = captured["loss"](features(x, layers))
     torch.testing.assert_close(loss.detach(), torch.stack(values), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), x)[0], torch.stack(gradients), rtol=1e-3, atol=1e-5)
 
@@ -362,6 +363,78 @@ def test_the_split_into_batches_changes_nothing(digits):
         ),
     ):
         torch.testing.assert_close(make(7)(images[:20], y[:20]), make(20)(images[:20], y[:20]), atol=1e-4, rtol=0)
+
+
+def together(digits, *makers):
+    """What attacks find alone and together, and how many images each pass of the features held."""
+    train, labels, images, y = digits
+    passes = []
+
+    def features(x, layers=("input",)):
+        passes.append(len(x))
+        return identity_features(x, layers)
+
+    searches = [
+        {"input": ExactSearch(train[half::2].flatten(1), labels[half::2], similarity="l2")} for half in range(2)
+    ]
+    made = [make(features, search) for make, search in zip(makers, searches, strict=True)]
+    alone = [attack(images[:20], y[:20]) for attack in made]
+    passes.clear()
+    made = [make(features, search) for make, search in zip(makers, searches, strict=True)]
+    neighbours = [attack.search(images[:20]) for attack in made]
+    passes.clear()
+    joined = ascend([a.ascent(images[:20], y[:20], neighbours=n) for a, n in zip(made, neighbours, strict=True)])
+    return alone, joined, passes
+
+
+def maker(attack, config, seed, seen=None):
+    return lambda features, search: attack(
+        features,
+        search,
+        config,
+        generator=torch.Generator().manual_seed(seed),
+        on_gradient=None if seen is None else lambda gradient: seen.append(len(gradient)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("attack", "config"),
+    [
+        (ASKAttack, ASKAttackConfig(layers=("input",), steps=3, tau=0.3, batch_size=40)),
+        (AdvKnn, AdvKnnConfig(layers=("input",), steps=3, block=BlockConfig(epochs=1), batch_size=40)),
+        (DkNNAttack, DkNNAttackConfig(layers=("input",), steps=3, batch_size=40)),
+        (DkNNAttack, DkNNAttackConfig(layers=("input",), steps=3, batch_size=40, optimizer="sign", refresh=2)),
+    ],
+)
+def test_trials_that_climb_together_end_where_they_would_alone(digits, attack, config):
+    seen = [], []
+    makers = [maker(attack, config, seed, seen[seed]) for seed in range(2)]
+    alone, joined, passes = together(digits, *makers)
+    assert passes == [40] * 3, "one pass of both a step"
+    assert seen == ([20] * 6, [20] * 6), "each sees its own gradients"
+    assert not torch.allclose(joined[0], joined[1], atol=0.01), "other references, other starts"
+    for one, other in zip(alone, joined, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({"batch_size": 39}, [20, 20] * 3),  # no room for both
+        ({"eps": 0.1}, [20, 20] * 3),
+        ({"learning_rate": 0.2}, [20, 20] * 3),
+        ({"optimizer": "sign"}, [20, 20] * 3),
+        ({"steps": 2}, [20] * 5),
+        ({"alpha": 9.0}, [40] * 3),  # another loss
+    ],
+)
+def test_only_attacks_of_the_same_steps_climb_together(digits, changes, passes):
+    config = DkNNAttackConfig(layers=("input",), steps=3, batch_size=40)
+    makers = [maker(DkNNAttack, config, 0), maker(DkNNAttack, replace(config, **changes), 1)]
+    alone, joined, seen = together(digits, *makers)
+    assert seen == passes
+    for one, other in zip(alone, joined, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -123,3 +124,26 @@ def working_in(folder):
         except OSError:
             continue
     return found
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_freed_memory_is_kept():
+    """Page faults of 50 arrays of 40 MB, one after the other: fresh pages each time, or the first ones again."""
+    code = """
+import resource, sys
+import numpy as np
+from ask import worker
+if sys.argv[1] == "keep":
+    worker.keep_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(5_000_000)
+before = faults()
+for _ in range(50):
+    np.ones(5_000_000)
+print(faults() - before)
+"""
+    counts = [
+        int(subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("keep", "default")
+    ]
+    assert counts[0] < counts[1] / 10

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ask.data.arrays import load
 from ask.evaluation import Setting, reference_seed, start_seed
-from ask.evaluator import Evaluator, draw_references, pick_test_images
+from ask.evaluator import Evaluator, Trial, draw_references, pick_test_images
 from ask.features import Place
 from ask.paths import prepared
 from ask.specs.evaluation import CellJob, ExampleJob
@@ -39,11 +39,11 @@ def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArr
     shown, images, neighbours = [], [], []
     for cell in job.cells:
         evaluator = Evaluator(cell.features, cell.attack, [job.classifier], cell.test_images, place)
-        evaluator.draw(cell.references_per_class, reference_seed(cell, 0))
+        trial = evaluator.draw(cell.references_per_class, reference_seed(cell, 0))
         references = draw_references(evaluator.pool_labels, cell.references_per_class, reference_seed(cell, 0))
-        image = _attacked(evaluator, cell, place)[chosen : chosen + 1]
-        found = evaluator.neighbours(evaluator.look(image)[0])
-        predicted = int(evaluator.classify(found, job.classifier))
+        image = _attacked(evaluator, trial, cell, place)[chosen : chosen + 1]
+        found = trial.neighbours(evaluator.look(image)[0])
+        predicted = int(trial.classify(found, job.classifier))
         layer = job.classifier.layers[-1]
         nearest = found[job.classifier.similarity, layer].indices[0, : job.classifier.k].cpu().numpy()
         ids = references[nearest]
@@ -64,12 +64,12 @@ def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArr
     return record, {"images": np.stack(images), "neighbours": np.stack(neighbours)}
 
 
-def _attacked(evaluator: Evaluator, cell: CellJob, place: Place) -> Tensor:
+def _attacked(evaluator: Evaluator, trial: Trial, cell: CellJob, place: Place) -> Tensor:
     """All test images under the cell's attack: only so is the random start the one that the cell measured."""
     if cell.attack.name == "none":
         return evaluator.images
-    attack = evaluator.attack(Setting(cell, place).of(0), start_seed(cell, 0))
-    return evaluator.run(attack, evaluator.neighbours(evaluator.clean_features, attack))
+    attack = trial.attack(Setting(cell, place).of(0), start_seed(cell, 0))
+    return evaluator.run([attack], [trial.neighbours(evaluator.clean_features, attack)])[0]
 
 
 def _choose(job: ExampleJob, labels: NDArray[np.int64], place: Place) -> tuple[int, str]:

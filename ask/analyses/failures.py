@@ -38,20 +38,20 @@ def analyse(job: FailureJob, place: Place) -> dict[str, Any]:
     none = AttackSpec(name="none", variant="", similarity=job.similarity, layers=(), eps=0, step_size=0, steps=0)
     evaluator = Evaluator(cell.features, none, [looked_at], cell.test_images, place)
     found: dict[str, list[float]] = {}
-    for trial in range(cell.trials):
-        evaluator.draw(cell.references_per_class, reference_seed(cell, trial))
-        search = evaluator.searches[job.similarity, job.layer]
+    for number in range(cell.trials):
+        trial = evaluator.draw(cell.references_per_class, reference_seed(cell, number))
+        search = trial.searches[job.similarity, job.layer]
         neighbours = search.search(evaluator.clean_features[job.layer], k=job.confidence_k, k_class=job.gap_k)
-        votes_of = votes(evaluator.reference_labels[neighbours.indices], evaluator.n_classes)
+        votes_of = votes(trial.labels[neighbours.indices], evaluator.n_classes)
         confidence = (votes_of.amax(1) / job.confidence_k).cpu().numpy()
         distance = neighbours.class_distances.mean(2)
         similarity = 1 - distance if job.similarity == "cosine" else -distance
         best = similarity.topk(2, dim=1).values
         gap = (best[:, 0] - best[:, 1]).cpu().numpy()
-        considered = clean_right[trial]
+        considered = clean_right[number]
         for group, members in (
-            ("failures", considered & robust_right[trial]),
-            ("successes", considered & ~robust_right[trial]),
+            ("failures", considered & robust_right[number]),
+            ("successes", considered & ~robust_right[number]),
         ):
             if members.any():
                 found.setdefault(f"{group}.confidence_1", []).append(float((confidence[members] == 1).mean()))

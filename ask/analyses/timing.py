@@ -67,17 +67,17 @@ class _Racer:
             for start in range(0, len(chosen), FORWARD_BATCH):
                 batch = to_float(images[chosen[start : start + FORWARD_BATCH]], place.device)
                 self.evaluator.extract(batch, cell.attack.layers)
-        self.evaluator.draw(cell.references_per_class, seed)
+        self.trial = self.evaluator.draw(cell.references_per_class, seed)
 
     def _make(self, cell: CellJob, place: Place) -> None:
         # AdvKnn's blocks are fitted here, for this trial alone, and not read from disk.
         setting = {"blocks": None} if cell.attack.name == "advknn" else Setting(cell, place).of(0)
-        self.attack: Attack = self.evaluator.attack(setting, start_seed(cell, 0))
+        self.attack: Attack = self.trial.attack(setting, start_seed(cell, 0))
 
     def attack_once(self) -> None:
         """Attack all images, from the search for their neighbours on."""
-        clean = self.evaluator.neighbours(self.evaluator.clean_features, self.attack)
-        self.evaluator.run(self.attack, clean)
+        clean = self.trial.neighbours(self.evaluator.clean_features, self.attack)
+        self.evaluator.run([self.attack], [clean])
 
 
 def _timed(place: Place, work: Callable[[], None]) -> float:

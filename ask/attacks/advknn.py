@@ -21,8 +21,8 @@ from ..dknn import votes
 from ..knn import Neighbours, Search
 from ..similarity import Similarity, unit
 from ..specs.evaluation import AttackSpec
-from .linf import LossFunction
-from .subject import FeatureFunction, ReferenceAttack, Subject, leave_one_out, neighbour_classes
+from .linf import FeatureFunction, FeatureLoss
+from .subject import ReferenceAttack, Subject, leave_one_out, neighbour_classes
 from .validation import check_linf
 
 
@@ -124,7 +124,7 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
         self,
         neighbours: Mapping[str, Neighbours],
         labels: Tensor,  # noqa: ARG002  # every attack gets them
-    ) -> Callable[[slice], LossFunction]:
+    ) -> Callable[[slice], FeatureLoss]:
         """As :class:`ReferenceAttack`."""
         voted = {
             layer: votes(neighbour_classes(search, neighbours[layer], self.k), self.n_classes) / self.k
@@ -132,12 +132,11 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
         }
         return lambda part: self.loss({layer: p[part] for layer, p in voted.items()})
 
-    def loss(self, voted: Mapping[str, Tensor]) -> LossFunction:
+    def loss(self, voted: Mapping[str, Tensor]) -> FeatureLoss:
         """What a batch ascends, from its clean images' vote distributions (batch, classes) at each layer."""
         config = self.config
 
-        def loss(images: Tensor) -> Tensor:
-            features = self.features(images, config.layers)
+        def loss(features: Mapping[str, Tensor]) -> Tensor:
             terms = []
             for layer, p in voted.items():
                 log_q = self.blocks[layer](features[layer])

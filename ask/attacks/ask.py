@@ -10,8 +10,8 @@ from torch import Tensor
 from ..knn import Neighbours, Search
 from ..losses.ask import ask_margin, class_wise, scale_free_loss
 from ..specs.evaluation import AttackSpec
-from .linf import LossFunction
-from .subject import FeatureFunction, ReferenceAttack, Subject
+from .linf import FeatureFunction, FeatureLoss
+from .subject import ReferenceAttack, Subject
 from .validation import check_linf
 
 Variant = Literal["non-targeted", "targeted", "random-sampling"]
@@ -91,13 +91,13 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
         super().__init__(features, references, config, **draws)
         self.k_class = max(config.k_in, config.k_out)
 
-    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], LossFunction]:
+    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
         """As :class:`ReferenceAttack`."""
         config = self.config
         chosen = {layer: self._choose(neighbours[layer], labels, layer) for layer in config.layers}
         targets = nearest_wrong_class(neighbours, labels, config.k_out) if config.variant == "targeted" else None
 
-        def make_loss(part: slice) -> LossFunction:
+        def make_loss(part: slice) -> FeatureLoss:
             own = {layer: (ids[part], weights[part]) for layer, (ids, weights) in chosen.items()}
             return self.loss(labels[part], own, None if targets is None else targets[part])
 
@@ -108,7 +108,7 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
         labels: Tensor,
         chosen: Mapping[str, tuple[Tensor, Tensor]],
         targets: Tensor | None = None,
-    ) -> LossFunction:
+    ) -> FeatureLoss:
         """What a batch ascends (:func:`ask.losses.ask.scale_free_loss`).
 
         Args:
@@ -126,15 +126,19 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
             )
             for layer, (ids, weights) in chosen.items()
         }
-        omega = self.config.weights()
-        layers = [layer for layer in similarities if omega[layer] > 0]
+        layers, omega = self.layers, self.config.weights()
 
-        def loss(images: Tensor) -> Tensor:
-            features = self.features(images, layers)
+        def loss(features: Mapping[str, Tensor]) -> Tensor:
             margins = [ask_margin(similarities[layer](features[layer]), labels, targets) for layer in layers]
             return scale_free_loss(margins, [omega[layer] for layer in layers])
 
         return loss
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The attacked layers that weigh anything."""
+        omega = self.config.weights()
+        return tuple(layer for layer in self.config.layers if omega[layer] > 0)
 
     def _choose(self, neighbours: Neighbours, labels: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """Reference rows (batch, classes, k) into the sorted reference set, and their weights."""

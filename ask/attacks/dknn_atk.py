@@ -19,8 +19,8 @@ from torch import Tensor
 from ..knn import Neighbours, Search
 from ..similarity import negative_distance, unit
 from ..specs.evaluation import AttackSpec
-from .linf import LossFunction, StepRule, box_steps
-from .subject import FeatureFunction, ReferenceAttack, Subject, leave_one_out
+from .linf import BoxSteps, FeatureFunction, FeatureLoss, StepRule
+from .subject import ReferenceAttack, Subject, leave_one_out
 from .validation import check_linf
 
 
@@ -82,15 +82,15 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
             for layer, search in self.references.items()
         }
 
-    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], LossFunction]:
+    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
         """As :class:`ReferenceAttack`."""
         guides = self.choose(neighbours, labels)
         return lambda part: self.loss(labels[part], {layer: rows[part] for layer, rows in guides.items()})
 
-    def rule(self) -> StepRule | None:
+    def rule(self) -> StepRule:
         """As :class:`ReferenceAttack`."""
         config = self.config
-        return None if config.optimizer == "sign" else box_steps(config.optimizer, config.learning_rate)
+        return super().rule() if config.optimizer == "sign" else BoxSteps(config.optimizer, config.learning_rate)
 
     def choose(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> dict[str, Tensor]:
         """Rows (batch, m) of the guides at each layer, all of the wrong class with the least summed mean distance.
@@ -114,15 +114,14 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
                 chosen[layer] = rows[batch, wrong]
         return chosen
 
-    def loss(self, labels: Tensor, guides: Mapping[str, Tensor]) -> LossFunction:
+    def loss(self, labels: Tensor, guides: Mapping[str, Tensor]) -> FeatureLoss:
         """What a batch with true classes (batch,) ascends, from its guides' rows (batch, m) at each layer."""
         config = self.config
         vectors = {layer: self.references[layer].features[rows] for layer, rows in guides.items()}
         calls = 0
 
-        def loss(images: Tensor) -> Tensor:
+        def loss(features: Mapping[str, Tensor]) -> Tensor:
             nonlocal calls
-            features = self.features(images, config.layers)
             if config.refresh and calls and calls % config.refresh == 0:
                 found = {
                     layer: search.search(features[layer].detach(), k_class=config.guides)

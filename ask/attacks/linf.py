@@ -4,8 +4,9 @@ Algorithm 1 as printed never updates delta and returns the clean image; what sta
 eq. (5) says: a sign step, then projection onto the eps-ball around the clean image and onto [0, 1].
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 LossFunction = Callable[[Tensor], Tensor]
 """Maps images (batch, channels, height, width) to one loss an image, (batch,)."""
-
-
+FeatureFunction = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
+"""Maps images and layer names to features (batch, dimensions) by layer, differentiably."""
+FeatureLoss = Callable[[Mapping[str, Tensor]], Tensor]
+"""Maps the images' features by layer to one loss an image, (batch,)."""
 Step = Callable[[Tensor, Tensor], Tensor]
 """Next images from the current ones and their gradient, within the box that it was made for."""
 StepRule = Callable[[Tensor, Tensor, Tensor], Step]
@@ -50,7 +53,7 @@ def linf_ascent(
         steps: gradient steps; the last iterate is returned, without early stopping.
         start: perturbation to start from, as ``images``; overrides ``generator``.
         generator: draws the uniform random start; with neither, the ascent starts at ``images``.
-        rule: other steps, e.g. :func:`box_steps`; ``step_size`` then has no say.
+        rule: other steps, e.g. :class:`BoxSteps`; ``step_size`` then has no say.
         on_gradient: called with each step's gradient, for diagnostics.
 
     Returns:
@@ -60,7 +63,7 @@ def linf_ascent(
     if start is None and generator is not None:
         start = random_start(images, eps, generator)
     current = images.clone() if start is None else torch.clamp(images + start, low, high)
-    step = (rule or sign_steps(step_size))(low, high, current)
+    step = (rule or SignSteps(step_size))(low, high, current)
     for _ in range(steps):
         current.requires_grad_(True)
         with torch.enable_grad():
@@ -71,26 +74,33 @@ def linf_ascent(
     return current
 
 
-def sign_steps(step_size: float) -> StepRule:
+@dataclass(frozen=True)
+class SignSteps:
     """Steps of one length along the gradient's sign, then projection (Madry et al., 2018)."""
 
-    def rule(low: Tensor, high: Tensor, start: Tensor) -> Step:  # noqa: ARG001  # every rule gets it
+    size: float
+
+    def __call__(self, low: Tensor, high: Tensor, start: Tensor) -> Step:  # noqa: ARG002  # every rule gets it
+        """As :data:`StepRule`."""
         # Clipping to the ball and to [0, 1] in either order is clipping to their intersection.
-        return lambda current, gradient: torch.clamp(current.add_(gradient.sign(), alpha=step_size), low, high)
-
-    return rule
+        return lambda current, gradient: torch.clamp(current.add_(gradient.sign(), alpha=self.size), low, high)
 
 
-def box_steps(optimizer: Literal["adam", "rmsprop"], learning_rate: float) -> StepRule:
+@dataclass(frozen=True)
+class BoxSteps:
     """Steps of an optimiser on w, images being middle + half width * tanh(w) of the box (Carlini and Wagner, 2017)."""
 
-    def rule(low: Tensor, high: Tensor, start: Tensor) -> Step:
+    optimizer: Literal["adam", "rmsprop"]
+    learning_rate: float
+
+    def __call__(self, low: Tensor, high: Tensor, start: Tensor) -> Step:
+        """As :data:`StepRule`."""
         half, middle = (high - low) / 2, (high + low) / 2
         # At the very edge tanh is flat, and w infinite.
         w = ((start - middle) / half).clamp_(-_EDGE, _EDGE).atanh_()
         # Gradients of an image's loss are small beside the usual eps of 1e-8, which would brake the first steps.
-        make = torch.optim.Adam if optimizer == "adam" else torch.optim.RMSprop
-        update = make([w], lr=learning_rate, eps=1e-12, maximize=True)
+        make = torch.optim.Adam if self.optimizer == "adam" else torch.optim.RMSprop
+        update = make([w], lr=self.learning_rate, eps=1e-12, maximize=True)
 
         def step(current: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG001  # w is what moves
             w.grad = gradient * half * (1 - w.tanh().square())
@@ -99,47 +109,102 @@ def box_steps(optimizer: Literal["adam", "rmsprop"], learning_rate: float) -> St
 
         return step
 
-    return rule
-
 
 _EDGE = 0.999
 
 
-def ascend_in_batches(
-    make_loss: Callable[[slice], LossFunction],
-    images: Tensor,
-    *,
-    batch_size: int,
-    eps: float,
-    step_size: float,
-    steps: int,
-    generator: torch.Generator,
-    rule: StepRule | None = None,
-    on_gradient: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """:func:`linf_ascent` of many images, part by part, from random starts.
+@dataclass(frozen=True, kw_only=True)
+class Ascent:
+    """An attack that is ready to climb, so that :func:`ascend` can let several share the network's passes."""
 
-    Args:
-        make_loss: loss function of a part of the images.
-        batch_size: images a part; the starts are drawn for all images at once, so it changes nothing but memory.
+    images: Tensor
+    """Clean images (batch, ...) in [0, 1]."""
+    start: Tensor
+    """Perturbation to start from, like ``images``."""
+    features: FeatureFunction
+    """What is attacked; images must not influence each other's features."""
+    layers: tuple[str, ...]
+    """Layers that the loss reads."""
+    losses: Callable[[slice], FeatureLoss]
+    """What a part of the images maximises, from the features of that part."""
+    eps: float
+    """Radius in [0, 1]."""
+    steps: int
+    """Gradient steps."""
+    rule: StepRule
+    """How to step."""
+    batch_size: int
+    """Images attacked at a time; of no influence but on memory."""
+    on_gradient: Callable[[Tensor], None] | None = None
+    """Called with every step's gradient of a part, for diagnostics."""
 
-    The rest as in :func:`linf_ascent`.
-    """
-    start = random_start(images, eps, generator)
-    result = torch.empty_like(images)
-    for first in range(0, len(images), batch_size):
-        part = slice(first, first + batch_size)
-        result[part] = linf_ascent(
-            make_loss(part),
-            images[part],
-            eps=eps,
-            step_size=step_size,
-            steps=steps,
-            start=start[part],
-            rule=rule,
-            on_gradient=on_gradient,
+    def can_join(self, other: "Ascent") -> bool:
+        """Whether both climb in the same steps on the same features, towards whatever end."""
+        return (self.features, self.layers, self.eps, self.steps, self.rule) == (
+            other.features,
+            other.layers,
+            other.eps,
+            other.steps,
+            other.rule,
         )
-    return result
+
+
+def ascend(ascents: Sequence[Ascent]) -> list[Tensor]:
+    """Adversarial images of each ascent, as :func:`linf_ascent` finds them.
+
+    Neighbours in the sequence that can join do so as long as all their images fit into one batch: small batches leave
+    a device idle. An ascent of more images than its batch size climbs part by part.
+    """
+    results = [torch.empty_like(ascent.images) for ascent in ascents]
+    waiting = list(zip(ascents, results, strict=True))
+    while waiting:
+        first, result = waiting[0]
+        together = 1
+        images = len(first.images)
+        for other, _ in waiting[1:]:
+            images += len(other.images)
+            if images > min(first.batch_size, other.batch_size) or not first.can_join(other):
+                break
+            together += 1
+        if together > 1:
+            group, waiting = waiting[:together], waiting[together:]
+            found = _climb([(ascent, slice(None)) for ascent, _ in group])
+            for (_, into), part in zip(group, found.split([len(ascent.images) for ascent, _ in group]), strict=True):
+                into.copy_(part)
+            continue
+        waiting = waiting[1:]
+        for begin in range(0, len(first.images), first.batch_size):
+            where = slice(begin, begin + first.batch_size)
+            result[where] = _climb([(first, where)])
+    return results
+
+
+def _climb(parts: Sequence[tuple[Ascent, slice]]) -> Tensor:
+    """Adversarial images of parts of ascents that can join, one after the other."""
+    first = parts[0][0]
+    images = torch.cat([ascent.images[where] for ascent, where in parts])
+    sizes = [len(ascent.images[where]) for ascent, where in parts]
+    losses = [ascent.losses(where) for ascent, where in parts]
+
+    def loss(current: Tensor) -> Tensor:
+        found = {layer: tensor.split(sizes) for layer, tensor in first.features(current, first.layers).items()}
+        return torch.cat([own({layer: each[i] for layer, each in found.items()}) for i, own in enumerate(losses)])
+
+    def see(gradient: Tensor) -> None:
+        for (ascent, _), own in zip(parts, gradient.split(sizes), strict=True):
+            if ascent.on_gradient is not None:
+                ascent.on_gradient(own)
+
+    return linf_ascent(
+        loss,
+        images,
+        eps=first.eps,
+        step_size=0.0,  # the rule steps
+        steps=first.steps,
+        start=torch.cat([ascent.start[where] for ascent, where in parts]),
+        rule=first.rule,
+        on_gradient=see,
+    )
 
 
 def fitting_batch(images: Tensor, a_image: int) -> int:

@@ -1,14 +1,14 @@
 """Projected gradient descent on a network's own output (Madry et al., 2018; paper, reference 15)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linf import LossFunction, ascend_in_batches, fitting_batch, frozen
+from .linf import Ascent, FeatureLoss, LossFunction, SignSteps, ascend, fitting_batch, frozen, random_start
 from .validation import check_devices, check_images, check_labels, check_linf
 
 if TYPE_CHECKING:
@@ -57,25 +57,49 @@ class PGD:
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images (batch, channels, height, width) in [0, 1] for true labels (batch,)."""
+        with frozen(self.network):
+            return ascend([self.ascent(images, labels)])[0]
+
+    def ascent(self, images: Tensor, labels: Tensor) -> Ascent:
+        """The attack on these images, ready to climb; the network must be in evaluation mode while it does."""
         home = next((parameter.device for parameter in self.network.parameters()), None)
         check_devices(images, labels, home, "the network")
         check_images(images)
+        logits = Logits(self.network)
+        # Only the network knows how many classes there are; a negative label would silently count for nothing.
+        with torch.no_grad():
+            classes = logits(images[:1], logits.layers)["logits"].shape[1]
+        check_labels(labels, len(images), classes)
+
+        def losses(part: slice) -> FeatureLoss:
+            own = labels[part]
+            return lambda found: F.cross_entropy(found["logits"], own, reduction="none")
+
         config = self.config
-        with frozen(self.network):
-            # Only the network knows how many classes there are; a negative label would silently count for nothing.
-            with torch.no_grad():
-                classes = self.network(images[:1]).shape[1]
-            check_labels(labels, len(images), classes)
-            return ascend_in_batches(
-                lambda part: pgd_loss(self.network, labels[part]),
-                images,
-                batch_size=config.batch_size or fitting_batch(images, 0),
-                eps=config.eps,
-                step_size=config.step_size,
-                steps=config.steps,
-                generator=self.generator,
-                on_gradient=self.on_gradient,
-            )
+        return Ascent(
+            images=images,
+            start=random_start(images, config.eps, self.generator),
+            features=logits,
+            layers=logits.layers,
+            losses=losses,
+            eps=config.eps,
+            steps=config.steps,
+            rule=SignSteps(config.step_size),
+            batch_size=config.batch_size or fitting_batch(images, 0),
+            on_gradient=self.on_gradient,
+        )
+
+
+@dataclass(frozen=True)
+class Logits:
+    """A network's output as features of one layer."""
+
+    network: nn.Module
+    layers: ClassVar[tuple[str, ...]] = ("logits",)
+
+    def __call__(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG002  # there is one
+        """Logits (batch, classes)."""
+        return {"logits": self.network(images)}
 
 
 def build(spec: "AttackSpec", subject: "Subject", setting: Mapping[str, Any], **draws: Any) -> PGD:  # noqa: ARG001  # one signature

@@ -1,7 +1,7 @@
 """What attacks have in common beside the ascent: what they are aimed at, and how they look for neighbours."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..knn import Neighbours, Search
-from .linf import LossFunction, StepRule, ascend_in_batches, fitting_batch
+from .linf import Ascent, FeatureFunction, FeatureLoss, SignSteps, StepRule, ascend, fitting_batch, random_start
 from .validation import check_devices, check_images, check_labels, check_layers
-
-FeatureFunction = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-"""Maps images and layer names to features (batch, dimensions) by layer, differentiably."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +98,26 @@ class ReferenceAttack(ABC, Generic[C]):
         Returns:
             Tensor like ``images``, within ``eps`` of it and in [0, 1].
         """
+        return ascend([self.ascent(images, labels, neighbours=neighbours)])[0]
+
+    def ascent(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Ascent:
+        """The attack on these images, ready to climb; arguments as in a call."""
         home = next(iter(self.references.values())).features.device
         check_devices(images, labels, home, "the references")
         check_images(images)
         check_labels(labels, len(images), self.n_classes)
         config = self.config
-        return ascend_in_batches(
-            self.losses(neighbours or self.search(images), labels),
-            images,
-            batch_size=config.batch_size or fitting_batch(images, self.bytes_an_image()),
+        losses = self.losses(neighbours or self.search(images), labels)
+        return Ascent(
+            images=images,
+            start=random_start(images, config.eps, self.generator),
+            features=self.features,
+            layers=self.layers,
+            losses=losses,
             eps=config.eps,
-            step_size=config.step_size,
             steps=config.steps,
-            generator=self.generator,
             rule=self.rule(),
+            batch_size=config.batch_size or fitting_batch(images, self.bytes_an_image()),
             on_gradient=self.on_gradient,
         )
 
@@ -128,12 +131,20 @@ class ReferenceAttack(ABC, Generic[C]):
         }
 
     @abstractmethod
-    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], LossFunction]:
-        """What a part of the images ascends, from all images' neighbours by layer and true classes (batch,)."""
+    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
+        """What a part of the images ascends, from all images' neighbours by layer and true classes (batch,).
 
-    def rule(self) -> StepRule | None:
-        """How the ascent steps; None: by sign."""
-        return None
+        That is a function of the part's features at :attr:`layers`, which must not mix images.
+        """
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers whose features the loss reads."""
+        return self.config.layers
+
+    def rule(self) -> StepRule:
+        """How the ascent steps: by sign."""
+        return SignSteps(self.config.step_size)
 
     def bytes_an_image(self) -> int:
         """Memory that the references of one image take during the ascent."""
