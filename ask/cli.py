@@ -60,6 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def get_ready() -> None:
+    """Find out once what every command of this process would: its arguments, and the versions that it records."""
+    from .hardware import versions
+
+    _parser()
+    versions()
+
+
+@functools.cache
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ask", description="Steps of the reproduction pipeline.")
     steps = parser.add_subparsers(dest="name", required=True, metavar="step")

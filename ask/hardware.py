@@ -89,8 +89,9 @@ def _wait(device: "torch.device") -> None:
         torch.cuda.synchronize(device)
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and what it computes with."""
+    """Versions of Python, this package and what it computes with, as they were when first asked for."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

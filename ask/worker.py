@@ -11,21 +11,18 @@ All steps that compute record theirs (:func:`ask.hardware.usage`): trainings in 
 their log, all others in the JSON that they write.
 """
 
+# Every command imports this module: what only the server needs is imported where it is used.
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
-from pathlib import Path
-from select import select
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 ADDRESS = "ASK_WORKER"
 """Environment variable that names the server's socket; empty: no server."""
@@ -67,8 +64,10 @@ def start() -> None:
     """Start a server that lives as long as this process, and name it in the environment; does nothing on failure."""
     if os.environ.get(ADDRESS) == "" or not hasattr(os, "fork"):
         return
-    folder = tempfile.mkdtemp(prefix="ask-")  # readable by this user alone
-    address = str(Path(folder) / "worker")
+    import subprocess
+    import tempfile
+
+    address = f"{tempfile.mkdtemp(prefix='ask-')}/worker"  # in a folder that is readable by this user alone
     # Passive waiting: see __main__.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
     server = subprocess.Popen(
@@ -101,7 +100,7 @@ def run(arguments: Sequence[str]) -> int | None:
             "home": _home(),
             "python": [sys.prefix, sys.version],
             "arguments": list(arguments),
-            "folder": str(Path.cwd()),
+            "folder": os.getcwd(),  # noqa: PTH109  # pathlib takes longer to import than this to run
             "environment": dict(os.environ),
         }
         body = json.dumps(request).encode()
@@ -119,6 +118,9 @@ _REFUSED = 255
 
 def serve(address: str) -> None:
     """Fork for every command that connects, until standard input ends."""
+    import shutil
+    from select import select
+
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(128)
@@ -127,6 +129,9 @@ def serve(address: str) -> None:
         sys.stdout.flush()
         for name in PRELOADED:
             _preload(name)
+        from ask.cli import get_ready
+
+        get_ready()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
         later = list(WHEN_IDLE)
         while sys.stdin not in (ready := select([listener, sys.stdin], [], [], 0.1 if later else None)[0]):
@@ -138,10 +143,12 @@ def serve(address: str) -> None:
                 if os.fork() == 0:
                     listener.close()
                     _answer(connection)
-    shutil.rmtree(Path(address).parent, ignore_errors=True)
+    shutil.rmtree(address.rpartition("/")[0], ignore_errors=True)
 
 
 def _preload(name: str) -> None:
+    from importlib import import_module
+
     with suppress(ImportError):
         import_module(name)
 
@@ -167,6 +174,8 @@ def _answer(connection: socket.socket) -> None:
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
+        import threading
+
         threading.Thread(target=_end_with_command, args=(connection,), daemon=True).start()
         status = _run(request["arguments"])
     except (KeyboardInterrupt, ConnectionError):
@@ -199,6 +208,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _end_with_command(connection: socket.socket) -> None:
+    import time
+
     with suppress(OSError):
         if connection.recv(1):
             return
@@ -210,7 +221,7 @@ def _end_with_command(connection: socket.socket) -> None:
 
 def _home() -> str:
     """Folder of the package: another checkout's commands are not for this server."""
-    return str(Path(__file__).resolve().parent.parent)
+    return os.path.realpath(__file__).rpartition("/ask/")[0]
 
 
 if __name__ == "__main__":

@@ -117,6 +117,8 @@ rule study:
         log_of(RUN.cell("simulated", "none", "{study}")),
     benchmark:
         benchmark_of(RUN.cell("simulated", "none", "{study}"))
+    # A single long job: not the last one.
+    priority: 5
     conda:
         "../environment.yml"
     resources:
@@ -165,6 +167,8 @@ rule plane:
         log_of(RUN.example("{plane}")),
     benchmark:
         benchmark_of(RUN.example("{plane}"))
+    # A single long job: not the last one.
+    priority: 5
     conda:
         "../environment.yml"
     resources:

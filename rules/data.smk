@@ -41,6 +41,8 @@ rule prepare:
     conda:
         "../environment.yml"
     threads: 2
+    # All else waits for data; with two threads it would have to wait for two idle cores.
+    priority: 20
     resources:
         mem_mb=4000,
         runtime=60,
