@@ -16,6 +16,8 @@ from .similarity import Similarity, unit
 DEFAULT_MEMORY = 256 * 2**20
 _SHORTLIST = 16
 """Candidates beyond k that a second ranking looks at before it falls back to all references."""
+_QUERIES = 2048
+"""Queries that are compared at a time, where memory allows, before references are taken in blocks."""
 _CACHED = 2 * 2**20
 """Bytes of differences at a time on a CPU: what stays in its cache is subtracted, squared and summed there."""
 
@@ -152,37 +154,64 @@ class ExactSearch(ReferenceSet):
     def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
         """The ``k`` nearest of all and the ``k_class`` nearest of each class, for queries (queries, dimensions)."""
         queries = self.checked(queries, k, k_class)
-        chunk = max(1, self.memory // (4 * len(self.features)))
+        blocks = self._blocks(len(queries))
+        widest = max(self.bounds[last - 1][1] - self.bounds[first][0] for first, last in blocks)
+        chunk = max(1, self.memory // (4 * widest))
         # One buffer for the scores of all chunks: fresh memory of this size costs a tenth of the product on a CPU.
-        buffer = queries.new_empty(min(chunk, len(queries)), len(self.features))
-        parts = [self._search(block, k, k_class, buffer[: len(block)]) for block in queries.split(chunk)]
+        buffer = queries.new_empty(min(chunk, len(queries)) * widest)
+        parts = [self._search(part, k, k_class, blocks, buffer) for part in queries.split(chunk)]
         return Neighbours(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
-    def _search(self, queries: Tensor, k: int, k_class: int, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Score: q.r - |r|^2 / 2, which ranks as the distance does; |r| = 1 under cosine.
-        torch.addmm(self.square_norms, queries, self.features.T, beta=-0.5, out=scores)
+    def _blocks(self, queries: int) -> list[tuple[int, int]]:
+        """Classes from one to before another whose references are compared with so many queries at a time.
+
+        A product of few queries reads all references for little work, so of many references a part is compared with
+        more queries.
+        """
+        most = self.memory // (4 * max(1, min(queries, _QUERIES)))
+        blocks, first = [], 0
+        for last, (_, end) in enumerate(self.bounds):
+            if last > first and end - self.bounds[first][0] > most:
+                blocks.append((first, last))
+                first = last
+        return [*blocks, (first, len(self.bounds))]
+
+    def _scores(self, queries: Tensor, start: int, end: int, out: Tensor | None = None) -> Tensor:
+        """q.r - |r|^2 / 2 (queries, end - start), which ranks as the distance does; |r| = 1 under cosine."""
+        rows = self.features[start:end]
+        return torch.addmm(self.square_norms[start:end], queries, rows.T, beta=-0.5, out=out)
+
+    def _search(
+        self, queries: Tensor, k: int, k_class: int, blocks: list[tuple[int, int]], buffer: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         tolerance = self._tolerance(queries)
-        per_class, per_class_scores = [], []
-        for start, end in self.bounds:
-            # One place more than asked for, so that a near tie at the k-th place shows.
-            wanted = min(max(k, k_class) + 1, end - start)
-            best, place = scores[:, start:end].topk(wanted, dim=1)
-            per_class.append(place + start)
-            per_class_scores.append(best)
-        all_place = torch.cat(per_class, 1)
+        per_class, per_class_scores, class_ids, class_scores = [], [], [], []
+        for first, last in blocks:
+            begin, stop = self.bounds[first][0], self.bounds[last - 1][1]
+            out = buffer[: len(queries) * (stop - begin)].view(len(queries), stop - begin)
+            scores = self._scores(queries, begin, stop, out)
+            for start, end in self.bounds[first:last]:
+                own = scores[:, start - begin : end - begin]
+                # One place more than asked for, so that a near tie at the k-th place shows.
+                best, place = own.topk(min(max(k, k_class) + 1, end - start), dim=1)
+                ids = place + start
+                per_class.append(ids)
+                per_class_scores.append(best)
+                ids = self._settle(
+                    queries, own, best[:, : k_class + 1], ids[:, : k_class + 1], tolerance, k_class, start
+                )
+                class_ids.append(ids)
+                class_scores.append(own.gather(1, ids - start))
         indices = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
         distances = torch.empty((len(queries), 0), device=queries.device)
         if k:
+            all_place = torch.cat(per_class, 1)
             best, column = torch.cat(per_class_scores, 1).topk(min(k + 1, all_place.shape[1]), dim=1)
             ids = all_place.gather(1, column)
-            ids = self._settle(queries, scores, best, ids, tolerance, k, (0, len(self.features)))
+            ids = self._settle(queries, scores if len(blocks) == 1 else None, best, ids, tolerance, k, 0)
             indices, distances = self.order[ids], self._distances(queries, ids)
-        class_ids = [
-            self._settle(queries, scores, best[:, : k_class + 1], ids[:, : k_class + 1], tolerance, k_class, bounds)
-            for best, ids, bounds in zip(per_class_scores, per_class, self.bounds, strict=True)
-        ]
         stacked = torch.stack(class_ids, 1)
-        class_distances = self._score_distances(queries, scores.gather(1, stacked.flatten(1)))
+        class_distances = self._score_distances(queries, torch.cat(class_scores, 1))
         return indices, distances, self.order[stacked], class_distances.reshape(stacked.shape)
 
     def _score_distances(self, queries: Tensor, scores: Tensor) -> Tensor:
@@ -199,33 +228,30 @@ class ExactSearch(ReferenceSet):
         return largest * rounding
 
     def _settle(
-        self,
-        queries: Tensor,
-        scores: Tensor,
-        best: Tensor,
-        ids: Tensor,
-        tolerance: Tensor,
-        k: int,
-        bounds: tuple[int, int],
+        self, queries: Tensor, scores: Tensor | None, best: Tensor, ids: Tensor, tolerance: Tensor, k: int, start: int
     ) -> Tensor:
-        """The first ``k`` of ``ids``, with near ties among ``best`` ranked again in float64."""
+        """The first ``k`` of ``ids``, with near ties among ``best`` ranked again in float64.
+
+        ``scores`` are those of the references from ``start`` on, or None for all references, whose scores are not kept.
+        """
         if not k or best.shape[1] < 2:
             return ids[:, :k]
         doubtful = (best[:, :-1] - best[:, 1:] <= 2 * tolerance).any(1).nonzero().squeeze(1)
         ids = ids[:, :k].contiguous()
-        if len(doubtful):
-            start, end = bounds
-            rows = scores[doubtful, start:end]
-            wanted = min(k + _SHORTLIST, end - start)
+        step = len(queries) if scores is not None else max(1, self.memory // (4 * len(self.features)))
+        for some in doubtful.split(step) if len(doubtful) else ():
+            rows = self._scores(queries[some], 0, len(self.features)) if scores is None else scores[some]
+            count = rows.shape[1]
+            wanted = min(k + _SHORTLIST, count)
             short_scores, short = rows.topk(wanted, dim=1)
-            settled = self._rank(queries[doubtful], short + start, k)
-            if wanted < end - start:
+            settled = self._rank(queries[some], short + start, k)
+            if wanted < count:
                 # Do more references than the shortlist holds vie for the k-th place?
-                margin = short_scores[:, k - 1] - short_scores[:, -1] <= 2 * tolerance[doubtful, 0]
+                margin = short_scores[:, k - 1] - short_scores[:, -1] <= 2 * tolerance[some, 0]
                 for row in margin.nonzero().squeeze(1).tolist():
-                    everyone = torch.arange(start, end, device=ids.device).unsqueeze(0)
-                    settled[row] = self._rank(queries[doubtful[row]].unsqueeze(0), everyone, k)[0]
-            ids[doubtful] = settled
+                    everyone = torch.arange(start, start + count, device=ids.device).unsqueeze(0)
+                    settled[row] = self._rank(queries[some[row]].unsqueeze(0), everyone, k)[0]
+            ids[some] = settled
         return ids
 
     def _rank(self, queries: Tensor, candidates: Tensor, k: int) -> Tensor:

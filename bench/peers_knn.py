@@ -64,6 +64,22 @@ class FaissPair:
         return _pair(found, [index.search(asked, self.k)[1] for index in self.classes], self.bounds)
 
 
+class FaissIVF:
+    """``IndexIVFFlat`` over all references, as :class:`ask.faiss_search.FaissSearch` sets it up: approximate."""
+
+    name = "faiss IVF: global alone, approximate"
+
+    def __init__(self, features: Tensor, labels: Tensor, k: int) -> None:
+        from ask.faiss_search import FaissSearch
+
+        self.k = k
+        self.references = FaissSearch(features, labels, similarity="cosine", approximate=True)
+
+    def search(self, queries: Tensor) -> Tensor:
+        """References (queries, k) in the order in which they were given."""
+        return self.references.search(queries, k=self.k).indices
+
+
 def _rows(references: ExactSearch) -> NDArray[np.float32]:
     return np.asarray(references.features.cpu().numpy())
 

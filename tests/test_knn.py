@@ -44,13 +44,14 @@ def test_global_and_class_neighbours_equal_scikit_learn(similarity, memory):
         np.testing.assert_allclose(found.class_distances[:, label].numpy(), distances, rtol=1e-3, atol=1e-5)
 
 
-def test_pixels_of_equal_distance_are_ordered_by_position():
+@pytest.mark.parametrize("memory", [4 * 130 * 7, 2**28], ids=["class by class", "at once"])
+def test_pixels_of_equal_distance_are_ordered_by_position(memory):
     # Small integers: distances tie exactly, in float32 scores almost.
     generator = torch.Generator().manual_seed(1)
     features = torch.randint(0, 3, (500, 12), generator=generator) / 255
     queries = torch.randint(0, 3, (60, 12), generator=generator) / 255
     labels = torch.randint(4, (500,), generator=generator)
-    found = ExactSearch(features, labels, similarity="l2").search(queries, k=20, k_class=9)
+    found = ExactSearch(features, labels, similarity="l2", memory=memory).search(queries, k=20, k_class=9)
     squared = (queries.double().mul(255).round().unsqueeze(1) - features.double().mul(255).round()).square().sum(2)
     expected = squared.argsort(dim=1, stable=True)[:, :20]
     assert torch.equal(found.indices, expected)
@@ -64,14 +65,15 @@ def test_pixels_of_equal_distance_are_ordered_by_position():
     offset=st.sampled_from([0.0, 1.0, 100.0]),
     similarity=st.sampled_from(["cosine", "l2"]),
     dimensions=st.sampled_from([2, 784]),
+    memory=st.sampled_from([4 * 70 * 10, 4 * 140 * 3, 2**28]),
 )
-def test_float32_scores_never_hide_a_neighbour(seed, offset, similarity, dimensions):
+def test_float32_scores_never_hide_a_neighbour(seed, offset, similarity, dimensions, memory):
     """With a large common offset float32 scores lose most digits; ids must stay those of float64."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.rand(200, dimensions, generator=generator) + offset
     queries = torch.rand(10, dimensions, generator=generator) + offset
     labels = torch.arange(200) % 3
-    search = ExactSearch(features, labels, similarity=similarity)
+    search = ExactSearch(features, labels, similarity=similarity, memory=memory)
     found = search.search(queries, k=5)
     # The contract is exactness for the references as float32 (and, under cosine, as float32 unit vectors).
     references = torch.empty_like(search.features)
@@ -79,6 +81,17 @@ def test_float32_scores_never_hide_a_neighbour(seed, offset, similarity, dimensi
     asked = torch.nn.functional.normalize(queries) if similarity == "cosine" else queries
     squared = (asked.double().unsqueeze(1) - references.double()).square().sum(2)
     assert torch.equal(found.indices, squared.argsort(dim=1, stable=True)[:, :5])
+
+
+def test_many_references_are_compared_in_blocks_of_whole_classes():
+    features, labels, _ = problem(600, 1)
+    widths = lambda memory, queries: [  # noqa: E731
+        last - first for first, last in ExactSearch(features, labels, memory=memory)._blocks(queries)
+    ]
+    assert widths(2**28, 10_000) == [7]
+    assert widths(4 * 50 * 200, 50) == [2, 2, 2, 1]  # 200 references at a time
+    assert widths(4 * 50 * 200, 5) == [7]
+    assert widths(4 * 50 * 10, 50) == [1] * 7  # a class is never cut
 
 
 def test_unbalanced_classes_and_k_of_a_whole_class():
