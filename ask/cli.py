@@ -104,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--code", help="fingerprint of the step's code, if known (default: computed)")
         if name not in ("cost", "study", "plane", *RENDERING):
             command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        if name == "train":
+            command.add_argument("--cuda-graphs", action="store_true", help="on a GPU, replay crafting as CUDA graphs")
     return parser
 
 
@@ -158,6 +160,7 @@ def _train(options: argparse.Namespace) -> None:
         device=device,
         made_with=describe(device),
         peak=matmul_peak(device),
+        cuda_graphs=options.cuda_graphs,
         usage=lambda: usage(device),
         fingerprint=_code(options),
         data_hash=json.dumps(

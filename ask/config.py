@@ -117,6 +117,9 @@ class RunConfig(Spec):
     train_threads: int = Field(default=4, ge=1)
     """CPU threads of a training (fewer where a machine has fewer); narrow networks gain nothing from a second one.
     On a CPU, weights repeat bit for bit only at the same number."""
+    cuda_graphs: bool = False
+    """Whether trainings on a GPU craft adversarial examples by replaying CUDA graphs: fewer launches, the same numbers;
+    without a GPU of no effect."""
     data: DataConfig = DataConfig()
     """Where data lies."""
     datasets: dict[Name, DatasetConfig]

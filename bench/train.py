@@ -9,6 +9,7 @@ import torch
 
 from ask.specs.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
 from ask.training.checkpoint import Checkpoint
+from ask.training.crafting import Crafting, Replayed, as_it_comes
 from ask.training.run import Run
 
 from .measure import Case, Contender, Options, floor_peak, take_turns
@@ -39,7 +40,7 @@ def cases(options: Options) -> Iterator[Case]:
         yield _methods(options, where, peak, 1.0 if gpu else 1 / 4, 128 if gpu else options.count(64))
 
 
-def _run(options: Options, folder: Path, name: str, width: float, batch: int) -> Run:
+def _run(options: Options, folder: Path, name: str, width: float, batch: int, crafting: Crafting = as_it_comes) -> Run:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (8 * batch, 3, 32, 32), np.uint8)
     labels = np.arange(len(images)) % 10
@@ -52,7 +53,7 @@ def _run(options: Options, folder: Path, name: str, width: float, batch: int) ->
         training=training,
         seed=0,
     )
-    run = Run(job, images, labels, options.device, Checkpoint(folder, job, "", ""))
+    run = Run(job, images, labels, options.device, Checkpoint(folder, job, "", ""), crafting=crafting)
     run.advance()  # the first step counts its passes
     return run
 
@@ -75,6 +76,9 @@ def _against_plain(options: Options, folder: Path, peak: float, width: float, ba
         Contender(name="ask", run=lambda: _step(run)),
         Contender(name="plain eager fp32 loop", run=lambda: plain.step(images, labels)),
     ]
+    if options.device.type == "cuda":
+        graphs = _run(options, folder, "AT", width, batch, Replayed())
+        contenders.append(Contender(name="ask, CUDA graphs", run=lambda: _step(graphs)))
     flop = 2e9 * run.state.passes_per_step["gmac"]
     rows = take_turns(contenders, options, flop=flop, peak=peak)
     facts = {

@@ -33,6 +33,7 @@ rule train:
         run=RUN.root,
         data=DATA,
         device=CONFIG.device,
+        graphs="--cuda-graphs" if CONFIG.cuda_graphs else "",
     shell:
         "python -m ask train --job {params.job:q} --run {params.run:q} --data {params.data:q}"
-        " --device {params.device} --code {params.code} > {log:q} 2>&1"
+        " --device {params.device} {params.graphs} --code {params.code} > {log:q} 2>&1"

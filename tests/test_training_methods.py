@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ from ask.losses.ask import ask_loss, instance_wise
 from ask.losses.snn import pairwise_distance, snn_loss
 from ask.losses.trades import kl_divergence, trades_loss
 from ask.models import Network, build, fold_batchnorm
-from ask.specs.training import ModelSpec, NetworkSpec, TrainingSpec
+from ask.specs.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
 from ask.training import selection
 from ask.training.ask_def import ASKRegulariser, by_class, floored_loss
 from ask.training.checkpoint import Checkpoint
+from ask.training.crafting import Crafting, Replayed, as_it_comes
 from ask.training.images import ResidentImages, seeded
 from ask.training.methods import BaseOutput, Batch, make_method
 from ask.training.passes import count_passes
@@ -90,7 +93,7 @@ def test_trades_inner_maximisation_raises_the_divergence(few: Arrays, eps: float
     options = {"base": "trades", "trades": {"eps": eps}}
     base, _ = make_method(make_job(method=options).method, SETTINGS)
     assert isinstance(base, TRADES)
-    crafted = base.craft(batch.target, batch.images, seeded(CPU, 3))
+    crafted = base.craft(replace(batch, generator=seeded(CPU, 3)))
     radius = (SETTINGS.eps if eps is None else eps) / 255
     noise = torch.randn(batch.images.shape, generator=seeded(CPU, 3))
     start = (batch.images + 0.001 * noise).clamp(0, 1)
@@ -752,3 +755,56 @@ def test_killed_at_ten_random_moments_ask_def_ends_with_the_same_weights(few: Ar
     for which in ("last", "weights"):
         assert (killed / f"{which}.safetensors").read_bytes() == (calm / f"{which}.safetensors").read_bytes()
     assert [row["train_loss"] for row in history(killed)] == [row["train_loss"] for row in history(calm)]
+
+
+# CUDA graphs
+
+
+METHODS = {
+    "AT": {},
+    "TRADES": {"base": "trades"},
+    "ASK-Def": ask_def(),
+    "ASK-Def, references by G2": ask_def(reference_attack="ask"),
+    "ASK-Def, own image": ask_def(include_self=True),
+    "ASK-Def, batch statistics": ask_def(crafting_batch_norm="train"),
+}
+RECORDINGS = dict(zip(METHODS, (2, 2, 5, 5, 5, 3), strict=True))
+"""Images come in two batch sizes, references in one; batch statistics leave no recording of G2."""
+
+
+def trained(job: TrainJob, data: Arrays, folder: Path, crafting: Crafting, device: torch.device = CPU) -> Run:
+    """A run after two epochs, the last batch of each smaller than the others."""
+    run = Run(job, *data, device, Checkpoint(folder, job, "", ""), crafting=crafting)
+    for _ in range(2):
+        for _ in range(run.steps):
+            run.advance()
+        run.end_epoch()
+    return run
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_replayed_depends_on_nothing_but_its_inputs(few: Arrays, tmp_path: Path, name: str) -> None:
+    """With the first step's functions called again in each step, training ends with the same weights."""
+    job = make_job(method=METHODS[name], batch_size=64)
+    recorded = []
+
+    def record(procedure: Callable[[], None]) -> Callable[[], None]:
+        recorded.append(procedure)
+        return procedure
+
+    replayed = trained(job, few, tmp_path, Replayed(record))
+    plain = trained(job, few, tmp_path, as_it_comes)
+    assert replayed.data.labels.shape[0] % 64 > 1
+    assert same(dict(replayed.network.state_dict()), dict(plain.network.state_dict()))
+    assert replayed.state.passes_per_step == plain.state.passes_per_step
+    assert len(recorded) == RECORDINGS[name]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["AT", "TRADES", "ASK-Def"])
+def test_cuda_graphs_train_as_launched_kernels_do(few: Arrays, tmp_path: Path, name: str) -> None:
+    job = make_job(method=METHODS[name], batch_size=64)
+    device = torch.device("cuda")
+    rows = [trained(job, few, tmp_path, crafting, device).state.rows[-1] for crafting in (Replayed(), as_it_comes)]
+    for column in ("train_loss", "train_robust_accuracy", "val_clean_accuracy", "val_robust_accuracy"):
+        assert rows[0][column] == pytest.approx(rows[1][column], abs=0.1, rel=0.1)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dknn import votes
+from ..graphs import cuda_graph
 from ..knn import Neighbours, Search
 from ..similarity import Similarity, unit
 from ..specs.evaluation import AttackSpec
@@ -229,15 +230,7 @@ def _captured(
         return step
     begin = [p.detach().clone() for p in parameters]
     batch = torch.zeros(sets, batch_size, dtype=torch.int64, device=device)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step(batch)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(batch)
+    again = cuda_graph(lambda: step(batch))
     # The warm-up has moved the parameters and their momentum.
     with torch.no_grad():
         for parameter, old in zip(parameters, begin, strict=True):
@@ -246,7 +239,7 @@ def _captured(
 
     def replay(wanted: Tensor) -> None:
         batch.copy_(wanted)
-        graph.replay()
+        again()
 
     return replay
 

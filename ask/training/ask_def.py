@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ask.attacks.linf import linf_ascent
+from ask.attacks.linf import linf_ascent, random_start
 from ask.losses.ask import ask_margin, instance_wise
 from ask.models import Network
 from ask.specs.training import ASKSpec, ModelSpec, TrainingSpec
 
+from .crafting import as_it_comes
 from .methods import AdversarialTraining, BaseOutput, Batch, Regulariser, training_precision
 
 Extract = Callable[[Tensor], Tensor]
@@ -58,7 +59,7 @@ class ASKRegulariser:
     def _copies(self, network: Network, batch: Batch, references: Tensor, labels: Tensor) -> Tensor:
         """Adversarial copies of clean references (classes x k, channels, side, side)."""
         if self.spec.reference_attack == "ce":
-            return self.training_attack.craft(batch.target, references, labels, batch.generator)
+            return self.training_attack.craft(batch, references, labels)
         return self._generate(network, batch, references, labels, [references])
 
     def _generate(
@@ -77,7 +78,7 @@ class ASKRegulariser:
         def extract(inputs: Tensor) -> Tensor:
             return (network if coupled else target).features(inputs, (spec.layer,))[spec.layer]
 
-        with _without_gradients(network):
+        def climb(images: Tensor, labels: Tensor, start: Tensor, *references: Tensor) -> Tensor:
             with torch.no_grad():
                 found = self._by_class(extract(torch.cat(references)), len(references), network.num_classes)
                 own = target.features(images, (spec.layer,))[spec.layer] if include_self else None
@@ -91,14 +92,13 @@ class ASKRegulariser:
                 # image's share of the loss matter to the others.
                 return F.softplus(margin) if coupled else margin
 
-            return linf_ascent(
-                loss,
-                images,
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.steps,
-                generator=batch.generator,
-            )
+            return linf_ascent(loss, images, eps=self.eps, step_size=self.step_size, steps=self.steps, start=start)
+
+        start = random_start(images, self.eps, batch.generator)
+        # Batch statistics move with every pass, also with those that only prepare a recording.
+        crafting = as_it_comes if coupled else batch.crafting
+        with _without_gradients(network):
+            return crafting(f"ask, include_self={include_self}", climb, images, labels, start, *references)
 
     def _by_class(self, features: Tensor, groups: int, classes: int) -> Tensor:
         return by_class(features, groups, classes, legacy=self.spec.legacy_ref_labels)

@@ -20,6 +20,7 @@ from ask.specs.training import TrainJob
 from ask.tensorfile import write_atomically
 
 from .checkpoint import Checkpoint
+from .crafting import Crafting, Replayed, as_it_comes
 from .progress import History, Progress
 from .run import Run
 from .selection import describe
@@ -42,6 +43,7 @@ def train(
     checkpoint_seconds: float = 30.0,
     peak: float | None = None,
     usage: Callable[[], Mapping[str, float]] = dict,
+    cuda_graphs: bool = False,
 ) -> None:
     """Train one model; the same call after a kill continues where the last checkpoint was.
 
@@ -63,6 +65,8 @@ def train(
         checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
         peak: floating-point operations a second that the device reaches in a matrix product, for the utilisation in
             ``history.csv`` and the log (:func:`ask.hardware.matmul_peak`).
+        cuda_graphs: replay the crafting of adversarial examples as CUDA graphs (:mod:`ask.training.crafting`); of no
+            effect without a GPU.
         usage: CPU time and memory so far, for the record (:func:`ask.hardware.usage`); of the last start alone.
 
     Raises:
@@ -77,7 +81,8 @@ def train(
         stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if where.type == "cuda" else []))
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
         test = None if test_images is None or test_labels is None else (test_images, test_labels)
-        run = Run(job, train_images, train_labels, where, checkpoint, test, peak)
+        crafting: Crafting = Replayed() if cuda_graphs and where.type == "cuda" else as_it_comes
+        run = Run(job, train_images, train_labels, where, checkpoint, test, peak, crafting)
         run.restore()
         bar = Progress(job.training.epochs * run.steps, run.position, f"{job.dataset}/{job.model}", shown=progress)
         stack.callback(bar.close)

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ask.attacks.linf import linf_ascent
+from ask.attacks.linf import linf_ascent, random_start
 from ask.attacks.pgd import pgd_loss
 from ask.models import Network
 from ask.specs.training import METHOD_HOMES, ModelSpec, TrainingSpec
 
+from .crafting import Crafting, as_it_comes
 from .images import ResidentImages
 
 
@@ -38,6 +39,8 @@ class Batch:
     adversarial images are crafted on."""
     source: ResidentImages
     """Where a regulariser draws its reference images."""
+    crafting: Crafting = as_it_comes
+    """What calls the functions that craft adversarial images; draws are made outside of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +89,24 @@ class AdversarialTraining:
     def __init__(self, spec: TrainingSpec) -> None:
         self.eps, self.step_size, self.steps = spec.eps / 255, spec.step_size / 255, spec.steps
 
-    def craft(self, target: Network, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def craft(self, batch: Batch, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial copies of images (batch, channels, side, side) in [0, 1], without gradient."""
-        return linf_ascent(
-            pgd_loss(target, labels),
-            images,
-            eps=self.eps,
-            step_size=self.step_size,
-            steps=self.steps,
-            generator=generator,
-        )
+
+        def climb(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+            return linf_ascent(
+                pgd_loss(batch.target, labels),
+                images,
+                eps=self.eps,
+                step_size=self.step_size,
+                steps=self.steps,
+                start=start,
+            )
+
+        return batch.crafting("pgd", climb, images, labels, random_start(images, self.eps, batch.generator))
 
     def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
         """See :class:`Base`."""
-        adversarial = self.craft(batch.target, batch.images, batch.labels, batch.generator)
+        adversarial = self.craft(batch, batch.images, batch.labels)
         with training_precision(adversarial.device):
             logits, features = network.forward_with_features(adversarial, layers)
             loss = F.cross_entropy(logits, batch.labels)

@@ -18,6 +18,7 @@ from ask.seeds import derive_seed
 from ask.specs.training import TrainJob
 
 from .checkpoint import Checkpoint, State
+from .crafting import Crafting, as_it_comes
 from .images import ResidentImages, seeded, split_holdout
 from .methods import Batch, make_method
 from .passes import count_passes
@@ -44,8 +45,9 @@ class Run:
         checkpoint: Checkpoint,
         test: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None,
         peak: float | None = None,
+        crafting: Crafting = as_it_comes,
     ) -> None:
-        self.peak = peak
+        self.peak, self.crafting = peak, crafting
         self.job, self.training, self.device, self.checkpoint = job, job.training, device, checkpoint
         by_test = job.training.selection == "test"
         kept, held = split_holdout(labels, 0 if by_test else job.training.holdout, derive_seed(job.seed, "holdout"))
@@ -119,7 +121,14 @@ class Run:
         draws = seeded(self.device, self.job.seed, "step", epoch, step)
         images, labels = self.data.draw(self._indices(epoch, step), draws)
         refold(self.folded, self.network)
-        batch = Batch(images=images, labels=labels, generator=draws, target=self.folded, source=self.data)
+        batch = Batch(
+            images=images,
+            labels=labels,
+            generator=draws,
+            target=self.folded,
+            source=self.data,
+            crafting=self.crafting if self.position else as_it_comes,  # the first step is counted pass by pass
+        )
         self.network.train()
         layers = self.regulariser.layers if self.regulariser else ()
         output = self.base(self.network, batch, layers)

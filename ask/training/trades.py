@@ -25,23 +25,28 @@ class TRADES:
         self.eps = (training.eps if spec.eps is None else spec.eps) / 255
         self.step_size, self.steps = training.step_size / 255, training.steps
 
-    def craft(self, target: Network, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Copies of images (batch, channels, side, side) whose outputs are far from those of the images, detached."""
-        with torch.no_grad():
-            clean = target(images)
+    def craft(self, batch: Batch) -> Tensor:
+        """Copies of the images (batch, channels, side, side) whose outputs are far from those of the images."""
+        images, target, generator = batch.images, batch.target, batch.generator
         noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images.device)
-        return linf_ascent(
-            lambda moved: kl_divergence(clean, target(moved)),
-            images,
-            eps=self.eps,
-            step_size=self.step_size,
-            steps=self.steps,
-            start=noise * self.spec.start_noise,
-        )
+
+        def climb(images: Tensor, start: Tensor) -> Tensor:
+            with torch.no_grad():
+                clean = target(images)
+            return linf_ascent(
+                lambda moved: kl_divergence(clean, target(moved)),
+                images,
+                eps=self.eps,
+                step_size=self.step_size,
+                steps=self.steps,
+                start=start,
+            )
+
+        return batch.crafting("trades", climb, images, noise * self.spec.start_noise)
 
     def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
         """See :class:`Base`."""
-        adversarial = self.craft(batch.target, batch.images, batch.generator)
+        adversarial = self.craft(batch)
         with training_precision(adversarial.device):
             clean = network(batch.images)
             logits, features = network.forward_with_features(adversarial, layers)
