@@ -199,7 +199,7 @@ def test_analyses_follow_the_cells_that_they_rest_on():
     assert failures.cell.trials == whole.trials
     (timing,) = made.timings.values()
     assert [cell.attack.name for cell in timing.cells] == ["ask", "advknn", "dknn", "dknn"]
-    assert timing.grid_sizes == (5, 0, 6, 3)
+    assert timing.grid_sizes == (2, 0, 2, 2)
     assert {block.trials for block in made.blocks.values()} == {3}
     assert made.cells["digits-vgg", "at", "advknn-cos-L34-K5-e51.2-s20"].blocks_from == ("cos-L3-K5", "cos-L4-K5")
 

@@ -760,7 +760,7 @@ def test_killed_at_ten_random_moments_ask_def_ends_with_the_same_weights(few: Ar
 # CUDA graphs
 
 
-METHODS = {
+CRAFTED = {
     "AT": {},
     "TRADES": {"base": "trades"},
     "ASK-Def": ask_def(),
@@ -768,7 +768,7 @@ METHODS = {
     "ASK-Def, own image": ask_def(include_self=True),
     "ASK-Def, batch statistics": ask_def(crafting_batch_norm="train"),
 }
-RECORDINGS = dict(zip(METHODS, (2, 2, 5, 5, 5, 3), strict=True))
+RECORDINGS = dict(zip(CRAFTED, (2, 2, 5, 5, 5, 3), strict=True))
 """Images come in two batch sizes, references in one; batch statistics leave no recording of G2."""
 
 
@@ -782,10 +782,10 @@ def trained(job: TrainJob, data: Arrays, folder: Path, crafting: Crafting, devic
     return run
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CRAFTED)
 def test_what_is_replayed_depends_on_nothing_but_its_inputs(few: Arrays, tmp_path: Path, name: str) -> None:
     """With the first step's functions called again in each step, training ends with the same weights."""
-    job = make_job(method=METHODS[name], batch_size=64)
+    job = make_job(method=CRAFTED[name], batch_size=64)
     recorded = []
 
     def record(procedure: Callable[[], None]) -> Callable[[], None]:
@@ -803,7 +803,7 @@ def test_what_is_replayed_depends_on_nothing_but_its_inputs(few: Arrays, tmp_pat
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["AT", "TRADES", "ASK-Def"])
 def test_cuda_graphs_train_as_launched_kernels_do(few: Arrays, tmp_path: Path, name: str) -> None:
-    job = make_job(method=METHODS[name], batch_size=64)
+    job = make_job(method=CRAFTED[name], batch_size=64)
     device = torch.device("cuda")
     rows = [trained(job, few, tmp_path, crafting, device).state.rows[-1] for crafting in (Replayed(), as_it_comes)]
     for column in ("train_loss", "train_robust_accuracy", "val_clean_accuracy", "val_robust_accuracy"):
