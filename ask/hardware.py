@@ -89,9 +89,13 @@ def _wait(device: "torch.device") -> None:
         torch.cuda.synchronize(device)
 
 
-@cache
 def versions() -> dict[str, str]:
     """Versions of Python, this package and what it computes with, as they were when first asked for."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -46,8 +46,8 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def keep_memory() -> None:
     """Let glibc's malloc keep what is freed instead of giving it back to the kernel; elsewhere nothing.
 
-    Activations of one step are the next step's: fresh pages for them cost a narrow network a tenth of its time on a CPU
-    (VGG16 of width 1/16, 120 images, forward and backward: 19 to 23 ms instead of 17).
+    One step's activations are the next one's; fresh pages for them, zeroed by the kernel, cost a narrow network more time
+    than its small layers do.
     """
     import ctypes
 

@@ -179,12 +179,12 @@ def floor_peak(options: Options, dtype: torch.dtype = torch.float32) -> float:
     return matmul_peak(options.device, dtype=dtype, side=256 if options.small else None)
 
 
-def table(case: Case) -> str:
-    """A case as a Markdown table."""
+def table(case: dict[str, Any]) -> str:
+    """A case's record as a Markdown table."""
     head = ("", "median s", "min – max", "ratio", "CPU s", "CPU ratio", "of floor", "peak RSS MiB", "peak GPU MiB")
-    lines = [f"### {case.title}", "", ", ".join(f"{name} {value}" for name, value in case.shapes.items()), ""]
+    lines = [f"### {case['title']}", "", ", ".join(f"{name} {value}" for name, value in case["shapes"].items()), ""]
     lines += [f"| {' | '.join(head)} |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
-    for row in case.record()["rows"]:
+    for row in case["rows"]:
         spread = f"{row['least_seconds']:.3g} – {row['most_seconds']:.3g}"
         cells = (
             row["name"],
@@ -198,7 +198,7 @@ def table(case: Case) -> str:
             _show(row["peak_gpu_mib"], ".0f"),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"* {name}: {value}" for name, value in case.facts.items())]
+    lines += ["", *(f"* {name}: {value}" for name, value in case["facts"].items())]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -36,18 +36,33 @@ def main(parts: Sequence[str], *, repeats: int, small: bool, share: float, out: 
     torch.set_flush_denormal(True)
     options = Options(device=pick_device(device), repeats=repeats, small=small, share=share)
     for part in parts or PARTS:
-        made = _made_with(part, options)
-        sys.stdout.write(f"## {part}\n\n{made['hardware']}; load {made['load']}; {made['command']}\n\n")
-        cases = []
+        found: dict[str, Any] = {**_made_with(part, options), "cases": []}
+        sys.stdout.write(_heading(found))
         try:
             for case in import_module(f"bench.{part}").cases(options):
-                cases.append(case.record())
-                sys.stdout.write(table(case) + "\n")
+                found["cases"].append(case.record())
+                sys.stdout.write(table(found["cases"][-1]) + "\n")
                 sys.stdout.flush()
                 out.mkdir(parents=True, exist_ok=True)
-                (out / f"{part}.json").write_text(json.dumps({**made, "cases": cases}, indent=1) + "\n")
+                (out / f"{part}.json").write_text(json.dumps(found, indent=1) + "\n")
+                (out / "README.md").write_text(page(out))
         except ModuleNotFoundError as error:
             raise AskError(f"{error}; install the peers: pip install -c constraints.txt -e '.[bench]'") from error
+
+
+def page(folder: Path) -> str:
+    """All results of a folder as one Markdown page."""
+    parts = [json.loads(path.read_text()) for name in PARTS if (path := folder / f"{name}.json").is_file()]
+    tables = [_heading(part) + "\n".join(table(case) for case in part["cases"]) for part in parts]
+    return (
+        "# Results of `python -m ask bench`\n\nWritten by that command from the JSON files beside it.\n\n"
+        + "\n".join(tables)
+    )
+
+
+def _heading(part: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in part["versions"].items())
+    return f"## {part['part']}\n\n`{part['command']}`: {part['hardware']}; load {part['load']}; {versions}\n\n"
 
 
 def _made_with(part: str, options: Options) -> dict[str, Any]:
