@@ -46,8 +46,7 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def keep_memory() -> None:
     """Let glibc's malloc keep what is freed instead of giving it back to the kernel; elsewhere nothing.
 
-    One step's activations are the next one's; fresh pages for them, zeroed by the kernel, cost a narrow network a good part
-    of its time.
+    One step's activations are the next one's; fresh pages for them cost a narrow network a good part of its time.
     """
     import ctypes
 
