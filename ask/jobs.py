@@ -144,9 +144,7 @@ class JobMaker:
 
     def plane(self, name: str) -> None:
         """The models trained in the plane."""
-        job = PlaneJob(id=name, seed=self.config.seed)
-        most = self.config.evaluation.max_training_seeds or job.seeds
-        self.jobs.planes[name] = job.model_copy(update={"seeds": min(job.seeds, most)})
+        self.jobs.planes[name] = PlaneJob(id=name, seed=self.config.seed)
 
     def timing(self, cells: Iterable[CellJob]) -> TimingJob:
         """The comparison of attacks' seconds; the first cell is what the others are compared with."""
