@@ -38,11 +38,11 @@ rule prepare:
         DATA / "logs/prepare-{dataset}.log",
     benchmark:
         DATA / "logs/prepare-{dataset}.tsv"
+    # All else waits for data; with two threads it would have to wait for two idle cores.
+    priority: 20
     conda:
         "../environment.yml"
     threads: 2
-    # All else waits for data; with two threads it would have to wait for two idle cores.
-    priority: 20
     resources:
         mem_mb=4000,
         runtime=60,
