@@ -46,12 +46,15 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
             return {"tau": dict.fromkeys(layers, point["tau"]), "omega": {}}
         return point
 
-    attacks = [trial.attack(setting(point), seed) for point in job.grid]
-    clean = trial.neighbours(evaluator.clean_features, attacks[0])
+    clean = None
     accuracies = []
-    for adversarial in evaluator.run(attacks, [clean] * len(attacks)):
-        predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
-        accuracies.append(float((predicted == evaluator.labels).float().mean()))
+    for first in range(0, len(job.grid), evaluator.attacks_at_once):
+        points = job.grid[first : first + evaluator.attacks_at_once]
+        attacks = [trial.attack(setting(point), seed) for point in points]
+        clean = clean or trial.neighbours(evaluator.clean_features, attacks[0])
+        for adversarial in evaluator.run(attacks, [clean] * len(attacks)):
+            predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
+            accuracies.append(float((predicted == evaluator.labels).float().mean()))
     picked = job.grid[int(np.argmin(accuracies))]
     return {"picked": picked, "grid": list(job.grid), "accuracies": accuracies}
 
@@ -77,8 +80,8 @@ def run_cell(
         predictions["network_clean"] = evaluator.clean_classes.cpu().numpy().astype(np.uint8)
         predictions["network_robust"] = np.tile(predictions["network_clean"], (job.trials, 1))
     validity = Validity()
-    for first in range(0, job.trials, evaluator.trials_at_once):
-        numbers = range(first, min(first + evaluator.trials_at_once, job.trials))
+    for first in range(0, job.trials, evaluator.attacks_at_once):
+        numbers = range(first, min(first + evaluator.attacks_at_once, job.trials))
         trials = [evaluator.draw(job.references_per_class, reference_seed(job, number)) for number in numbers]
         attacks: list[Attack] = []
         if job.attack.name != "none":

@@ -90,8 +90,8 @@ class Evaluator:
         return Trial(self, labels, searches)
 
     @property
-    def trials_at_once(self) -> int:
-        """Trials whose test images a device attacks in one batch; at least one."""
+    def attacks_at_once(self) -> int:
+        """How many attacks on all test images fit into a device's batch; at least one."""
         return max(1, fitting_batch(self.images, 0) // max(1, len(self.images)))
 
     def run(self, attacks: Sequence[Attack], clean: Sequence[Mapping[tuple[str, str], Neighbours]]) -> list[Tensor]:

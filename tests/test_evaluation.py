@@ -216,14 +216,32 @@ def test_an_evaluator_indexes_only_what_is_asked(place):
     assert trial.neighbours(evaluator.clean_features)["l2", "input"].class_indices.shape[2] == 0
 
 
-def test_trials_at_once_change_no_prediction(place, monkeypatch):
+def test_attacks_at_once_change_no_prediction(place, monkeypatch):
     """Sixty images a trial: several trials fit into a CPU's batch, and one at a time they give the same."""
-    assert Evaluator(RAW, ATTACK, CLASSIFIERS, 60, place).trials_at_once == 4
-    assert Evaluator(RAW, ATTACK, CLASSIFIERS, 300, place).trials_at_once == 1
+    assert Evaluator(RAW, ATTACK, CLASSIFIERS, 60, place).attacks_at_once == 4
+    assert Evaluator(RAW, ATTACK, CLASSIFIERS, 300, place).attacks_at_once == 1
     measured, together = run_cell(cell(trials=5), place)
-    monkeypatch.setattr(Evaluator, "trials_at_once", 1)
+    monkeypatch.setattr(Evaluator, "attacks_at_once", 1)
     measured_alone, alone = run_cell(cell(trials=5), place)
     for name, predicted in alone.items():
         np.testing.assert_array_equal(together[name], predicted)
     assert measured["results"] == measured_alone["results"]
     assert measured["validity"] == pytest.approx(measured_alone["validity"])
+
+
+def test_points_of_a_grid_at_once_change_no_accuracy(place, monkeypatch):
+    grid = tuple({"tau": tau} for tau in (0.003, 0.03, 0.3, 3.0, 30.0))
+    job = {
+        "id": "tau",
+        "features": RAW,
+        "attack": ATTACK,
+        "classifier": CLASSIFIERS[1],
+        "references_per_class": 80,
+        "images": 60,
+        "grid": grid,
+        "tau_from": (),
+        "seed": 0,
+    }
+    together = run_calibration(CalibrationJob.model_validate(job), place)
+    monkeypatch.setattr(Evaluator, "attacks_at_once", 1)
+    assert run_calibration(CalibrationJob.model_validate(job), place) == together

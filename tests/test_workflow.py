@@ -204,3 +204,11 @@ def test_parsing_imports_nothing_heavy():
     code = f"import sys, {modules}; print(sorted({{'torch', 'faiss', 'pandas', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_snakemake_still_has_the_limiter_that_local_runs_switch_off():
+    """Where it goes, the line in the Snakefile goes too."""
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    assert "job_rate_limiter" in JobScheduler.job_selector.__code__.co_names
+    assert "job_rate_limiter = None" in (ROOT / "Snakefile").read_text()
