@@ -22,7 +22,7 @@ from bench.measure import Contender, Options, take_turns
 from bench.networks import FORWARD_GMAC, digits, prepared, vgg16
 from bench.plain_ask import PlainASK
 from bench.plain_training import PlainTraining
-from bench.run import PARTS
+from bench.run import PARTS, page
 
 ROOT = Path(__file__).parent.parent
 NEEDS = {"attack": (), "knn": ("faiss",), "train": (), "pgd": ("torchattacks", "foolbox", "art"), "dag": (), "demo": ()}
@@ -213,3 +213,8 @@ def test_no_step_of_the_ascent_waits_for_a_gpu():
         linf_ascent(lambda x: x.square().flatten(1).sum(1), images, eps=0.1, step_size=0.02, steps=3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_page_of_results_is_what_its_json_files_say():
+    folder = Path(__file__).parent.parent / "results/bench"
+    assert (folder / "README.md").read_text() == page(folder), "run a part of: python -m ask bench"
