@@ -3,14 +3,14 @@
 import os
 import sys
 
-from . import worker
+from ask import worker
 
 # Threads that wait for each other spin by default. With any other work on the machine that made a training of two
 # threads ten to twenty times slower; OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 status = worker.run(sys.argv[1:])
 if status is None:
-    from .cli import main
+    from ask.cli import main
 
     worker.keep_memory()
     status = main()

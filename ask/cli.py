@@ -14,35 +14,35 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .attacks import HOMES
-from .paths import Run, prepared
-from .planning import PLANNING
-from .planning import register as register_planning
-from .slicing import SLICING
-from .slicing import register as register_slicing
+from ask.attacks import HOMES
+from ask.paths import Run, prepared
+from ask.plan import PLANNING
+from ask.plan import register as register_planning
+from ask.slicing import SLICING
+from ask.slicing import register as register_slicing
 
 STEPS: dict[str, tuple[str, ...]] = {
     "download": ("ask.data.downloading",),
     "prepare": ("ask.data.preparing",),
     "train": ("ask.training.loop",),
-    "index": ("ask.features",),
-    "calibrate": ("ask.evaluation",),
-    "blocks": ("ask.analyses.blocks",),
-    "attack": ("ask.evaluation",),
-    "failures": ("ask.analyses.failures",),
-    "timing": ("ask.analyses.timing",),
-    "cost": ("ask.analyses.cost",),
-    "example": ("ask.analyses.example",),
-    "study": ("ask.analyses.proposition1",),
-    "plane": ("ask.analyses.plane", "ask.training.ask_def"),
-    "table": ("ask.artifacts.tables",),
-    "figure": ("ask.artifacts.figures",),
-    "pictures": ("ask.artifacts.pictures",),
-    "boundaries": ("ask.artifacts.boundaries",),
-    "claims": ("ask.claims.ledger",),
-    "report": ("ask.artifacts.report",),
+    "index": ("ask.measure.place",),
+    "calibrate": ("ask.measure.cells",),
+    "blocks": ("ask.measure.blocks",),
+    "attack": ("ask.measure.cells",),
+    "failures": ("ask.measure.failures",),
+    "timing": ("ask.measure.timing",),
+    "cost": ("ask.measure.cost",),
+    "example": ("ask.measure.example",),
+    "study": ("ask.measure.proposition1",),
+    "plane": ("ask.measure.plane", "ask.training.ask_def"),
+    "table": ("ask.report.tables",),
+    "figure": ("ask.report.figures",),
+    "pictures": ("ask.report.pictures",),
+    "boundaries": ("ask.report.boundaries",),
+    "claims": ("ask.report.claims.ledger",),
+    "report": ("ask.report.site",),
 }
-"""Modules whose code a step depends on (what they import is found by :mod:`ask.provenance`)."""
+"""Modules whose code a step depends on (what they import is found by :mod:`ask.plan.provenance`)."""
 
 RENDERING = ("table", "figure", "pictures", "boundaries", "claims", "report")
 """Steps that measure nothing."""
@@ -51,7 +51,7 @@ RENDERING = ("table", "figure", "pictures", "boundaries", "claims", "report")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one step; returns the exit status. Expected failures are one line on stderr."""
     options = _parser().parse_args(arguments)
-    from .errors import AskError
+    from ask.errors import AskError
 
     try:
         return options.step(options) or 0
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def get_ready() -> None:
     """Find out once what every command of this process would: its arguments, and the versions that it records."""
-    from .hardware import versions
+    from ask.hardware import versions
 
     _parser()
     versions()
@@ -119,16 +119,16 @@ def _add_bench_options(command: argparse.ArgumentParser) -> None:
 
 
 def _download(options: argparse.Namespace) -> None:
-    from .data.downloading import download
-    from .specs.data import DataSpec
+    from ask.config.data import DataSpec
+    from ask.data.downloading import download
 
     print(download(DataSpec.model_validate(options.job), options.data, options.mirror or None))
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from .data.downloading import download
-    from .data.preparing import prepare
-    from .specs.data import DataSpec
+    from ask.config.data import DataSpec
+    from ask.data.downloading import download
+    from ask.data.preparing import prepare
 
     spec = DataSpec.model_validate(options.job)
     if spec.source in ("digits", "images"):
@@ -137,10 +137,10 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from .data.arrays import load
-    from .hardware import describe, matmul_peak, usage
-    from .specs.training import TrainJob
-    from .training import train
+    from ask.config.training import TrainJob
+    from ask.data.arrays import load
+    from ask.hardware import describe, matmul_peak, usage
+    from ask.training import train
 
     job = TrainJob.model_validate(options.job)
     folder = prepared(options.data, job.dataset)
@@ -170,8 +170,8 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from .features import build_index
-    from .specs.evaluation import IndexJob
+    from ask.config.jobs import IndexJob
+    from ask.measure.place import build_index
 
     job = IndexJob.model_validate(options.job)
     out = Run(options.run).index(job.features.dataset, job.features.model, job.layer)
@@ -181,8 +181,8 @@ def _index(options: argparse.Namespace) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from .evaluation import run_calibration
-    from .specs.evaluation import CalibrationJob
+    from ask.config.jobs import CalibrationJob
+    from ask.measure.cells import run_calibration
 
     job = CalibrationJob.model_validate(options.job)
     place = _place(options)
@@ -194,8 +194,8 @@ def _calibrate(options: argparse.Namespace) -> None:
 def _attack(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from .evaluation import run_cell
-    from .specs.evaluation import CellJob
+    from ask.config.jobs import CellJob
+    from ask.measure.cells import run_cell
 
     job = CellJob.model_validate(options.job)
     place = _place(options)
@@ -207,8 +207,8 @@ def _attack(options: argparse.Namespace) -> None:
 
 
 def _blocks(options: argparse.Namespace) -> None:
-    from .analyses.blocks import fit
-    from .specs.evaluation import BlockJob
+    from ask.config.jobs import BlockJob
+    from ask.measure.blocks import fit
 
     job = BlockJob.model_validate(options.job)
     place = _place(options)
@@ -217,16 +217,16 @@ def _blocks(options: argparse.Namespace) -> None:
 
 
 def _failures(options: argparse.Namespace) -> None:
-    from .analyses.failures import analyse
-    from .specs.evaluation import FailureJob
+    from ask.config.jobs import FailureJob
+    from ask.measure.failures import analyse
 
     job = FailureJob.model_validate(options.job)
     _analysis(options, job.id, job.cell.features, lambda place: analyse(job, place))
 
 
 def _cost(options: argparse.Namespace) -> None:
-    from .analyses.cost import compare
-    from .specs.evaluation import CostJob
+    from ask.config.jobs import CostJob
+    from ask.measure.cost import compare
 
     job, run = CostJob.model_validate(options.job), Run(options.run)
     record = {"id": job.id, **compare(job, run), "job": options.job, "code": _code(options)}
@@ -234,9 +234,9 @@ def _cost(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from .analyses.proposition1 import simulate
-    from .hardware import versions
-    from .specs.evaluation import StudyJob
+    from ask.config.jobs import StudyJob
+    from ask.hardware import versions
+    from ask.measure.proposition1 import simulate
 
     job = StudyJob.model_validate(options.job)
     record = {"id": job.id, **simulate(job), "job": options.job, "code": _code(options), "versions": versions()}
@@ -244,8 +244,8 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _timing(options: argparse.Namespace) -> None:
-    from .analyses.timing import measure
-    from .specs.evaluation import TimingJob
+    from ask.config.jobs import TimingJob
+    from ask.measure.timing import measure
 
     job = TimingJob.model_validate(options.job)
     _analysis(options, job.id, job.cells[0].features, lambda place: measure(job, place))
@@ -260,9 +260,9 @@ def _analysis(options: argparse.Namespace, name: str, features: Any, work: Calla
 def _plane(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from .analyses.plane import show
-    from .hardware import versions
-    from .specs.evaluation import PlaneJob
+    from ask.config.jobs import PlaneJob
+    from ask.hardware import versions
+    from ask.measure.plane import show
 
     job = PlaneJob.model_validate(options.job)
     record, drawn = show(job)
@@ -275,8 +275,8 @@ def _plane(options: argparse.Namespace) -> None:
 def _example(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from .analyses.example import show
-    from .specs.evaluation import ExampleJob
+    from ask.config.jobs import ExampleJob
+    from ask.measure.example import show
 
     job = ExampleJob.model_validate(options.job)
     place = _place(options)
@@ -287,45 +287,45 @@ def _example(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from .artifacts.tables import render_table
+    from ask.report.tables import render_table
 
     _print_paths(render_table(options.job, Run(options.run)))
 
 
 def _figure(options: argparse.Namespace) -> None:
-    from .artifacts.figures import render_figure
+    from ask.report.figures import render_figure
 
     _print_paths(render_figure(options.job, Run(options.run)))
 
 
 def _pictures(options: argparse.Namespace) -> None:
-    from .artifacts.pictures import render_pictures
+    from ask.report.pictures import render_pictures
 
     _print_paths(render_pictures(options.job, Run(options.run)))
 
 
 def _boundaries(options: argparse.Namespace) -> None:
-    from .artifacts.boundaries import render_boundaries
+    from ask.report.boundaries import render_boundaries
 
     _print_paths(render_boundaries(options.job, Run(options.run)))
 
 
 def _claims(options: argparse.Namespace) -> None:
-    from .claims.ledger import write_ledger
+    from ask.report.claims.ledger import write_ledger
 
     _print_paths([write_ledger(options.job, options.claims, Run(options.run))])
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .artifacts.report import render_report
+    from ask.report.site import render_report
 
     _print_paths(render_report(options.job, Run(options.run)))
 
 
 def _check(options: argparse.Namespace) -> None:
-    from .config import load_artifacts, read_run
-    from .experiments import plan_run
-    from .paper import Paper
+    from ask.config.run import load_artifacts, read_run
+    from ask.plan.paper import Paper
+    from ask.plan.planner import plan_run
 
     config = read_run(options.config)
     artifacts = load_artifacts(Path("config/artifacts"), config.artifacts)
@@ -334,13 +334,13 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _planning(name: str, options: argparse.Namespace) -> None:
-    from .planning import commands
+    from ask.plan import commands
 
     getattr(commands, name)(options)
 
 
 def _slicing(name: str, options: argparse.Namespace) -> int:
-    from .slicing import commands
+    from ask.slicing import commands
 
     status: int = getattr(commands, f"{name}_command")(options)
     return status
@@ -349,7 +349,7 @@ def _slicing(name: str, options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> None:
     from importlib import import_module
 
-    from .errors import AskError
+    from ask.errors import AskError
 
     # The benchmarks and their peers are no part of the package: they lie beside it in the repository.
     repository = Path(__file__).resolve().parent.parent
@@ -367,7 +367,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _reference(options: argparse.Namespace) -> None:  # noqa: ARG001  # every command gets its options
-    from .reference import write
+    from ask.config.reference import write
 
     _print_paths(write())
 
@@ -401,7 +401,7 @@ _COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], int | None], str]] 
 
 
 def _place(options: argparse.Namespace) -> Any:
-    from .features import Place
+    from ask.measure.place import Place
 
     return Place(run=Run(options.run), data=options.data, device=_device(options))
 
@@ -409,7 +409,7 @@ def _place(options: argparse.Namespace) -> Any:
 def _device(options: argparse.Namespace) -> Any:
     import torch
 
-    from .hardware import pick_device
+    from ask.hardware import pick_device
 
     # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
     # first parallel operation, for its threads inherit the setting.
@@ -419,7 +419,7 @@ def _device(options: argparse.Namespace) -> Any:
 
 def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:
     """What a measurement was made with."""
-    from .hardware import describe, usage, weights_read
+    from ask.hardware import describe, usage, weights_read
 
     return {
         **describe(place.device),
@@ -432,7 +432,7 @@ def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:
 
 def _code(options: argparse.Namespace) -> str:
     """Fingerprint of the step's code: as the workflow knows it, or of what is on disk."""
-    from .provenance import fingerprint
+    from ask.plan.provenance import fingerprint
 
     return options.code or fingerprint(step_modules(options.name, options.job))
 
@@ -445,7 +445,7 @@ def _command(options: argparse.Namespace) -> str:
 
 def step_modules(step: str, job: Mapping[str, Any]) -> tuple[str, ...]:
     """The modules a job depends on: those of its step, of the attacks that it runs and of its training method."""
-    from .specs.training import METHOD_HOMES
+    from ask.config.training import METHOD_HOMES
 
     attacks = [part["attack"]["name"] for part in (job, *job.get("cells", ())) if part.get("attack")]
     homes = sorted({HOMES[name] for name in attacks if name != "none"})
@@ -471,7 +471,7 @@ def _write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 def _print_usage(place: Any) -> None:
     """For the logs of jobs whose output has no room for it."""
-    from .hardware import usage
+    from ask.hardware import usage
 
     print(json.dumps({"usage": usage(place.device)}))
 

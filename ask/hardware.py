@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
-from .errors import AskError
-from .paths import Run
+from ask import __version__
+from ask.errors import AskError
+from ask.paths import Run
 
 if TYPE_CHECKING:
     import torch

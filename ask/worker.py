@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 ADDRESS = "ASK_WORKER"
 """Environment variable that names the server's socket; empty: no server."""
-PRELOADED = ("torch", "numpy", "scipy.special", "safetensors.torch", "yaml", "ask.evaluation", "ask.data.preparing")
+PRELOADED = ("torch", "numpy", "scipy.special", "safetensors.torch", "yaml", "ask.measure.cells", "ask.data.preparing")
 """What most jobs import, our own code included: what a run began with is what it runs to its end."""
 WHEN_IDLE = (
     "torch._dynamo",  # an optimiser's first step imports it, three seconds' worth
     "ask.training",
     *(f"ask.attacks.{name}" for name in ("ask", "dknn_atk", "advknn", "pgd")),
     *(f"ask.training.{name}" for name in ("trades", "snn", "ask_def")),
-    *(f"ask.analyses.{name}" for name in ("blocks", "failures", "timing", "example", "cost")),
-    *(f"ask.artifacts.{name}" for name in ("tables", "figures", "pictures", "report")),
+    *(f"ask.measure.{name}" for name in ("blocks", "failures", "timing", "example", "cost")),
+    *(f"ask.report.{name}" for name in ("tables", "figures", "pictures", "site")),
     "matplotlib.backends.backend_agg",
 )
 """Imported when no job waits."""

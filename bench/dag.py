@@ -20,7 +20,9 @@ def cases(options: Options) -> Iterator[Case]:
     contenders = [
         Contender(name=f"snakemake -n ({config}.yaml)", run=lambda: dry_run(f"config/{config}.yaml")),
         Contender(name="importing snakemake's command line", run=lambda: python("-c", "import snakemake.cli")),
-        Contender(name="importing the plan's modules", run=lambda: python("-c", "import ask.config, ask.experiments")),
+        Contender(
+            name="importing the plan's modules", run=lambda: python("-c", "import ask.config.run, ask.plan.planner")
+        ),
     ]
     rows = take_turns(contenders, options, warm_up=False)
     for row in rows:

@@ -22,7 +22,7 @@ def cases(options: Options) -> Iterator[Case]:
     """One run from nothing in a copy of the repository; imports and the dry run beside it."""
     imports = {
         "importing torch": "import torch",
-        "importing what jobs use": "import ask.evaluation, ask.training, ask.artifacts.figures",
+        "importing what jobs use": "import ask.measure.cells, ask.training, ask.report.figures",
         "importing snakemake's command line": "import snakemake.cli",
     }
     contenders = [Contender(name=name, run=lambda code=code: python("-c", code)) for name, code in imports.items()]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ask.knn import DEFAULT_MEMORY, ExactSearch, Neighbours
+from ask.knn.search import DEFAULT_MEMORY, ExactSearch, Neighbours
 
 from .measure import Case, Contender, Options, floor_peak, take_turns
 from .peers_knn import FaissIVF, FaissPair, ScikitPair

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ask.attacks.advknn import BlockConfig
 from ask.attacks.linf import fitting_batch
-from ask.experiments import Plan
-from ask.knn import DEFAULT_MEMORY
-from ask.planning.arithmetic import RESNET18_STAGES, VGG16_PLAN, Shape, network_macs, shape_of
-from ask.specs.base import LAYERS
-from ask.specs.training import NetworkSpec, TrainJob
+from ask.config.base import LAYERS
+from ask.config.training import NetworkSpec, TrainJob
+from ask.knn.search import DEFAULT_MEMORY
+from ask.plan.arithmetic import RESNET18_STAGES, VGG16_PLAN, Shape, network_macs, shape_of
+from ask.plan.planner import Plan
 
 GIB = 2**30
 BASE_HOST = 1.5 * GIB

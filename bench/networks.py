@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ask.models import Network, build, fold_batchnorm
-from ask.specs.training import NetworkSpec
+from ask.config.training import NetworkSpec
+from ask.models.networks import Network, build, fold_batchnorm
 
 FORWARD_GMAC = {"conv3": 0.1905, "conv4": 0.2849, "": 0.3137}
 """10^9 multiply-adds of one forward pass of the full-width VGG16 on a 32x32 image, up to a layer or the end."""

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ask.knn import ExactSearch
-from ask.similarity import unit
+from ask.knn.search import ExactSearch
+from ask.knn.similarity import unit
 
 Pair = tuple[Tensor, Tensor]
 
@@ -65,12 +65,12 @@ class FaissPair:
 
 
 class FaissIVF:
-    """``IndexIVFFlat`` over all references, as :class:`ask.faiss_search.FaissSearch` sets it up: approximate."""
+    """``IndexIVFFlat`` over all references, as :class:`ask.knn.faiss.FaissSearch` sets it up: approximate."""
 
     name = "faiss IVF: global alone, approximate"
 
     def __init__(self, features: Tensor, labels: Tensor, k: int) -> None:
-        from ask.faiss_search import FaissSearch
+        from ask.knn.faiss import FaissSearch
 
         self.k = k
         self.references = FaissSearch(features, labels, similarity="cosine", approximate=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ask.models import Network
+from ask.models.networks import Network
 
 
 class PlainASK:

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from ask.specs.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
+from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
 from ask.training.checkpoint import Checkpoint
 from ask.training.crafting import Crafting, Replayed, as_it_comes
 from ask.training.run import Run

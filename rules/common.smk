@@ -8,12 +8,12 @@ import sys
 sys.path.insert(0, workflow.basedir)
 
 from ask.cli import step_modules
-from ask.config import ConfigError, export_mirror, load_artifacts, load_run
-from ask.experiments import claims_job, plan_run, report_job
-from ask.paper import Paper
+from ask.config.run import ConfigError, export_mirror, load_artifacts, load_run
+from ask.plan.planner import claims_job, plan_run, report_job
+from ask.plan.paper import Paper
 from ask.paths import Run, prepared, raw
-from ask.planning.why import remember
-from ask.provenance import fingerprint
+from ask.plan.why import remember
+from ask.plan.provenance import fingerprint
 from ask.worker import start as start_worker
 
 HERE = Path(workflow.basedir)

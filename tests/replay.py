@@ -27,11 +27,11 @@ RUNS["rehearsal"] = ["rehearsal"]
 
 def plans() -> Iterator[tuple[str, dict[str, Any]]]:
     """Tasks and slices of every run, by name of the run."""
-    from ask.config import load_artifacts, read_run
-    from ask.experiments import plan_run
-    from ask.paper import Paper
+    from ask.config.run import load_artifacts, read_run
     from ask.paths import Run
-    from ask.planning.tasks import tasks_of
+    from ask.plan.paper import Paper
+    from ask.plan.planner import plan_run
+    from ask.plan.tasks import tasks_of
     from ask.slicing.targets import targets_of
 
     paper = Paper.read(Path("config/paper"))

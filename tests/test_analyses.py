@@ -7,20 +7,8 @@ import pytest
 import torch
 import yaml
 
-from ask.analyses.blocks import fit
-from ask.analyses.cost import compare
-from ask.analyses.example import RULES, show
-from ask.analyses.failures import analyse
-from ask.analyses.timing import measure
-from ask.artifacts.pictures import render_pictures
-from ask.artifacts.values import MissingValueError
-from ask.data import download, prepare
-from ask.evaluation import reference_seed, run_cell
-from ask.evaluator import draw_references
-from ask.features import Place, build_index
-from ask.paths import Run
-from ask.specs.data import DataSpec
-from ask.specs.evaluation import (
+from ask.config.data import DataSpec
+from ask.config.jobs import (
     AdvKnnSpec,
     AttackSpec,
     BlockJob,
@@ -35,6 +23,18 @@ from ask.specs.evaluation import (
     IndexJob,
     TimingJob,
 )
+from ask.data import download, prepare
+from ask.measure.blocks import fit
+from ask.measure.cells import reference_seed, run_cell
+from ask.measure.cost import compare
+from ask.measure.evaluator import draw_references
+from ask.measure.example import RULES, show
+from ask.measure.failures import analyse
+from ask.measure.place import Place, build_index
+from ask.measure.timing import measure
+from ask.paths import Run
+from ask.report.pictures import render_pictures
+from ask.report.values import MissingValueError
 from ask.tensorfile import load_tensors
 
 RAW = FeatureSpec(dataset="digits", model="raw", network=None)
@@ -125,7 +125,7 @@ def test_failures_equal_a_count_by_hand(place):
     train_labels = np.load(place.data / "prepared/digits/train_labels.npy")
     with np.load(place.run.cell("digits", "raw", "ask").with_suffix(".npz")) as stored:
         clean, robust, labels = stored["clean"][0], stored["robust"][0], stored["labels"]
-    from ask.evaluator import pick_test_images
+    from ask.measure.evaluator import pick_test_images
 
     everything = np.load(place.data / "prepared/digits/test_images.npy")
     test = everything[pick_test_images(len(everything), 80, "digits")].reshape(-1, 64) / 255

@@ -23,14 +23,14 @@ from artifact_jobs import (
     write_cell,
 )
 
-from ask.artifacts import values
-from ask.artifacts.figures import render_figure, spread
-from ask.artifacts.grid import spans
-from ask.artifacts.latex import escape_latex
-from ask.artifacts.report import render_report
-from ask.artifacts.summary import duration, in_text
-from ask.artifacts.tables import render_table
 from ask.paths import Run
+from ask.report import values
+from ask.report.figures import render_figure, spread
+from ask.report.grid import spans
+from ask.report.latex import escape_latex
+from ask.report.site import render_report
+from ask.report.summary import duration, in_text
+from ask.report.tables import render_table
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 
@@ -431,14 +431,14 @@ def test_configuration_in_words(value: object, text: str) -> None:
     assert in_text(value) == text
 
 
-@pytest.mark.parametrize("module", ["tables", "figures", "pictures", "report"])
+@pytest.mark.parametrize("module", ["tables", "figures", "pictures", "site"])
 def test_renderings_stay_light_and_apart(module: str) -> None:
     """Code fingerprints follow imports: a new plot style must not redo tables, and nothing here waits for torch."""
-    others = {"tables", "figures", "pictures", "report"} - {module}
-    code = f"import ask.artifacts.{module}, sys; print(*sys.modules)"
+    others = {"tables", "figures", "pictures", "site"} - {module}
+    code = f"import ask.report.{module}, sys; print(*sys.modules)"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    assert not loaded & {"torch", "pandas", "faiss", *(f"ask.artifacts.{other}" for other in others)}
-    ours = {name for name in loaded if name.startswith("ask.") and not name.startswith("ask.artifacts")}
-    assert ours == {"ask.errors", "ask.paths", "ask.statistics"}
+    assert not loaded & {"torch", "pandas", "faiss", *(f"ask.report.{other}" for other in others)}
+    ours = {name for name in loaded if name.startswith("ask.") and not name.startswith("ask.report")}
+    assert ours == {"ask.errors", "ask.lazy", "ask.paths", "ask.statistics"}

@@ -9,8 +9,8 @@ from torch import nn
 
 from ask.attacks import PGD, ASKAttack, ASKAttackConfig, PGDConfig, frozen, linf_ascent
 from ask.attacks.ask import draw_references, identity_features, nearest_wrong_class
-from ask.dknn import DkNN
-from ask.knn import ExactSearch
+from ask.knn.dknn import DkNN
+from ask.knn.search import ExactSearch
 
 SIMILARITIES = ("cosine", "l2")
 

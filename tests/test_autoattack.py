@@ -6,8 +6,8 @@ import torch
 from ask.attacks.auto import AutoAttack, MissingPackageError, build, dknn_scores
 from ask.attacks.pgd import PGD, PGDConfig
 from ask.attacks.subject import Subject
-from ask.knn import ExactSearch
-from ask.specs.evaluation import AttackSpec, AutoAttackSpec
+from ask.config.jobs import AttackSpec, AutoAttackSpec
+from ask.knn.search import ExactSearch
 
 pytest.importorskip("pyautoattack", reason="no pyautoattack: pip install 'ask-knn[autoattack]'")
 EPS = 0.15

@@ -15,7 +15,7 @@ from ask.attacks import (
     PGDConfig,
     identity_features,
 )
-from ask.knn import ExactSearch
+from ask.knn.search import ExactSearch
 
 CLASSES, PER_CLASS = 3, 5
 

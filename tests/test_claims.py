@@ -6,16 +6,16 @@ from typing import get_args
 
 import pytest
 
-from ask.artifacts.columns import VERDICTS
-from ask.artifacts.values import Value, number, write_csv, write_numbers
-from ask.claims.evidence import Evidence, Measure, MissingEvidenceError, across
-from ask.claims.ledger import COLUMNS, write_ledger
-from ask.claims.registry import CLAIMS
-from ask.claims.verdicts import Verdict, at_least, near, positive, wins
-from ask.config import load_artifacts, read_run
-from ask.experiments import Plan, claims_job, entries, plan_run
-from ask.paper import Paper
+from ask.config.run import load_artifacts, read_run
 from ask.paths import Run
+from ask.plan.paper import Paper
+from ask.plan.planner import Plan, claims_job, entries, plan_run
+from ask.report.claims.evidence import Evidence, Measure, MissingEvidenceError, across
+from ask.report.claims.ledger import COLUMNS, write_ledger
+from ask.report.claims.registry import CLAIMS
+from ask.report.claims.verdicts import Verdict, at_least, near, positive, wins
+from ask.report.columns import VERDICTS
+from ask.report.values import Value, number, write_csv, write_numbers
 
 ROOT = Path(__file__).parent.parent
 CSV = ROOT / "config/paper/claims.csv"

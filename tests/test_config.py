@@ -7,10 +7,10 @@ import jsonschema
 import pytest
 import yaml
 
-from ask import reference
-from ask.config import ConfigError, load_artifacts, load_run, merge, read_run
-from ask.experiments import entries, plan_run
-from ask.paper import Paper
+from ask.config import reference
+from ask.config.run import ConfigError, load_artifacts, load_run, merge, read_run
+from ask.plan.paper import Paper
+from ask.plan.planner import entries, plan_run
 
 ROOT = Path(__file__).parent.parent
 PAPER = Paper.read(ROOT / "config/paper")

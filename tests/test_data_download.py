@@ -16,12 +16,12 @@ from test_data_images import CONTENTS, write_folder, write_zip
 from test_data_readers import idx_bytes
 
 import ask.data.files
+from ask.config.data import DataSpec
 from ask.data import DataError, download
 from ask.data.downloading import Mirror, mirrors
 from ask.data.errors import NotFoundError
 from ask.data.files import fetch
 from ask.data.sources import PUBLISHED, File, Published
-from ask.specs.data import DataSpec
 
 MNIST = DataSpec(source="mnist")
 CIFAR10 = DataSpec(source="cifar10")

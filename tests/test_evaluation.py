@@ -7,9 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
+from ask.config.data import DataSpec
+from ask.config.jobs import AttackSpec, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.data import download, prepare
 from ask.errors import AskError
-from ask.evaluation import (
+from ask.measure.cells import (
     InvalidAttackError,
     Setting,
     Validity,
@@ -17,12 +19,10 @@ from ask.evaluation import (
     run_cell,
     summarise,
 )
-from ask.evaluator import Evaluator, draw_references, pick_test_images
-from ask.features import Place, build_index
+from ask.measure.evaluator import Evaluator, draw_references, pick_test_images
+from ask.measure.place import Place, build_index
 from ask.paths import Run
 from ask.seeds import derive_seed
-from ask.specs.data import DataSpec
-from ask.specs.evaluation import AttackSpec, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
 
 RAW = FeatureSpec(dataset="digits", model="raw", network=None)
 ATTACK = AttackSpec(name="ask", similarity="l2", layers=("input",), k_in=5, k_out=5, eps=40, step_size=4, steps=10)

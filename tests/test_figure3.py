@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ask.analyses import plane
-from ask.artifacts.boundaries import render_boundaries
-from ask.artifacts.values import MissingValueError
 from ask.cli import main
+from ask.config.jobs import PlaneJob
+from ask.measure import plane
 from ask.paths import Run
-from ask.specs.evaluation import PlaneJob
+from ask.report.boundaries import render_boundaries
+from ask.report.values import MissingValueError
 
 JOB = {"id": "figure3", "kind": "boundaries", "title": "Boundaries", "paper": "Figure 3", "caption": "", "notes": []}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ask.hooks import hook_features, import_torchvision
+from ask.models.hooks import hook_features, import_torchvision
 
 
 @pytest.fixture

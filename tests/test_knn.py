@@ -9,8 +9,8 @@ from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from ask.dknn import DkNN, classify, make_search, votes
-from ask.knn import ExactSearch
+from ask.knn.dknn import DkNN, classify, make_search, votes
+from ask.knn.search import ExactSearch
 
 METRICS = {"cosine": "cosine", "l2": "euclidean"}
 

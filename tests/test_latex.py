@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ask.artifacts.grid import Number
-from ask.artifacts.latex import as_latex
-from ask.artifacts.values import Value
-from ask.config import load_artifacts, read_run
-from ask.experiments import entries, plan_run
-from ask.paper import Paper
+from ask.config.run import load_artifacts, read_run
+from ask.plan.paper import Paper
+from ask.plan.planner import entries, plan_run
+from ask.report.grid import Number
+from ask.report.latex import as_latex
+from ask.report.values import Value
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = r"\documentclass[10pt]{article}\usepackage{booktabs}\begin{document}%s\end{document}"

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ask._torchvision import import_torchvision
-from ask.models import (
+from ask.config.training import NetworkSpec
+from ask.models._torchvision import import_torchvision
+from ask.models.networks import (
     BLOCKS,
     Network,
     build,
@@ -21,7 +22,6 @@ from ask.models import (
     refold,
     save_weights,
 )
-from ask.specs.training import NetworkSpec
 
 NARROW = {"vgg16": 1 / 16, "resnet18": 1 / 8}
 

@@ -12,17 +12,17 @@ import yaml
 from training_jobs import load_images
 from training_jobs import run as run_training
 
-from ask.config import load_artifacts, read_run
-from ask.experiments import Plan, plan_run
-from ask.models import BLOCKS, build
-from ask.paper import Paper
+from ask.config.data import DataSpec
+from ask.config.run import load_artifacts, read_run
+from ask.config.training import NetworkSpec
+from ask.models.networks import BLOCKS, build
 from ask.paths import Run
-from ask.planning import commands, predict, why
-from ask.planning.arithmetic import Arithmetic, Shape, network_macs, shape_of
-from ask.planning.predict import Speed, learn
-from ask.planning.tasks import required, tasks_of
-from ask.specs.data import DataSpec
-from ask.specs.training import NetworkSpec
+from ask.plan import commands, predict, why
+from ask.plan.arithmetic import Arithmetic, Shape, network_macs, shape_of
+from ask.plan.paper import Paper
+from ask.plan.planner import Plan, plan_run
+from ask.plan.predict import Speed, learn
+from ask.plan.tasks import required, tasks_of
 from ask.training.passes import count_passes
 
 ROOT = Path(__file__).parent.parent
@@ -184,13 +184,13 @@ def test_why_names_the_function_the_value_and_the_file(tmp_path: Path) -> None:
 
     run("snakemake", table, "--cores", "1")
     assert run("ask", "why", "proposition1-classes") == "Nothing would run.\n"
-    source = tmp_path / "ask/analyses/proposition1.py"
+    source = tmp_path / "ask/measure/proposition1.py"
     text = source.read_text()
     source.write_text(text.replace("SIGMA_R = 0.5\n", "SIGMA_R = 0.5  # of the references\n"))
     assert run("ask", "why", "proposition1-classes") == "Nothing would run.\n"
     source.write_text(text.replace("return losses\n", "return losses * 1.0\n"))
     told = run("ask", "why", "proposition1-classes")
-    assert "code changed: ask.analyses.proposition1 (loss_of)" in told
+    assert "code changed: ask.measure.proposition1 (loss_of)" in told
     assert "1 study: results/demo/cells/simulated/none/proposition1.json" in told
     assert "because of those\n  1 table: " + table in told
     source.write_text(text)

@@ -6,8 +6,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from ask.analyses import proposition1
-from ask.specs.evaluation import StudyJob
+from ask.config.jobs import StudyJob
+from ask.measure import proposition1
 
 
 @cache

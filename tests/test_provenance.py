@@ -1,14 +1,13 @@
 """Code fingerprints: they change with behaviour, and only for the steps that it concerns."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
-from ask import provenance
 from ask.cli import STEPS, step_modules
+from ask.plan import provenance
 
-PACKAGE = Path(provenance.__file__).parent
+PACKAGE = provenance.PACKAGE
 ATTACK = {"attack": {"name": "ask"}}
 
 
@@ -50,19 +49,19 @@ ANALYSES = {"blocks", "example", "failures", "plane", "timing"}
         ("attacks/ask.py", "ids = search.rows(", "ids = (\n    search.rows)(", set()),
         ("attacks/ask.py", "place < config.k_in", "place <= config.k_in", {"ask attack", "plane"}),
         ("losses/ask.py", ".logsumexp(1) - own", ".logsumexp(1) - 2 * own", {"ask attack", "plane"}),
-        ("specs/evaluation.py", '"""Gradient steps."""', '"""Number of gradient steps."""', set()),
+        ("config/jobs.py", '"""Gradient steps."""', '"""Number of gradient steps."""', set()),
         (
-            "artifacts/figures.py",
+            "report/figures.py",
             "def render_figure(",
             "def also_render():\n    return 1\n\n\ndef render_figure(",
             {"figure"},
         ),
-        ("knn.py", "beta=-0.5", "beta=-0.25", {"calibrate", "attack", "ask attack"} | ANALYSES),
+        ("knn/search.py", "beta=-0.5", "beta=-0.25", {"calibrate", "attack", "ask attack"} | ANALYSES),
         ("attacks/dknn_atk.py", ".sigmoid(", ".tanh(", set()),
         ("attacks/advknn.py", "nesterov=config.momentum > 0", "nesterov=False", {"blocks"}),
-        ("analyses/failures.py", "> ABOVE", ">= ABOVE", {"failures"}),
+        ("measure/failures.py", "> ABOVE", ">= ABOVE", {"failures"}),
         ("attacks/pgd.py", 'reduction="none"', 'reduction="sum"', {"train", "plane"}),
-        ("config.py", "class ConfigError(AskError)", "class ConfigError(Exception)", set()),
+        ("config/run.py", "class ConfigError(AskError)", "class ConfigError(Exception)", set()),
         ("hardware.py", "timeout=10", "timeout=9", set()),
     ],
 )
@@ -71,7 +70,7 @@ def test_an_edit_concerns_the_steps_that_it_can_change(package, module, old, new
 
 
 def test_a_template_of_the_report_is_code(package):
-    template = next((package / "artifacts/templates").glob("*.css"))
+    template = next((package / "report/templates").glob("*.css"))
     assert changed_steps(package, lambda: template.write_text(template.read_text() + "\n")) == {"report"}
 
 
@@ -95,13 +94,14 @@ def test_steps_depend_on_what_they_run():
         "ask.attacks.ask",
         "ask.attacks.linf",
         "ask.losses.ask",
-        "ask.knn",
-        "ask.models",
+        "ask.knn.search",
+        "ask.models.networks",
         "ask.data.arrays",
     } <= attack
-    assert {"ask.attacks.linf", "ask.models", "ask.training.methods"} <= provenance.closure(STEPS["train"])
-    assert not any(name.startswith(("ask.artifacts", "ask.config", "ask.training")) for name in attack)
+    assert {"ask.attacks.linf", "ask.models.networks", "ask.training.methods"} <= provenance.closure(STEPS["train"])
+    assert not any(name.startswith(("ask.report", "ask.config.run", "ask.training")) for name in attack)
     for step in ("table", "figure", "report"):
         assert not any(
-            name.startswith(("ask.attacks", "ask.models", "ask.knn")) for name in provenance.closure(STEPS[step])
+            name.startswith(("ask.attacks", "ask.models.networks", "ask.knn.search"))
+            for name in provenance.closure(STEPS[step])
         )

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ask.config import load_artifacts, load_run, merge
-from ask.experiments import plan_run
+from ask.config.run import load_artifacts, load_run, merge
+from ask.plan.planner import plan_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -16,8 +16,8 @@ from ask.attacks.ask import identity_features
 from ask.attacks.dknn_atk import mean_neighbour_distance
 from ask.attacks.linf import BoxSteps, ascend, linf_ascent
 from ask.attacks.subject import leave_one_out
-from ask.dknn import DkNN
-from ask.knn import ExactSearch
+from ask.knn.dknn import DkNN
+from ask.knn.search import ExactSearch
 
 CLASSES, PER_CLASS, SIDE = 4, 12, 3
 

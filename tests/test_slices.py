@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from ask import bundle
-from ask.config import ConfigError, load_artifacts, load_run, merge, read_run
-from ask.experiments import plan_run
-from ask.paper import Paper
+from ask.config.run import ConfigError, load_artifacts, load_run, merge, read_run
 from ask.paths import Run
-from ask.planning.tasks import tasks_of
+from ask.plan.paper import Paper
+from ask.plan.planner import plan_run
+from ask.plan.tasks import tasks_of
 from ask.slicing import packing
 from ask.slicing.packing import PackingError
 from ask.slicing.targets import covers, stale, targets_of

@@ -28,8 +28,8 @@ from training_jobs import (
     weights,
 )
 
-from ask.models import Network, build, fold_batchnorm, load_network, load_weights
-from ask.specs.training import ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
+from ask.config.training import ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
+from ask.models.networks import Network, build, fold_batchnorm, load_network, load_weights
 from ask.training import TrainingDivergedError, methods
 from ask.training.augment import augment
 from ask.training.checkpoint import Checkpoint, State

@@ -19,16 +19,16 @@ import yaml
 from torch import Tensor
 from training_jobs import CPU, Arrays, Interrupted, history, interrupt, load_images, make_job, run, same, weights
 
-from ask import provenance
 from ask.attacks.linf import random_start
 from ask.cli import STEPS
-from ask.config import ConfigError, load_run, read_run
-from ask.dknn import DkNN
+from ask.config.run import ConfigError, load_run, read_run
+from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
+from ask.knn.dknn import DkNN
 from ask.losses.ask import ask_loss, instance_wise
 from ask.losses.snn import pairwise_distance, snn_loss
 from ask.losses.trades import kl_divergence, trades_loss
-from ask.models import Network, build, fold_batchnorm
-from ask.specs.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
+from ask.models.networks import Network, build, fold_batchnorm
+from ask.plan import provenance
 from ask.training import selection
 from ask.training.ask_def import ASKRegulariser, by_class, floored_loss
 from ask.training.checkpoint import Checkpoint
@@ -697,7 +697,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 import torch
-from ask.specs.training import TrainJob
+from ask.config.training import TrainJob
 from ask.training import train
 import ask.training.ask_def
 torch.set_num_threads(1)

@@ -152,7 +152,7 @@ def test_nothing_is_left_to_do(project):
 def test_a_comment_or_docstring_reruns_nothing(project, edit):
     edit("ask/attacks/ask.py", "class ASKAttack(", "# What follows is the attack.\nclass ASKAttack(")
     edit("ask/attacks/ask.py", '"""ASK-Atk (paper', '"""The attack ASK-Atk (paper')
-    edit("ask/specs/training.py", '"""Images a step."""', '"""Images of one step."""')
+    edit("ask/config/training.py", '"""Images a step."""', '"""Images of one step."""')
     assert jobs(project) == {}
 
 
@@ -162,7 +162,7 @@ def test_a_change_of_the_attack_reruns_its_cells_and_trains_nothing(project, edi
 
 
 def test_a_change_of_figure_code_measures_nothing_again(project, edit):
-    edit("ask/artifacts/figures.py", "def render_figure(", "UNUSED = 1\n\n\ndef render_figure(")
+    edit("ask/report/figures.py", "def render_figure(", "UNUSED = 1\n\n\ndef render_figure(")
     assert jobs(project) == {"figure": 1, "claims": 1, "report": 1}
 
 
@@ -200,7 +200,7 @@ def test_a_mistake_ends_before_any_job_with_one_message(project, edit):
 
 def test_parsing_imports_nothing_heavy():
     """Every cluster job parses the Snakefile again."""
-    modules = "ask.cli, ask.config, ask.experiments, ask.paths, ask.provenance"
+    modules = "ask.cli, ask.config.run, ask.plan.planner, ask.paths, ask.plan.provenance"
     code = f"import sys, {modules}; print(sorted({{'torch', 'faiss', 'pandas', 'matplotlib'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ask.models import load_weights
-from ask.specs.training import ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
+from ask.config.training import ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
+from ask.models.networks import load_weights
 from ask.training import train
 from ask.training.run import Run
 
@@ -89,7 +89,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ask.specs.training import TrainJob
+from ask.config.training import TrainJob
 from ask.training import train
 from ask.training.run import Run
 torch.set_num_threads(1)

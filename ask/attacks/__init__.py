@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .advknn import AdvKnn, AdvKnnConfig, BlockConfig, DeepKNNBlock, fit_blocks
-    from .ask import ASKAttack, ASKAttackConfig, identity_features
-    from .dknn_atk import DkNNAttack, DkNNAttackConfig
-    from .linf import frozen, linf_ascent
-    from .pgd import PGD, PGDConfig
+    from ask.attacks.advknn import AdvKnn, AdvKnnConfig, BlockConfig, DeepKNNBlock, fit_blocks
+    from ask.attacks.ask import ASKAttack, ASKAttackConfig, identity_features
+    from ask.attacks.dknn_atk import DkNNAttack, DkNNAttackConfig
+    from ask.attacks.linf import frozen, linf_ascent
+    from ask.attacks.pgd import PGD, PGDConfig
 
 HOMES = {
     "ask": "ask.attacks.ask",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..dknn import DkNN
+from ask.knn.dknn import DkNN
 
 if TYPE_CHECKING:
     from foolbox.attacks.base import FixedEpsilonAttack

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dknn import votes
-from ..graphs import cuda_graph
-from ..knn import Neighbours, Search
-from ..similarity import Similarity, unit
-from ..specs.evaluation import AttackSpec
-from .linf import FeatureFunction, FeatureLoss
-from .subject import ReferenceAttack, Subject, leave_one_out, neighbour_classes
-from .validation import check_linf
+from ask.attacks.linf import FeatureFunction, FeatureLoss
+from ask.attacks.subject import ReferenceAttack, Subject, leave_one_out, neighbour_classes
+from ask.attacks.validation import check_linf
+from ask.config.jobs import AttackSpec
+from ask.graphs import cuda_graph
+from ask.knn.dknn import votes
+from ask.knn.search import Neighbours, Search
+from ask.knn.similarity import Similarity, unit
 
 
 @dataclass(frozen=True, kw_only=True)

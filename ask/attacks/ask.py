@@ -7,12 +7,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from ..knn import Neighbours, Search
-from ..losses.ask import ask_margin, class_wise, scale_free_loss
-from ..specs.evaluation import AttackSpec
-from .linf import FeatureFunction, FeatureLoss
-from .subject import ReferenceAttack, Subject
-from .validation import check_linf
+from ask.attacks.linf import FeatureFunction, FeatureLoss
+from ask.attacks.subject import ReferenceAttack, Subject
+from ask.attacks.validation import check_linf
+from ask.config.jobs import AttackSpec
+from ask.knn.search import Neighbours, Search
+from ask.losses.ask import ask_margin, class_wise, scale_free_loss
 
 Variant = Literal["non-targeted", "targeted", "random-sampling"]
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..dknn import votes
-from ..errors import AskError
-from ..specs.evaluation import AutoAttackSpec
-from .linf import frozen
-from .subject import Subject, neighbour_classes
+from ask.attacks.linf import frozen
+from ask.attacks.subject import Subject, neighbour_classes
+from ask.config.jobs import AutoAttackSpec
+from ask.errors import AskError
+from ask.knn.dknn import votes
 
 if TYPE_CHECKING:
-    from ..specs.evaluation import AttackSpec
+    from ask.config.jobs import AttackSpec
 
 
 class MissingPackageError(AskError):

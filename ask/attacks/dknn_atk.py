@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..knn import Neighbours, Search
-from ..similarity import negative_distance, unit
-from ..specs.evaluation import AttackSpec
-from .linf import BoxSteps, FeatureFunction, FeatureLoss, StepRule
-from .subject import ReferenceAttack, Subject, leave_one_out
-from .validation import check_linf
+from ask.attacks.linf import BoxSteps, FeatureFunction, FeatureLoss, StepRule
+from ask.attacks.subject import ReferenceAttack, Subject, leave_one_out
+from ask.attacks.validation import check_linf
+from ask.config.jobs import AttackSpec
+from ask.knn.search import Neighbours, Search
+from ask.knn.similarity import negative_distance, unit
 
 
 @dataclass(frozen=True, kw_only=True)

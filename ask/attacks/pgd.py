@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linf import Ascent, FeatureLoss, LossFunction, SignSteps, ascend, fitting_batch, frozen, random_start
-from .validation import check_devices, check_images, check_labels, check_linf
+from ask.attacks.linf import Ascent, FeatureLoss, LossFunction, SignSteps, ascend, fitting_batch, frozen, random_start
+from ask.attacks.validation import check_devices, check_images, check_labels, check_linf
 
 if TYPE_CHECKING:
-    from ..specs.evaluation import AttackSpec
-    from .subject import Subject
+    from ask.attacks.subject import Subject
+    from ask.config.jobs import AttackSpec
 
 
 def pgd_loss(network: Callable[[Tensor], Tensor], labels: Tensor) -> LossFunction:

@@ -8,9 +8,18 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..knn import Neighbours, Search
-from .linf import Ascent, FeatureFunction, FeatureLoss, SignSteps, StepRule, ascend, fitting_batch, random_start
-from .validation import check_devices, check_images, check_labels, check_layers
+from ask.attacks.linf import (
+    Ascent,
+    FeatureFunction,
+    FeatureLoss,
+    SignSteps,
+    StepRule,
+    ascend,
+    fitting_batch,
+    random_start,
+)
+from ask.attacks.validation import check_devices, check_images, check_labels, check_layers
+from ask.knn.search import Neighbours, Search
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class ReferenceAttack(ABC, Generic[C]):
     Args:
         features: e.g. ``network.features``, or :func:`ask.attacks.identity_features` for raw pixels; its network
             should be in evaluation mode with parameter gradients off (:func:`ask.attacks.linf.frozen`).
-        references: search over the reference set at each attacked layer (:class:`ask.knn.ExactSearch`),
+        references: search over the reference set at each attacked layer (:class:`ask.knn.search.ExactSearch`),
             under the similarity that the loss shall use.
         config: settings.
         generator: draws the random start, and whatever else the attack draws.

@@ -10,12 +10,12 @@ Nothing is ever unpickled, and no archive is unpacked to disk.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .errors import DataError
+from ask.data.errors import DataError
 
 if TYPE_CHECKING:
-    from .arrays import load
-    from .downloading import download
-    from .preparing import prepare
+    from ask.data.arrays import load
+    from ask.data.downloading import download
+    from ask.data.preparing import prepare
 
 __all__ = ["DataError", "download", "load", "prepare"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from .errors import DataError
+from ask.data.errors import DataError
 
 # What an archive may hold at most, a guard against decompression bombs; an ImageNet fits.
 MOST_FILES = 2_000_000

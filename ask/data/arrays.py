@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from ask.data.errors import DataError
 
 SPLITS = ("train", "test")
 

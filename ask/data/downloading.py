@@ -15,12 +15,11 @@ from typing import Any
 from urllib.parse import quote
 
 from ask import paths
-from ask.specs.data import DataSpec
-
-from .errors import DataError, DigestError, NotFoundError
-from .files import Verify, digest, fetch, locked, write_json
-from .readers import content
-from .sources import PUBLISHED, File
+from ask.config.data import DataSpec
+from ask.data.errors import DataError, DigestError, NotFoundError
+from ask.data.files import Verify, digest, fetch, locked, write_json
+from ask.data.readers import content
+from ask.data.sources import PUBLISHED, File
 
 MANIFEST = "manifest.json"
 ZIP_FORM = "image zips"

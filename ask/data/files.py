@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from .errors import DataError, NotFoundError
+from ask.data.errors import DataError, NotFoundError
 
 Verify = Callable[[Path, str], None]
 """Checks a file, named to users by the second argument; raises DataError if it is not the expected one."""

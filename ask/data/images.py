@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .archives import Member, members
-from .errors import DataError
-from .readers import Split
+from ask.data.archives import Member, members
+from ask.data.errors import DataError
+from ask.data.readers import Split
 
 _LAYOUT = "expected <split>/<class>/<file>, with splits `train` and `test` (or `val`)"
 _SPLITS = {"train", "test", "val"}

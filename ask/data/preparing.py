@@ -12,14 +12,13 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from ask import paths
-from ask.specs.data import DataSpec
-
-from .downloading import MANIFEST, ZIP_FORM, own_images, read_manifest
-from .errors import DataError
-from .files import locked, write_json
-from .images import read_images, resize
-from .readers import Split, read_cifar, read_digits, read_mnist
-from .sources import PUBLISHED
+from ask.config.data import DataSpec
+from ask.data.downloading import MANIFEST, ZIP_FORM, own_images, read_manifest
+from ask.data.errors import DataError
+from ask.data.files import locked, write_json
+from ask.data.images import read_images, resize
+from ask.data.readers import Split, read_cifar, read_digits, read_mnist
+from ask.data.sources import PUBLISHED
 
 TOLERANCE = 1e-4
 """Largest difference from known means and deviations, which are published to four digits."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .archives import members
-from .errors import DataError
+from ask.data.archives import members
+from ask.data.errors import DataError
 
 LARGEST = 256 << 20
 """Bytes of decompressed content that are read of a file; no known file has more."""

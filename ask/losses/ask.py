@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..similarity import Similarity, negative_distance, similarity_matrix, unit
+from ask.knn.similarity import Similarity, negative_distance, similarity_matrix, unit
 
 
 def ask_margin(class_similarity: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:

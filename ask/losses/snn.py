@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..similarity import unit
+from ask.knn.similarity import unit
 
 Distance = Literal["cosine", "l2"]
 _NEVER = -1e30

@@ -5,12 +5,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ask.config import ConfigError, RunConfig, load_artifacts, read_run
+from ask.config.run import ConfigError, RunConfig, load_artifacts, read_run
 from ask.errors import AskError
-from ask.experiments import Plan, plan_run
-from ask.paper import Paper
 from ask.paths import Run
-from ask.planning.tasks import tasks_of
+from ask.plan.paper import Paper
+from ask.plan.planner import Plan, plan_run
+from ask.plan.tasks import tasks_of
 from ask.slicing.packing import merge, pack
 from ask.slicing.render import render
 from ask.slicing.run import FAILED, FINISHED, MORE, make, overlay_of_trials, reserve

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ask.config import RunConfig
+from ask.config.run import RunConfig
 from ask.errors import AskError
-from ask.experiments import Plan
 from ask.paths import Run
-from ask.planning.tasks import required, tasks_of
+from ask.plan.planner import Plan
+from ask.plan.tasks import required, tasks_of
 from ask.slicing.targets import Targets, covers
 
 MANIFEST = "manifest.json"

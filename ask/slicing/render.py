@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ask.config import RunConfig, load_artifacts
-from ask.experiments import Plan, claims_job, plan_run, report_job
-from ask.paper import Paper
+from ask.config.run import RunConfig, load_artifacts
 from ask.paths import Run
+from ask.plan.paper import Paper
+from ask.plan.planner import Plan, claims_job, plan_run, report_job
 
 
 def render(config: RunConfig, plan: Plan, run: Run) -> dict[str, list[str]]:
@@ -15,9 +15,9 @@ def render(config: RunConfig, plan: Plan, run: Run) -> dict[str, list[str]]:
     An artifact that lacks measurements is shown without the data sets and models that have none, if anything remains;
     training costs, which are read off two records, are compared first.
     """
-    from ask.artifacts.report import render_report
-    from ask.artifacts.values import MissingValueError
-    from ask.claims.ledger import write_ledger
+    from ask.report.claims.ledger import write_ledger
+    from ask.report.site import render_report
+    from ask.report.values import MissingValueError
 
     _compare_costs(plan, run)
     shown: dict[str, dict[str, Any]] = {}
@@ -89,10 +89,10 @@ def _compare_costs(plan: Plan, run: Run) -> None:
 
 def _render(job: dict[str, Any], run: Run) -> None:
     """Render one table or figure."""
-    from ask.artifacts.boundaries import render_boundaries
-    from ask.artifacts.figures import render_figure
-    from ask.artifacts.pictures import render_pictures
-    from ask.artifacts.tables import render_table
+    from ask.report.boundaries import render_boundaries
+    from ask.report.figures import render_figure
+    from ask.report.pictures import render_pictures
+    from ask.report.tables import render_table
 
     steps = {
         "table": render_table,

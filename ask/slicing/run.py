@@ -14,12 +14,12 @@ from pathlib import Path
 
 import yaml
 
-from ask.config import RunConfig
+from ask.config.run import RunConfig
 from ask.errors import AskError
-from ask.experiments import Plan
 from ask.hardware import weights_of
 from ask.paths import Run
-from ask.planning.tasks import Task, required, tasks_of
+from ask.plan.planner import Plan
+from ask.plan.tasks import Task, required, tasks_of
 from ask.slicing.targets import calibrations_before, slice_of, stale, targets_of
 
 FINISHED, FAILED, MORE = 0, 1, 75

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ask.config import ConfigError, RunConfig
-from ask.experiments import Plan
+from ask.config.run import ConfigError, RunConfig
+from ask.config.slices import SliceSpec
 from ask.hardware import digest_of, weights_of
 from ask.paths import Run
-from ask.planning.tasks import Task, required
-from ask.specs.slices import SliceSpec
+from ask.plan.planner import Plan
+from ask.plan.tasks import Task, required
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Adversarial training: method = base x regulariser over one resumable loop."""
 
-from .loop import train
-from .run import TrainingDivergedError
+from ask.training.loop import train
+from ask.training.run import TrainingDivergedError
 
 __all__ = ["TrainingDivergedError", "train"]

@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ask.attacks.linf import linf_ascent, random_start
+from ask.config.training import ASKSpec, ModelSpec, TrainingSpec
 from ask.losses.ask import ask_margin, instance_wise
-from ask.models import Network
-from ask.specs.training import ASKSpec, ModelSpec, TrainingSpec
-
-from .crafting import as_it_comes
-from .methods import AdversarialTraining, BaseOutput, Batch, Regulariser, training_precision
+from ask.models.networks import Network
+from ask.training.crafting import as_it_comes
+from ask.training.methods import AdversarialTraining, BaseOutput, Batch, Regulariser, training_precision
 
 Extract = Callable[[Tensor], Tensor]
 """Maps images (batch, channels, side, side) to features (batch, dimensions)."""

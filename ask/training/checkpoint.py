@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ask.specs.training import TrainJob
+from ask.config.training import TrainJob
 from ask.tensorfile import load_tensors, partial_of, save_tensors
 
 

@@ -6,8 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ask.seeds import derive_seed
-
-from .augment import Augmentation, augment
+from ask.training.augment import Augmentation, augment
 
 
 def seeded(device: torch.device, *parts: object) -> torch.Generator:

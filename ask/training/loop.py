@@ -15,15 +15,14 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from ask.models import save_weights
-from ask.specs.training import TrainJob
+from ask.config.training import TrainJob
+from ask.models.networks import save_weights
 from ask.tensorfile import write_atomically
-
-from .checkpoint import Checkpoint
-from .crafting import Crafting, Replayed, as_it_comes
-from .progress import History, Progress
-from .run import Run
-from .selection import describe
+from ask.training.checkpoint import Checkpoint
+from ask.training.crafting import Crafting, Replayed, as_it_comes
+from ask.training.progress import History, Progress
+from ask.training.run import Run
+from ask.training.selection import describe
 
 
 def train(

@@ -1,7 +1,7 @@
 """Training methods: a base gives the loss of a batch, a regulariser may add a term to it.
 
 To add one, write a module with a class like :class:`Base` or :class:`Regulariser` and a function
-``build(method, training)`` that makes it, and name the module in ``ask.specs.training.METHOD_HOMES``; the loop stays
+``build(method, training)`` that makes it, and name the module in ``ask.config.training.METHOD_HOMES``; the loop stays
 as it is.
 """
 
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from ask.attacks.linf import linf_ascent, random_start
 from ask.attacks.pgd import pgd_loss
-from ask.models import Network
-from ask.specs.training import METHOD_HOMES, ModelSpec, TrainingSpec
-
-from .crafting import Crafting, as_it_comes
-from .images import ResidentImages
+from ask.config.training import METHOD_HOMES, ModelSpec, TrainingSpec
+from ask.models.networks import Network
+from ask.training.crafting import Crafting, as_it_comes
+from ask.training.images import ResidentImages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ask.models import Network
+from ask.models.networks import Network
 
 
 @dataclass

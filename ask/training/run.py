@@ -12,18 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ask.config.training import TrainJob
 from ask.errors import AskError
-from ask.models import build, fold_batchnorm, refold
+from ask.models.networks import build, fold_batchnorm, refold
 from ask.seeds import derive_seed
-from ask.specs.training import TrainJob
-
-from .checkpoint import Checkpoint, State
-from .crafting import Crafting, as_it_comes
-from .images import ResidentImages, seeded, split_holdout
-from .methods import Batch, make_method
-from .passes import count_passes
-from .schedule import learning_rate
-from .selection import Judge, pick_test_images
+from ask.training.checkpoint import Checkpoint, State
+from ask.training.crafting import Crafting, as_it_comes
+from ask.training.images import ResidentImages, seeded, split_holdout
+from ask.training.methods import Batch, make_method
+from ask.training.passes import count_passes
+from ask.training.schedule import learning_rate
+from ask.training.selection import Judge, pick_test_images
 
 CHECK_STEPS = 50
 """Steps between two looks at the losses."""

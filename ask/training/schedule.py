@@ -2,7 +2,7 @@
 
 import math
 
-from ask.specs.training import TrainingSpec
+from ask.config.training import TrainingSpec
 
 RISE = 0.3
 START = 1 / 25

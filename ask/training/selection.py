@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ask.attacks.linf import linf_ascent
 from ask.attacks.pgd import pgd_loss
-from ask.models import Network
+from ask.config.training import TrainingSpec
+from ask.models.networks import Network
 from ask.seeds import derive_seed
-from ask.specs.training import TrainingSpec
-
-from .images import ResidentImages, seeded, to_unit
+from ask.training.images import ResidentImages, seeded, to_unit
 
 EVALUATION_BATCH = 512
 TEST_BATCHES = 4

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ask.config.training import ModelSpec, SNNSpec, TrainingSpec
 from ask.losses.snn import pairwise_distance, snn_loss
-from ask.models import Network
-from ask.specs.training import ModelSpec, SNNSpec, TrainingSpec
-
-from .methods import BaseOutput, Batch, Regulariser
+from ask.models.networks import Network
+from ask.training.methods import BaseOutput, Batch, Regulariser
 
 STEP = 0.1
 """Step of the temperature's divisor, and the least that it may become: Frosst et al.'s code has the former alone."""

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from ask.attacks.linf import linf_ascent
+from ask.config.training import ModelSpec, TRADESSpec, TrainingSpec
 from ask.losses.trades import kl_divergence, trades_loss
-from ask.models import Network
-from ask.specs.training import ModelSpec, TRADESSpec, TrainingSpec
-
-from .methods import Base, BaseOutput, Batch, training_precision
+from ask.models.networks import Network
+from ask.training.methods import Base, BaseOutput, Batch, training_precision
 
 
 class TRADES:

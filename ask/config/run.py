@@ -1,0 +1,258 @@
+"""The configuration of a run: types with units and sources, loading, and messages that contain the fix."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from ask.config.artifacts import CATEGORIES, ArtifactConfig, XSetting
+from ask.config.base import Pixels, Spec
+from ask.config.data import DataSpec
+from ask.config.jobs import AdvKnnSpec, AutoAttackSpec, CalibrationSpec, DkNNAttackSpec, Similarity
+from ask.config.slices import SliceSpec
+from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec
+from ask.errors import AskError
+
+T = TypeVar("T", bound=Spec)
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class ConfigError(AskError):
+    """A mistake in the configuration: where, what, what is allowed, how to mend it."""
+
+
+class DataConfig(Spec):
+    """Where data lies."""
+
+    root: str = "data"
+    """Folder of downloaded and prepared data, shared by all runs."""
+    mirror: str | None = None
+    """Folder(s) or URL that hold the published files, for machines without internet (several folders separated
+    as in PATH); the environment variable `ASK_DATA_MIRROR` is used when this is null."""
+
+
+class DatasetConfig(DataSpec):
+    """A data set, the reference sets drawn from it, and the network trained on it."""
+
+    label: str
+    """Name in tables."""
+    references_per_class: int = Field(default=2000, ge=1)
+    """Size of a trial's reference set, per class: 2000 on CIFAR-10, 850 on Imagenette (paper, App. D-e)."""
+    test_images: int | None = Field(default=None, ge=1)
+    """Evaluate so many test images, of one fixed shuffle; null evaluates all, as the paper does."""
+    network: NetworkSpec | None = None
+    """Network whose features are searched; null for raw pixels only."""
+    training: TrainingSpec = TrainingSpec()
+    """Settings of the training loop, shared by all training methods."""
+
+
+class StandIn(Spec):
+    """A data set that takes the place of one of the paper's in this run."""
+
+    dataset: str
+    """Name of the data set used instead."""
+    eps_scale: float = Field(default=1.0, gt=0)
+    """Factor on every eps and step size that an artifact asks for."""
+    references_scale: float = Field(default=1.0, gt=0)
+    """Factor on every reference-set size that an artifact asks for (the data set's own size stays)."""
+
+
+class EvaluationConfig(Spec):
+    """Defaults of every evaluation, which artifacts override."""
+
+    eps: Pixels = 8
+    """l-infinity radius, n/255 (paper, VI)."""
+    step_size: Pixels = 2
+    """Sign step (kappa), n/255; the paper is silent, the released code says 2."""
+    steps: int = Field(default=20, ge=1)
+    """Gradient steps (paper, App. D-e)."""
+    k: int = Field(default=5, ge=1)
+    """Nearest neighbours, of attack and classifier (paper, VI)."""
+    similarity: Similarity = "cosine"
+    """Similarity measure (paper, II-a)."""
+    trials: int = Field(default=20, ge=1)
+    """Trials: each redraws the reference set and the random starts (paper, VI)."""
+    max_trials: int | None = Field(default=None, ge=1)
+    """Upper bound on trials, whatever an artifact asks for; null for none."""
+    training_seeds: int = Field(default=1, ge=1)
+    """Models trained from different seeds, over which a value is averaged; with 1, as in the paper, the model is fixed
+    and intervals are over trials."""
+    max_training_seeds: int | None = Field(default=None, ge=1)
+    """Upper bound on them, whatever an artifact asks for; null for none."""
+    x_values: dict[XSetting, tuple[float, ...]] = Field(default_factory=dict)
+    """Values along the horizontal axes of figures, by setting (e.g. `eps`), in place of the artifacts' own."""
+    dknn: DkNNAttackSpec = DkNNAttackSpec()
+    """Options of DkNN-Atk."""
+    advknn: AdvKnnSpec = AdvKnnSpec()
+    """Options of AdvKnn."""
+    auto: AutoAttackSpec = AutoAttackSpec()
+    """Options of AutoAttack and Square."""
+
+
+class TimingConfig(Spec):
+    """How attacks are timed."""
+
+    images: int = Field(default=500, ge=1)
+    """Test images attacked in each round."""
+    rounds: int = Field(default=5, ge=2)
+    """Rounds, in each of which all attacks take their turn."""
+
+
+class RunConfig(Spec):
+    """A run: everything that decides its results."""
+
+    run: Name
+    """Name of the run; results go to `results/<run>`."""
+    title: str = ""
+    """One line on what the run is, for the report."""
+    note: str = ""
+    """Remark at the top of the report."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU when there is one."""
+    train_threads: int = Field(default=4, ge=1)
+    """CPU threads of a training (fewer where a machine has fewer); narrow networks gain nothing from a second one.
+    On a CPU, weights repeat bit for bit only at the same number."""
+    cuda_graphs: bool = False
+    """Whether trainings on a GPU craft adversarial examples by replaying CUDA graphs: fewer launches, the same numbers;
+    without a GPU of no effect."""
+    data: DataConfig = DataConfig()
+    """Where data lies."""
+    datasets: dict[Name, DatasetConfig]
+    """Data sets by name."""
+    models: dict[Name, ModelSpec]
+    """Training methods by name."""
+    stand_ins: dict[str, StandIn] = Field(default_factory=dict)
+    """Data sets of the paper replaced in this run."""
+    without: tuple[str, ...] = ()
+    """Data sets and models of the paper left out of this run: their rows and columns, and artifacts that show nothing
+    else."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Defaults of every evaluation."""
+    calibration: CalibrationSpec = CalibrationSpec()
+    """Search of tau, omega, and DkNN-Atk's alpha and learning rate."""
+    timing: TimingConfig = TimingConfig()
+    """How attacks are timed."""
+    artifacts: Literal["all"] | tuple[str, ...] = "all"
+    """Artifacts to make: all of `config/artifacts`, or these."""
+    slices: dict[Name, SliceSpec] = Field(default_factory=dict)
+    """Parts of the run that can be made one by one (`make slice-2`)."""
+
+    @model_validator(mode="after")
+    def _check_slices(self) -> Self:
+        for name, part in self.slices.items():
+            for kind, wanted, known in (
+                ("data set", part.datasets, self.datasets),
+                ("model", part.models, self.models),
+            ):
+                for one in wanted:
+                    if one not in known:
+                        raise ValueError(f"slice {name!r}: no {kind} {one!r}; choose from {', '.join(known)}")
+        return self
+
+
+def load_run(raw: Mapping[str, Any], where: str = "configuration") -> RunConfig:
+    """Validate a merged configuration; raises ConfigError with one line for each mistake."""
+    return _validate(RunConfig, raw, where)
+
+
+def load_artifacts(folder: Path, chosen: Literal["all"] | Sequence[str]) -> dict[str, ArtifactConfig]:
+    """The artifacts of a run by id (the file's name), in the order of the report."""
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    names = list(files) if chosen == "all" else list(chosen)
+    for name in names:
+        if name not in files:
+            raise ConfigError(f"artifacts: no file {folder / (name + '.yaml')}; known artifacts: {', '.join(files)}")
+    found = {name: _validate(ArtifactConfig, _read(files[name]), str(files[name])) for name in names}
+    return dict(sorted(found.items(), key=lambda item: (*_rank(item[1]), item[0])))
+
+
+def _rank(artifact: ArtifactConfig) -> tuple[int, int]:
+    """Order of an artifact in the report: the paper's tables, its figures, then the rest, by category."""
+    source = artifact.paper or ""
+    return CATEGORIES.index(artifact.category), 2 - source.startswith("Figure") - 2 * source.startswith("Table")
+
+
+def read_run(files: Sequence[Path]) -> RunConfig:
+    """Read and merge configuration files as Snakemake does: mappings deeply, later files winning."""
+    merged: dict[str, Any] = {}
+    for path in files:
+        merged = merge(merged, _read(path))
+    return load_run(merged, " + ".join(str(path) for path in files))
+
+
+def export_mirror(config: RunConfig) -> None:
+    """Hand the mirror to the jobs through ``ASK_DATA_MIRROR``.
+
+    Not through their slices of the configuration, for where a file comes from does not change what it holds.
+    """
+    if config.data.mirror:
+        os.environ["ASK_DATA_MIRROR"] = config.data.mirror
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge of mappings; anything else is replaced."""
+    result = dict(base)
+    for key, value in overlay.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of options, got {type(content).__name__}")
+    return content
+
+
+def _validate(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(kind, mistake) for mistake in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def _explain(kind: type[Spec], mistake: Mapping[str, Any]) -> str:
+    """One mistake as `where: what; allowed; fix`."""
+    path = [str(part) for part in mistake["loc"]]
+    place = ".".join(path)
+    if mistake["type"] == "extra_forbidden":
+        allowed = _options_at(kind, path[:-1])
+        return f"{place}: unknown option; allowed here: {', '.join(allowed)}; remove it or mend its spelling"
+    if mistake["type"] == "missing":
+        return f"{place}: missing; add it"
+    given = mistake["input"]
+    shown = f" (got {given!r})" if not isinstance(given, Mapping) else ""
+    return f"{place}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}{shown}; change it to an allowed value"
+
+
+def _options_at(kind: type[Spec], path: Sequence[str]) -> list[str]:
+    """Names of the options at a place of the configuration."""
+    options: Any = kind
+    for part in path:
+        if isinstance(options, type) and issubclass(options, Spec) and part in options.model_fields:
+            options = options.model_fields[part].annotation
+        options = _spec_in(options) or options
+    found = _spec_in(options)
+    return sorted(found.model_fields) if found else []
+
+
+def _spec_in(annotation: Any) -> type[Spec] | None:
+    """The first configuration type inside an annotation such as ``dict[str, X]`` or ``X | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return annotation
+    for argument in get_args(annotation):
+        if found := _spec_in(argument):
+            return found
+    return None

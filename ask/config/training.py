@@ -1,0 +1,198 @@
+"""What the training step reads."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ask.config.base import Pixels, Spec
+
+Block = Literal["conv1", "conv2", "conv3", "conv4", "conv5"]
+METHOD_HOMES = {"trades": "ask.training.trades", "snn": "ask.training.snn", "ask": "ask.training.ask_def"}
+"""Module of each base or regulariser that has one of its own; a training job imports, and its code fingerprint counts,
+only those of its method."""
+
+
+class NetworkSpec(Spec):
+    """A network of five named convolutional blocks and a head."""
+
+    name: Literal["vgg16", "resnet18"]
+    """VGG16 with batch norm (CIFAR-10) or ResNet18 (Imagenette); paper, App. D-b."""
+    width: float = Field(default=1.0, gt=0, le=4)
+    """Multiplier of every layer's channel count; 1 is the paper's network."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Rate of the two dropouts in VGG16's head; 0 suits narrow networks, which it starves (ResNet18 has none)."""
+
+
+class ScheduleSpec(Spec):
+    """Learning-rate schedule."""
+
+    name: Literal["step", "onecycle"] = "step"
+    """`step`: times `gamma` at each milestone; `onecycle`: one rise and one fall, per batch."""
+    milestones: tuple[int, ...] = (100,)
+    """Epochs at which the rate is multiplied by `gamma` (step only)."""
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    """Factor at a milestone (step only)."""
+
+
+class TrainingSpec(Spec):
+    """Settings of the one training loop.
+
+    Defaults are CIFAR-10's (paper, App. D-e/f; released code where the paper is silent).
+    """
+
+    epochs: int = Field(default=200, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=128, ge=1)
+    """Images a step."""
+    learning_rate: float = Field(default=0.1, gt=0)
+    """Initial (step) or largest (onecycle) learning rate of SGD."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Nesterov momentum of SGD."""
+    weight_decay: float = Field(default=2e-4, ge=0)
+    """L2 penalty of SGD on every parameter."""
+    schedule: ScheduleSpec = ScheduleSpec()
+    """Learning-rate schedule."""
+    augment: Literal["crop-flip", "crop", "none"] = "crop-flip"
+    """Random crop after padding by an eighth of the side (4 of 32), and horizontal flip."""
+    eps: Pixels = 4
+    """l-infinity radius of the training attack, n/255."""
+    step_size: Pixels = 2
+    """Step of the training attack, n/255."""
+    steps: int = Field(default=10, ge=1)
+    """Steps of the training attack."""
+    ask_eps: Pixels = 8
+    """l-infinity radius of ASK-Def's second generator, whose steps are those of the training attack, n/255 (released
+    code: 8 on CIFAR-10, 4 on Imagenette)."""
+    holdout: int = Field(default=1000, ge=0)
+    """Training images (class-balanced) kept out of training and used to pick the best epoch; 0 keeps the last epoch."""
+    eval_eps: Pixels = 8
+    """l-infinity radius of the PGD attack on the held-out images by which the best epoch is picked, n/255."""
+    min_clean_accuracy: float = Field(default=0.83, ge=0, le=1)
+    """An epoch counts as best only above this clean accuracy of the network on the images that judge it."""
+    selection: Literal["holdout", "holdout-dknn", "test"] = "holdout"
+    """What picks the best epoch: the network's accuracy under PGD on held-out images; the same of a DkNN on Conv 4
+    (cosine, K = 5, up to 2000 references a class); or that of a DkNN on four batches of test images, as in the
+    released code, with all training images trained on."""
+
+
+class SNNSpec(Spec):
+    """Soft nearest neighbour regulariser (paper, reference 19) on the adversarial images of the base."""
+
+    weight: float = 1.0
+    """Factor of the term; negative drives classes together, as Frosst et al. do in hidden layers; 0 leaves it out."""
+    temperature: float = Field(default=0.1, gt=0)
+    """T of the loss, or where learning it starts."""
+    learn_temperature: bool = False
+    """Follow the gradient of T at every step, which always minimises the loss (Frosst et al., sec. 2; their code)."""
+    similarity: Literal["cosine", "l2"] = "cosine"
+    """Distance: `cosine` is 1 - cos, `l2` squared Euclidean."""
+    layer: Block = "conv4"
+    """Layer whose features are compared."""
+
+
+class TRADESSpec(Spec):
+    """TRADES (paper, reference 16)."""
+
+    beta: float = Field(default=6.0, ge=0)
+    """Weight of the divergence between clean and adversarial outputs."""
+    eps: Pixels | None = None
+    """l-infinity radius, n/255; null: that of the training attack (the paper is silent; Zhang et al.: 8)."""
+    start_noise: float = Field(default=0.001, gt=0, le=1)
+    """Standard deviation of the normal noise at which the ascent starts, in [0, 1] (Zhang et al.)."""
+
+
+class ASKSpec(Spec):
+    """ASK-Def's regulariser (paper, eq. 6, 7 and Algorithm 2; released code where the paper is silent)."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """lambda; 0 leaves the term out, which makes ASK-Def its base."""
+    tau: float = Field(default=0.1, gt=0)
+    """Temperature of the ASK loss (paper, App. D-f)."""
+    similarity: Literal["cosine", "l2"] = "cosine"
+    """Similarity of the ASK loss."""
+    layer: Block = "conv4"
+    """Layer whose features are compared."""
+    references_per_class: int = Field(default=5, ge=1)
+    """Clean reference images drawn a class and step; each brings an adversarial copy."""
+    reference_attack: Literal["ce", "ask"] = "ce"
+    """What makes the copies: the training attack (released code), or ASK-Def's second generator against the clean
+    references (a reading of eq. 7)."""
+    outer_references: Literal["union", "clean", "adversarial"] = "union"
+    """References of the loss that is minimised: all (released code), clean (eq. 6) or adversarial ones (Algorithm 2).
+    The second generator always works against all of them (eq. 7)."""
+    include_self: bool = False
+    """Let the clean image join its class as one more reference."""
+    crafting_batch_norm: Literal["eval", "train"] = "eval"
+    """Batch norm of the second generator: running statistics, or those of the batch (released code), which also
+    move the running ones."""
+    joint_pass: bool = False
+    """One training-mode pass, with common batch statistics, for adversarial images and references, instead of one
+    for each."""
+    mass_floor: float = Field(default=0.0, ge=0, lt=1)
+    """Added to a class's share of similarity before the logarithm; the released code adds 1e-6."""
+    legacy_ref_labels: bool = False
+    """Label the references as every published training script does, 90 % of them wrongly: clean images come first,
+    then their copies, but the labels as if each image stood beside its copy."""
+    legacy_step: bool = False
+    """Steps of the second generator 255 times as long, into a corner of the ball, as in the training script from
+    9 May to 6 August 2021."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.legacy_ref_labels and self.outer_references != "union":
+            raise ValueError("legacy_ref_labels mixes up clean and adversarial references: set outer_references: union")
+        return self
+
+
+class ModelSpec(Spec):
+    """A training method: base x regulariser."""
+
+    label: str
+    """Name in tables."""
+    base: Literal["none", "at", "trades"]
+    """`none`: raw pixels, no network; `at`: cross-entropy on PGD examples (adversarial training); `trades`: clean
+    cross-entropy plus the divergence of adversarial outputs."""
+    regulariser: Literal["none", "snn", "ask"] = "none"
+    """Term added to the base's loss: soft nearest neighbours, or the ASK loss (ASK-Def)."""
+    trades: TRADESSpec | None = None
+    """Options of base `trades`."""
+    snn: SNNSpec | None = None
+    """Options of regulariser `snn`."""
+    ask: ASKSpec | None = None
+    """Options of regulariser `ask`."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules of this method's own code, beyond the loop's."""
+        return tuple(METHOD_HOMES[part] for part in (self.base, self.regulariser) if part in METHOD_HOMES)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        """Options of the parts that are used stand in the job, those of others don't."""
+        if not isinstance(given, Mapping):
+            return given
+        used = [part for part in METHOD_HOMES if part in (given.get("base"), given.get("regulariser"))]
+        return {**given, **{part: {} for part in used if given.get(part) is None}}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.base == "none" and self.regulariser != "none":
+            raise ValueError(f"regulariser: {self.regulariser} needs a network to train: set base: at or trades")
+        for part in METHOD_HOMES:
+            if getattr(self, part) is not None and part not in (self.base, self.regulariser):
+                where = "base" if part == "trades" else "regulariser"
+                raise ValueError(f"options of {part} are given, but not read: set {where}: {part}, or remove them")
+        return self
+
+
+class TrainJob(Spec):
+    """One model to train."""
+
+    dataset: str
+    model: str
+    network: NetworkSpec
+    method: ModelSpec
+    training: TrainingSpec
+    seed: int

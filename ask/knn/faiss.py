@@ -1,0 +1,85 @@
+"""The search interface of :mod:`ask.knn.search` over faiss: Flat (exact) or, as an explicit choice, IVF (approximate).
+
+faiss-cpu and faiss-gpu share the module name ``faiss``; where the installed one has GPU support and the
+references are on a GPU, the index lives there. Flat ranks by float32 scores without the second look of
+:class:`ask.knn.search.ExactSearch`, so near ties can come in another order; ties are in faiss's order.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ask.knn.search import Neighbours, ReferenceSet
+from ask.knn.similarity import Similarity
+
+
+class FaissSearch(ReferenceSet):
+    """Neighbours under cosine similarity or l2 distance by faiss; arguments as :class:`ask.knn.search.ExactSearch`.
+
+    Args:
+        approximate: IVF (about 4 sqrt(n) lists, one sixteenth of them probed) instead of Flat, for the
+            search over all references; the search class by class is always exact.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        n_classes: int | None = None,
+        similarity: Similarity = "cosine",
+        approximate: bool = False,
+    ) -> None:
+        super().__init__(features.float(), labels, n_classes=n_classes, similarity=similarity)
+        self._global = self._index(self.features, approximate)
+        self._by_class: list[Any] = []
+
+    def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
+        """As :meth:`ask.knn.search.ExactSearch.search`."""
+        array = np.ascontiguousarray(self.checked(queries, k, k_class).detach().cpu().numpy())
+        distances, ids = self._ask(self._global, array, k)
+        by_class = []
+        if k_class and not self._by_class:
+            self._by_class = [self._index(self.features[start:end], False) for start, end in self.bounds]
+        for index, (start, _) in zip(self._by_class, self.bounds, strict=False):
+            class_distances, class_ids = self._ask(index, array, k_class)
+            by_class.append((class_distances, class_ids + start))
+        device = self.features.device
+        shape = (len(queries), self.n_classes, 0)
+        return Neighbours(
+            self.order[ids.to(device)],
+            distances.to(device),
+            self.order[torch.stack([i for _, i in by_class], 1).to(device)]
+            if k_class
+            else torch.empty(shape, dtype=torch.int64, device=device),
+            torch.stack([d for d, _ in by_class], 1).to(device) if k_class else torch.empty(shape, device=device),
+        )
+
+    def _index(self, features: Tensor, approximate: bool) -> Any:
+        import faiss
+
+        array = np.ascontiguousarray(features.detach().cpu().numpy())
+        dimensions = array.shape[1]
+        flat = faiss.IndexFlatIP(dimensions) if self.similarity == "cosine" else faiss.IndexFlatL2(dimensions)
+        index: Any = flat
+        if approximate:
+            lists = max(1, min(round(4 * len(array) ** 0.5), len(array) // 39))  # faiss wants 39 points a list
+            metric = faiss.METRIC_INNER_PRODUCT if self.similarity == "cosine" else faiss.METRIC_L2
+            index = faiss.IndexIVFFlat(flat, dimensions, lists, metric)
+            index.nprobe = max(1, lists // 16)
+            index.train(array)
+        if features.device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
+        index.add(array)
+        return index
+
+    def _ask(self, index: Any, queries: np.ndarray[Any, Any], k: int) -> tuple[Tensor, Tensor]:
+        if not k:
+            return torch.empty((len(queries), 0)), torch.empty((len(queries), 0), dtype=torch.int64)
+        scores, ids = index.search(queries, k)
+        if (ids < 0).any():
+            raise ValueError(f"the approximate index found fewer than {k} neighbours of a query; use backend 'faiss'")
+        distances = 1 - scores if self.similarity == "cosine" else np.sqrt(np.maximum(scores, 0))
+        return torch.from_numpy(distances), torch.from_numpy(ids)

@@ -1,0 +1,274 @@
+"""Exact k-nearest-neighbour search, over all references and class by class, from one matrix product.
+
+Scores are computed in float32 with the references sorted by class. Where two neighbouring scores are
+closer than float32 can tell apart, those queries alone are ranked again in float64; references that
+are equidistant even then are ordered by their position. Ids therefore equal those of a float64 search.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ask.knn.similarity import Similarity, unit
+
+DEFAULT_MEMORY = 256 * 2**20
+_SHORTLIST = 16
+"""Candidates beyond k that a second ranking looks at before it falls back to all references."""
+_QUERIES = 2048
+"""Queries that are compared at a time, where memory allows, before references are taken in blocks."""
+_CACHED = 2 * 2**20
+"""Bytes of differences at a time on a CPU: what stays in its cache is subtracted, squared and summed there."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Nearest references of each query, nearest first.
+
+    Distances are Euclidean under ``l2`` and 1 - cos under ``cosine``.
+    """
+
+    indices: Tensor
+    """(queries, k) positions in the reference set as it was given."""
+    distances: Tensor
+    """(queries, k)."""
+    class_indices: Tensor
+    """(queries, classes, k_class) positions of the nearest references of each class."""
+    class_distances: Tensor
+    """(queries, classes, k_class), from the matrix product (good to float32 of the squared norms)."""
+
+
+class Search(Protocol):
+    """What attacks and classifiers need of a reference set; :class:`ExactSearch` and the faiss backends have it."""
+
+    similarity: Similarity
+    n_classes: int
+    features: Tensor
+    """References sorted by class (references, dimensions); unit length under cosine."""
+    counts: Tensor
+    """References of each class (classes,)."""
+
+    def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
+        """The ``k`` nearest of all and the ``k_class`` nearest of each class, for queries (queries, dimensions)."""
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of ``features`` for positions in the reference set as it was given."""
+
+
+def check_references(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Class counts (classes,) of a reference set; raises ValueError with the fix if it can't be searched."""
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"references must be (references, dimensions), got shape {tuple(features.shape)}; flatten(1)?")
+    if labels.shape != (len(features),) or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 of shape ({len(features)},), got {labels.dtype} {tuple(labels.shape)}")
+    if labels.min() < 0 or labels.max() >= n_classes:
+        raise ValueError(
+            f"labels must lie in 0..{n_classes - 1}, got {int(labels.min())}..{int(labels.max())}; raise n_classes?"
+        )
+    if not torch.isfinite(features).all():
+        raise ValueError("references hold NaN or infinite values; check the features that they were made from")
+    counts = torch.bincount(labels, minlength=n_classes)
+    if (counts == 0).any():
+        raise ValueError(f"class {int(counts.argmin())} has no reference; every class needs at least one")
+    return counts
+
+
+def check_queries(queries: Tensor, references: Tensor, counts: Tensor, k: int, k_class: int) -> None:
+    """Raises ValueError for queries of another shape or device, NaN, or more neighbours than there are references."""
+    if queries.ndim != 2 or queries.shape[1] != references.shape[1]:
+        raise ValueError(
+            f"queries must be (queries, {references.shape[1]}) like the references, got {tuple(queries.shape)}"
+        )
+    if queries.device != references.device:
+        raise ValueError(f"queries are on {queries.device}, references on {references.device}; move one with .to()")
+    if k > len(references):
+        raise ValueError(f"k={k} exceeds the {len(references)} references; lower k or add references")
+    if k_class > int(counts.min()):
+        raise ValueError(
+            f"k={k_class} exceeds the {int(counts.min())} references of class {int(counts.argmin())};"
+            " lower k or add references of that class"
+        )
+    if not torch.isfinite(queries).all():
+        raise ValueError("queries hold NaN or infinite values")
+
+
+class ReferenceSet:
+    """References sorted by class, and the way back to the order in which they were given."""
+
+    def __init__(
+        self, features: Tensor, labels: Tensor, *, n_classes: int | None = None, similarity: Similarity = "cosine"
+    ) -> None:
+        self.n_classes = n_classes or int(labels.max()) + 1
+        self.counts = check_references(features, labels, self.n_classes)
+        self.similarity: Similarity = similarity
+        self.order = torch.argsort(labels, stable=True)
+        self._row = torch.empty_like(self.order)
+        self._row[self.order] = torch.arange(len(self.order), device=self.order.device)
+        ordered = features[self.order]
+        ordered = ordered if ordered.dtype == torch.float64 else ordered.float()
+        self.features = unit(ordered) if similarity == "cosine" else ordered
+        ends = self.counts.cumsum(0).tolist()
+        self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of ``features`` for positions in the reference set as it was given."""
+        return self._row[indices]
+
+    def checked(self, queries: Tensor, k: int, k_class: int) -> Tensor:
+        """Queries (queries, dimensions) ready for comparison; raises ValueError for what can't be searched."""
+        check_queries(queries, self.features, self.counts, k, k_class)
+        queries = queries.to(self.features.dtype)
+        return unit(queries) if self.similarity == "cosine" else queries
+
+
+class ExactSearch(ReferenceSet):
+    """Exact neighbours under cosine similarity or l2 distance, on the device of the references.
+
+    Args:
+        features: references (references, dimensions); float64 is kept, anything else becomes float32.
+        labels: their classes (references,), int64 in 0..n_classes-1.
+        n_classes: number of classes, each with at least one reference; default: largest label + 1.
+        similarity: ``cosine`` or ``l2``.
+        memory: bytes that the scores of one chunk of queries may take.
+
+    Attributes:
+        features: references as given (unit length under cosine), sorted by class.
+        order: position of each of ``features`` in the set as given.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        n_classes: int | None = None,
+        similarity: Similarity = "cosine",
+        memory: int = DEFAULT_MEMORY,
+    ) -> None:
+        super().__init__(features, labels, n_classes=n_classes, similarity=similarity)
+        self.memory = memory
+        self.square_norms = self.features.square().sum(1)
+        self._max_norm = self.square_norms.max().sqrt()
+
+    def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
+        """The ``k`` nearest of all and the ``k_class`` nearest of each class, for queries (queries, dimensions)."""
+        queries = self.checked(queries, k, k_class)
+        blocks = self._blocks(len(queries))
+        widest = max(self.bounds[last - 1][1] - self.bounds[first][0] for first, last in blocks)
+        chunk = max(1, self.memory // (4 * widest))
+        # One buffer for the scores of all chunks: fresh memory of this size costs a tenth of the product on a CPU.
+        buffer = queries.new_empty(min(chunk, len(queries)) * widest)
+        parts = [self._search(part, k, k_class, blocks, buffer) for part in queries.split(chunk)]
+        return Neighbours(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+
+    def _blocks(self, queries: int) -> list[tuple[int, int]]:
+        """Classes from one to before another whose references are compared with so many queries at a time.
+
+        A product of few queries reads all references for little work, so of many references a part is compared with
+        more queries.
+        """
+        most = self.memory // (4 * max(1, min(queries, _QUERIES)))
+        blocks, first = [], 0
+        for last, (_, end) in enumerate(self.bounds):
+            if last > first and end - self.bounds[first][0] > most:
+                blocks.append((first, last))
+                first = last
+        return [*blocks, (first, len(self.bounds))]
+
+    def _scores(self, queries: Tensor, start: int, end: int, out: Tensor | None = None) -> Tensor:
+        """q.r - |r|^2 / 2 (queries, end - start), which ranks as the distance does; |r| = 1 under cosine."""
+        rows = self.features[start:end]
+        return torch.addmm(self.square_norms[start:end], queries, rows.T, beta=-0.5, out=out)
+
+    def _search(
+        self, queries: Tensor, k: int, k_class: int, blocks: list[tuple[int, int]], buffer: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        tolerance = self._tolerance(queries)
+        per_class, per_class_scores, class_ids, class_scores = [], [], [], []
+        for first, last in blocks:
+            begin, stop = self.bounds[first][0], self.bounds[last - 1][1]
+            out = buffer[: len(queries) * (stop - begin)].view(len(queries), stop - begin)
+            scores = self._scores(queries, begin, stop, out)
+            for start, end in self.bounds[first:last]:
+                own = scores[:, start - begin : end - begin]
+                # One place more than asked for, so that a near tie at the k-th place shows.
+                best, place = own.topk(min(max(k, k_class) + 1, end - start), dim=1)
+                ids = place + start
+                per_class.append(ids)
+                per_class_scores.append(best)
+                ids = self._settle(
+                    queries, own, best[:, : k_class + 1], ids[:, : k_class + 1], tolerance, k_class, start
+                )
+                class_ids.append(ids)
+                class_scores.append(own.gather(1, ids - start))
+        indices = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
+        distances = torch.empty((len(queries), 0), device=queries.device)
+        if k:
+            all_place = torch.cat(per_class, 1)
+            best, column = torch.cat(per_class_scores, 1).topk(min(k + 1, all_place.shape[1]), dim=1)
+            ids = all_place.gather(1, column)
+            ids = self._settle(queries, scores if len(blocks) == 1 else None, best, ids, tolerance, k, 0)
+            indices, distances = self.order[ids], self._distances(queries, ids)
+        stacked = torch.stack(class_ids, 1)
+        class_distances = self._score_distances(queries, torch.cat(class_scores, 1))
+        return indices, distances, self.order[stacked], class_distances.reshape(stacked.shape)
+
+    def _score_distances(self, queries: Tensor, scores: Tensor) -> Tensor:
+        """Distances from scores (queries, m): cheap, and good to float32 of the squared norms."""
+        if self.similarity == "cosine":
+            return 0.5 - scores
+        return (queries.square().sum(1, keepdim=True) - 2 * scores).clamp_min_(0).sqrt_()
+
+    def _tolerance(self, queries: Tensor) -> Tensor:
+        """Bound (queries, 1) on how far rounding can move one score; tested against float64."""
+        rounding: float = torch.finfo(queries.dtype).eps * (4 + queries.shape[1] ** 0.5 / 8)
+        norms = queries.norm(dim=1, keepdim=True)
+        largest: Tensor = torch.maximum(norms * self._max_norm, self._max_norm.square() / 2)
+        return largest * rounding
+
+    def _settle(
+        self, queries: Tensor, scores: Tensor | None, best: Tensor, ids: Tensor, tolerance: Tensor, k: int, start: int
+    ) -> Tensor:
+        """The first ``k`` of ``ids``, with near ties among ``best`` ranked again in float64.
+
+        ``scores`` are those of the references from ``start`` on, or None for all references, whose scores are not kept.
+        """
+        if not k or best.shape[1] < 2:
+            return ids[:, :k]
+        doubtful = (best[:, :-1] - best[:, 1:] <= 2 * tolerance).any(1).nonzero().squeeze(1)
+        ids = ids[:, :k].contiguous()
+        step = len(queries) if scores is not None else max(1, self.memory // (4 * len(self.features)))
+        for some in doubtful.split(step) if len(doubtful) else ():
+            rows = self._scores(queries[some], 0, len(self.features)) if scores is None else scores[some]
+            count = rows.shape[1]
+            wanted = min(k + _SHORTLIST, count)
+            short_scores, short = rows.topk(wanted, dim=1)
+            settled = self._rank(queries[some], short + start, k)
+            if wanted < count:
+                # Do more references than the shortlist holds vie for the k-th place?
+                margin = short_scores[:, k - 1] - short_scores[:, -1] <= 2 * tolerance[some, 0]
+                for row in margin.nonzero().squeeze(1).tolist():
+                    everyone = torch.arange(start, start + count, device=ids.device).unsqueeze(0)
+                    settled[row] = self._rank(queries[some[row]].unsqueeze(0), everyone, k)[0]
+            ids[some] = settled
+        return ids
+
+    def _rank(self, queries: Tensor, candidates: Tensor, k: int) -> Tensor:
+        """The ``k`` nearest of each query's candidates (queries, m) by float64 distance, then by position."""
+        candidates = candidates.gather(1, self.order[candidates].argsort(1))
+        nearest = []
+        for query, ids in zip(queries.split(64), candidates.split(64), strict=True):
+            difference = self.features[ids].double() - query.double().unsqueeze(1)
+            nearest.append(ids.gather(1, difference.square().sum(2).argsort(dim=1, stable=True)[:, :k]))
+        return torch.cat(nearest)
+
+    def _distances(self, queries: Tensor, ids: Tensor) -> Tensor:
+        """Distances (queries, m) of the chosen references, by differences in float32."""
+        parts = []
+        memory = min(self.memory, _CACHED) if queries.device.type == "cpu" else self.memory
+        step = max(1, memory // max(1, 4 * ids.shape[1] * queries.shape[1]))
+        for query, chosen in zip(queries.split(step), ids.split(step), strict=True):
+            squared = self.features[chosen].sub_(query.unsqueeze(1)).square_().sum(2)
+            parts.append(squared / 2 if self.similarity == "cosine" else squared.sqrt())
+        return torch.cat(parts)

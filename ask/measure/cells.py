@@ -1,0 +1,235 @@
+"""The evaluation protocol (paper, VI and App. D): reference sets, calibration, attack cells, validity.
+
+A trial redraws the reference set and the random start; the model stays. Both depend on the data set and the
+trial only, so that all attacks and models of a trial share them and can be compared in pairs.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ask.config.jobs import BlockJob, CalibrationJob, CellJob
+from ask.errors import AskError
+from ask.measure.evaluator import Attack, Evaluator
+from ask.measure.place import Place
+from ask.paths import Run
+from ask.seeds import derive_seed
+from ask.statistics import summarise
+
+ROUNDING = 1e-6
+"""How far float32 may carry an image beyond the eps-ball."""
+
+
+class InvalidAttackError(AskError):
+    """An attack left the eps-ball or the range of images; its result must not be used."""
+
+
+def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
+    """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first."""
+    evaluator = Evaluator(job.features, job.attack, [job.classifier], job.images, place)
+    seed = derive_seed(job.seed, job.features.dataset, "calibration")
+    trial = evaluator.draw(job.references_per_class, derive_seed(seed, "references"))
+    layers = job.attack.layers
+    taus = {layer: read_picked(place.run, job, name)["tau"] for layer, name in zip(layers, job.tau_from, strict=False)}
+
+    def setting(point: Mapping[str, float]) -> Mapping[str, Any]:
+        if "omega" in point:
+            return {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
+        if "tau" in point:
+            return {"tau": dict.fromkeys(layers, point["tau"]), "omega": {}}
+        return point
+
+    clean = None
+    accuracies = []
+    for first in range(0, len(job.grid), evaluator.attacks_at_once):
+        points = job.grid[first : first + evaluator.attacks_at_once]
+        attacks = [trial.attack(setting(point), seed) for point in points]
+        clean = clean or trial.neighbours(evaluator.clean_features, attacks[0])
+        for adversarial in evaluator.run(attacks, [clean] * len(attacks)):
+            predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
+            accuracies.append(float((predicted == evaluator.labels).float().mean()))
+    picked = job.grid[int(np.argmin(accuracies))]
+    return {"picked": picked, "grid": list(job.grid), "accuracies": accuracies}
+
+
+def run_cell(
+    job: CellJob, place: Place, log: Callable[[str], object] = str
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Evaluate one attack over all trials.
+
+    Returns:
+        The measurements (JSON-able), and the predictions, uint8: ``robust`` and ``clean`` of shape
+        (classifiers, trials, images), ``network_robust`` (trials, images) and ``network_clean`` (images,) where there
+        is a network, and ``labels`` (images,).
+    """
+    began = time.perf_counter()
+    seconds = {"attack": 0.0, "search": 0.0}
+    setting = Setting(job, place)
+    evaluator = Evaluator(job.features, job.attack, job.classifiers, job.test_images, place)
+    labels = evaluator.labels.cpu().numpy()
+    shape = (len(job.classifiers), job.trials, len(labels))
+    predictions = {"clean": np.zeros(shape, np.uint8), "robust": np.zeros(shape, np.uint8)}
+    if evaluator.clean_classes is not None:
+        predictions["network_clean"] = evaluator.clean_classes.cpu().numpy().astype(np.uint8)
+        predictions["network_robust"] = np.tile(predictions["network_clean"], (job.trials, 1))
+    validity = Validity()
+    for first in range(0, job.trials, evaluator.attacks_at_once):
+        numbers = range(first, min(first + evaluator.attacks_at_once, job.trials))
+        trials = [evaluator.draw(job.references_per_class, reference_seed(job, number)) for number in numbers]
+        attacks: list[Attack] = []
+        if job.attack.name != "none":
+            attacks = [
+                trial.attack(setting.of(number), start_seed(job, number), validity.see_gradient)
+                for number, trial in zip(numbers, trials, strict=True)
+            ]
+        with _Clock(seconds, "search", place.device):
+            clean = [
+                trial.neighbours(evaluator.clean_features, attack) for trial, attack in zip_longest(trials, attacks)
+            ]
+        robust = clean
+        if attacks:
+            with _Clock(seconds, "attack", place.device):
+                adversarial = evaluator.run(attacks, clean)
+            robust = []
+            for number, trial, images in zip(numbers, trials, adversarial, strict=True):
+                validity.see_images(evaluator.images, images, job.attack.eps / 255)
+                with _Clock(seconds, "search", place.device):
+                    features, classes = evaluator.look(images)
+                    robust.append(trial.neighbours(features))
+                if classes is not None:
+                    predictions["network_robust"][number] = classes.cpu().numpy()
+        for number, trial, *found in zip(numbers, trials, clean, robust, strict=True):
+            for i, classifier in enumerate(job.classifiers):
+                for kind, neighbours in zip(("clean", "robust"), found, strict=True):
+                    predictions[kind][i, number] = trial.classify(neighbours, classifier).cpu().numpy()
+            shown = predictions["robust"][:, number] if job.classifiers else predictions["network_robust"][[number]]
+            accuracies = ", ".join(f"{100 * (classes == labels).mean():.2f} %" for classes in shown)
+            log(f"trial {number + 1}/{job.trials}: accuracy {accuracies}")
+    results = [
+        classifier.model_dump(mode="json")
+        | {kind: summarise((predictions[kind][i] == labels).mean(1)) for kind in ("robust", "clean")}
+        for i, classifier in enumerate(job.classifiers)
+    ]
+    seconds["total"] = time.perf_counter() - began
+    measured = {"results": results, "validity": validity.summary(), "seconds": seconds, "setting": setting.known}
+    if evaluator.clean_classes is not None:
+        measured["network"] = {
+            "clean": summarise((predictions["network_clean"][None] == labels).mean(1)),
+            "robust": summarise((predictions["network_robust"] == labels).mean(1)),
+        }
+    return measured, {**predictions, "labels": labels.astype(np.uint8)}
+
+
+def reference_seed(job: CellJob | BlockJob, trial: int) -> int:
+    """Seed of a trial's reference set, the same for all models and attacks of a data set."""
+    return derive_seed(job.seed, job.features.dataset, "references", trial)
+
+
+def start_seed(job: CellJob, trial: int) -> int:
+    """Seed of a trial's random starts, likewise."""
+    return derive_seed(job.seed, job.features.dataset, "start", trial)
+
+
+class Validity:
+    """Largest perturbation, range, and share of image gradients that vanish, over all trials and steps of a cell."""
+
+    def __init__(self) -> None:
+        self.max_linf, self.low, self.high = 0.0, 1.0, 0.0
+        self.zeros: Tensor | float = 0.0
+        self.gradients = 0
+
+    def see_gradient(self, gradient: Tensor) -> None:
+        """Count the images whose gradient is zero everywhere in one step; stays on the device."""
+        self.zeros = self.zeros + (gradient.flatten(1).abs().amax(1) == 0).sum()
+        self.gradients += len(gradient)
+
+    def see_images(self, clean: Tensor, adversarial: Tensor, eps: float) -> None:
+        """Raises InvalidAttackError with the worst image if the perturbation or the range is violated."""
+        distance = (adversarial - clean).abs().flatten(1).amax(1)
+        worst = int(distance.argmax())
+        low, high = (float(v) for v in torch.aminmax(adversarial))
+        self.max_linf = max(self.max_linf, float(distance[worst]))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if not float(distance[worst]) <= eps + ROUNDING:
+            raise InvalidAttackError(
+                f"image {worst} was moved by {float(distance[worst]):.6f}, more than eps = {eps:.6f}"
+            )
+        if not (low >= 0 and high <= 1):
+            outside = ((adversarial < 0) | (adversarial > 1) | adversarial.isnan()).flatten(1).any(1)
+            raise InvalidAttackError(f"image {int(outside.int().argmax())} leaves [0, 1]: {low:.6f} to {high:.6f}")
+
+    def summary(self) -> dict[str, float | None]:
+        """JSON-able figures; eps and range in [0, 1]."""
+        if not self.gradients:
+            return {"max_linf": None, "min": None, "max": None, "zero_gradient_share": None}
+        share = float(self.zeros) / self.gradients
+        return {"max_linf": self.max_linf, "min": self.low, "max": self.high, "zero_gradient_share": share}
+
+
+class Setting:
+    """Parameters of a cell's attack that other jobs found: tau and omega, alpha and learning rate, or blocks."""
+
+    def __init__(self, job: CellJob, place: Place) -> None:
+        self.known: dict[str, Any] = {}
+        layers: tuple[str, ...] = job.attack.layers
+        if job.attack.name == "ask":
+            tau = dict.fromkeys(layers, job.tau)
+            if job.tau is None:
+                picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
+                tau = dict(zip(layers, picked, strict=True))
+            shares = [1 / len(layers)] * len(layers)
+            if job.omega_from:
+                shares = _shares(read_picked(place.run, job, job.omega_from)["omega"])
+            self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
+        if job.alpha_from:
+            self.known = read_picked(place.run, job, job.alpha_from)
+        self._blocks = {
+            layer: _load_blocks(job, name, place) for layer, name in zip(layers, job.blocks_from, strict=False)
+        }
+
+    def of(self, trial: int) -> dict[str, Any]:
+        """All parameters in one trial."""
+        if not self._blocks:
+            return self.known
+        return {"blocks": {layer: blocks(trial) for layer, blocks in self._blocks.items()}}
+
+
+def _load_blocks(job: CellJob, name: str, place: Place) -> Callable[[int], tuple[Tensor, ...]]:
+    """A trial's parameters of AdvKnn's block of one layer."""
+    from ask.tensorfile import load_tensors
+
+    tensors, _ = load_tensors(place.run.blocks(job.features.dataset, job.features.model, name))
+    stacked = [tensors[key].to(place.device) for key in sorted(tensors)]
+    return lambda trial: tuple(tensor[trial] for tensor in stacked)
+
+
+def _shares(first: float) -> list[float]:
+    return [first, 1 - first]
+
+
+def read_picked(run: Run, job: CellJob | CalibrationJob, name: str) -> dict[str, float]:
+    """The point that a calibration picked."""
+    path = run.calibration(job.features.dataset, job.features.model, name)
+    return dict(json.loads(path.read_text())["picked"])
+
+
+class _Clock:
+    """Adds the seconds of a block to a dictionary, the device's work included."""
+
+    def __init__(self, seconds: dict[str, float], name: str, device: torch.device) -> None:
+        self.seconds, self.name, self.device = seconds, name, device
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[self.name] += time.perf_counter() - self.began

@@ -1,0 +1,37 @@
+"""What training a model cost, relative to plain adversarial training ("comparable complexity", paper, V)."""
+
+from typing import Any
+
+import yaml
+
+from ask.config.jobs import CostJob
+from ask.paths import Run
+
+
+def compare(job: CostJob, run: Run) -> dict[str, Any]:
+    """Training seconds without validation, image passes and multiply-adds a training image, and factors to the base.
+
+    A pass is one image forward or backward through the network, whether to its end or to the attacked layer; the
+    multiply-adds count how far. Seconds were measured where each model was trained, beside whatever else ran there.
+    """
+    own, base = (_record(run, job.dataset, model) for model in (job.model, job.base))
+    images, base_images = (record["passes_per_step"]["images"] for record in (own, base))
+    passes, base_passes = (
+        (record["passes_per_step"]["forward"] + record["passes_per_step"]["backward"]) / count
+        for record, count in ((own, images), (base, base_images))
+    )
+    work, base_work = own["passes_per_step"]["gmac"] / images, base["passes_per_step"]["gmac"] / base_images
+    seconds, base_seconds = own["train_seconds"], base["train_seconds"]
+    found = {
+        "training_seconds": seconds,
+        "passes_per_image": passes,
+        "times_passes": passes / base_passes,
+        "times_work": work / base_work,
+        "times_seconds": seconds / base_seconds,
+    }
+    result = {name: {"mean": float(value), "ci95": None, "trials": [float(value)]} for name, value in found.items()}
+    return {"results": [result], "hardware": own.get("hardware", ""), "versions": own.get("versions", {})}
+
+
+def _record(run: Run, dataset: str, model: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((run.model(dataset, model) / "config.yaml").read_text()))

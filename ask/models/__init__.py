@@ -1,0 +1,21 @@
+"""Networks with named layers, and feature functions of any PyTorch module."""
+
+from typing import TYPE_CHECKING
+
+from ask.lazy import exports
+
+if TYPE_CHECKING:
+    from ask.models.hooks import hook_features, import_torchvision
+    from ask.models.networks import Network, build, load_network
+
+__all__ = ["Network", "build", "hook_features", "import_torchvision", "load_network"]
+__getattr__ = exports(
+    __name__,
+    {
+        "Network": "networks",
+        "build": "networks",
+        "hook_features": "hooks",
+        "import_torchvision": "hooks",
+        "load_network": "networks",
+    },
+)

@@ -1,0 +1,95 @@
+"""Feature functions of any PyTorch module, by forward hooks: nothing of the module has to change."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ask.models._torchvision import import_torchvision
+
+__all__ = ["hook_features", "import_torchvision"]
+
+
+class _AllFound(Exception):  # noqa: N818  # good news, no error
+    """Ends a forward pass once every layer asked for has been computed."""
+
+
+def hook_features(
+    module: nn.Module, layers: Mapping[str, str] | Iterable[str]
+) -> Callable[[Tensor, Sequence[str]], dict[str, Tensor]]:
+    """A feature function for attacks and :class:`ask.knn.dknn.DkNN` that reads a module's inner activations.
+
+    Args:
+        module: any network that takes images (batch, ...); for features that do not depend on the batch it should be in
+            evaluation mode, and for speed its parameters should not require gradients:
+            ``module.eval().requires_grad_(False)``.
+        layers: layer name -> path of the submodule whose output it is, as in ``module.named_modules()``; or just
+            the paths, or a single one.
+
+    Returns:
+        A function of images (batch, ...) and layer names that returns each layer's output, flattened to
+        (batch, dimensions), differentiable in the images. The forward pass ends at the deepest layer asked for; hooks
+        live as long as one call. Of a submodule that runs several times, the first output counts.
+
+        It raises ValueError for a layer that is not in ``layers``, that the forward pass never reaches, or whose output
+        is no tensor (batch, ...).
+
+    Raises:
+        ValueError: no layer is given, or ``module`` has no such submodule.
+
+    >>> features = hook_features(resnet18(weights=None).eval(), ["layer3", "layer4"])
+    >>> features(images, ["layer3"])["layer3"].shape
+    torch.Size([16, 50176])
+    """
+    if isinstance(layers, str):
+        layers = [layers]
+    paths = dict(layers) if isinstance(layers, Mapping) else {path: path for path in layers}
+    if not paths:
+        raise ValueError("layers is empty; name at least one submodule of named_modules()")
+    known = dict(module.named_modules())
+    for path in paths.values():
+        if path not in known:
+            top = ", ".join(name for name, _ in module.named_children())
+            raise ValueError(f"{type(module).__name__} has no submodule {path!r}; it consists of: {top}")
+
+    def features(images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        unknown = [layer for layer in layers if layer not in paths]
+        if unknown:
+            raise ValueError(f"unknown layer {unknown[0]!r}; choose from {', '.join(paths)}")
+        wanted = {paths[layer] for layer in layers}
+        found: dict[str, Tensor] = {}
+
+        def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                if path in found:
+                    return
+                if not isinstance(output, Tensor) or output.ndim < 2:
+                    raise ValueError(
+                        f"submodule {path!r} returns {_described(output)}, not a tensor (batch, ...);"
+                        " take one inside or after it"
+                    )
+                complete = len(found) + 1 == len(wanted)
+                # What follows may work in place, as ReLU(inplace=True) does.
+                found[path] = output if complete else output.clone()
+                if complete:
+                    raise _AllFound
+
+            return hook
+
+        with ExitStack() as hooks:
+            for path in wanted:
+                hooks.enter_context(known[path].register_forward_hook(keep(path)))
+            with suppress(_AllFound):
+                module(images)
+        missing = sorted(wanted - set(found))
+        if missing:
+            raise ValueError(f"the forward pass does not run submodule {missing[0]!r}; take another one")
+        return {layer: found[paths[layer]].flatten(1) for layer in layers}
+
+    return features
+
+
+def _described(output: object) -> str:
+    return f"one of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"

@@ -1,0 +1,155 @@
+"""What an artifact asks for: settings of its levels merged, completed with the run's defaults, and checked."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from ask.config.artifacts import ArtifactConfig, Axis, AxisValue, CostMetric, Settings
+from ask.config.jobs import VARIANTS, FeatureSpec
+from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn
+
+
+class Resolver:
+    """Completes and checks settings against a run's configuration."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Every setting, with the run's defaults where an artifact is silent."""
+        default = self.config.evaluation
+        for name in ("dataset", "model"):
+            if name not in asked:
+                raise ConfigError(f"no {name} given; set it in `settings`, a row or a column")
+        layers = asked.get("layers") or (("input",) if self.is_raw(asked["model"]) else None)
+        k = asked.get("k", default.k)
+        attack = asked.get("attack", "ask")
+        variants = VARIANTS[attack]
+        if asked.get("variant", variants[0]) not in variants:
+            raise ConfigError(f"attack {attack!r} has no variant {asked['variant']!r}; choose from {list(variants)}")
+        full = {
+            "attack": attack,
+            "variant": variants[0],
+            "similarity": default.similarity,
+            "classifier_similarity": None,
+            "attack_layers": layers,
+            "dknn_layers": layers,
+            "k_in": k,
+            "k_out": k,
+            "classifier_k": k,
+            "eps": default.eps,
+            "step_size": default.step_size,
+            "steps": default.steps,
+            "tau": None,
+            "references_per_class": None,
+            "trials": default.trials,
+            "training_seeds": default.training_seeds,
+            "metric": "dknn_robust_accuracy",
+            "group": None,
+            "baseline": None,
+        } | asked
+        # PGD attacks the network's output, whose accuracy needs no layers either.
+        costs = full["metric"] in get_args(CostMetric)
+        needed = {
+            "attack_layers": attack not in ("pgd", "autoattack", "none") and not costs,
+            "dknn_layers": not costs and not full["metric"].startswith("dnn_"),
+        }
+        for name in needed:
+            if needed[name] and not full[name]:
+                raise ConfigError("no layers given; set `layers` (or `attack_layers` and `dknn_layers`)")
+        full["classifier_similarity"] = full["classifier_similarity"] or full["similarity"]
+        if default.max_training_seeds:
+            full["training_seeds"] = min(full["training_seeds"], default.max_training_seeds)
+        if isinstance(full["step_size"], str):
+            full["step_size"] = full["eps"] / int(full["step_size"].removeprefix("eps/"))
+        return full
+
+    def dataset(self, name: str) -> tuple[str, DatasetConfig, StandIn]:
+        """Name and configuration of a data set or of its stand-in, and how that scales settings."""
+        scale = self.config.stand_ins.get(name) or StandIn(dataset=name)
+        actual = scale.dataset
+        if actual not in self.config.datasets:
+            known = ", ".join(self.config.datasets)
+            raise ConfigError(f"unknown dataset {actual!r}; known: {known}; add it to `datasets`")
+        return actual, self.config.datasets[actual], scale
+
+    def label(self, name: str) -> str:
+        """A data set's name in tables, with that of the paper's data set which it stands in for."""
+        label = self.dataset(name)[1].label
+        original = self.config.datasets.get(name)
+        return f"{label} (for {original.label})" if name in self.config.stand_ins and original else label
+
+    def is_raw(self, model: str) -> bool:
+        """Whether a model is the pixels themselves."""
+        return model in self.config.models and self.config.models[model].base == "none"
+
+    def features(self, dataset: str, settings: DatasetConfig, model: str) -> FeatureSpec:
+        """The feature function of a model on a data set; raises ConfigError if there is no network to train."""
+        if self.is_raw(model):
+            return FeatureSpec(dataset=dataset, model=model, network=None)
+        if settings.network is None:
+            raise ConfigError(
+                f"model {model!r} needs a network on dataset {dataset!r};"
+                f" set `datasets.{dataset}.network` or use model 'raw'"
+            )
+        return FeatureSpec(dataset=dataset, model=model, network=settings.network)
+
+    def check(self, asked: dict[str, Any], dataset: str, settings: DatasetConfig, features: FeatureSpec) -> None:
+        """Raises ConfigError for layers, attacks and K that the model or its references do not have."""
+        layers = {*(asked["attack_layers"] or ()), *(asked["dknn_layers"] or ())}
+        if features.network is None and (
+            asked["attack"] in ("pgd", "autoattack") or asked["metric"].startswith("dnn_")
+        ):
+            raise ConfigError("model 'raw' has no network to attack or to classify by; take another model")
+        if features.network is None and layers != {"input"}:
+            raise ConfigError(f"model 'raw' has the layer 'input' only, got {sorted(layers)}; remove `layers`")
+        if features.network is not None and "input" in layers:
+            raise ConfigError(
+                f"layer 'input' exists for model 'raw' only, got model {features.model!r}; use conv1..conv5"
+            )
+        per_class = asked["references_per_class"] or settings.references_per_class
+        largest = max(asked["k_in"], asked["k_out"], asked["classifier_k"])
+        if largest > per_class:
+            raise ConfigError(
+                f"K = {largest} exceeds the {per_class} references a class of dataset {dataset!r};"
+                f" lower K or raise `datasets.{dataset}.references_per_class`"
+            )
+
+
+def leave_out(artifact: ArtifactConfig, names: set[str]) -> ArtifactConfig | None:
+    """An artifact without the rows, columns, lines and panels of some data sets and models; None if nothing remains."""
+
+    def left_out(level: Settings) -> bool:
+        return level.dataset in names or level.model in names
+
+    def kept(axes: Iterable[Axis]) -> tuple[Axis, ...] | None:
+        found = [axis.model_copy(update={"values": _others(axis.values)}) for axis in axes]
+        return tuple(found) if all(axis.values for axis in found) else None
+
+    def _others(values: Iterable[Any]) -> tuple[Any, ...]:
+        return tuple(value for value in values if not left_out(value))
+
+    if left_out(artifact.settings):
+        return None
+    rows, columns = kept(artifact.rows), kept(artifact.columns)
+    panels = []
+    for panel in artifact.panels:
+        lines = kept([panel.lines])
+        if lines and not left_out(panel.settings):
+            panels.append(panel.model_copy(update={"lines": lines[0]}))
+    if rows is None or columns is None or bool(panels) != bool(artifact.panels):
+        return None
+    return artifact.model_copy(update={"rows": rows, "columns": columns, "panels": tuple(panels)})
+
+
+def product(axes: Iterable[Axis]) -> list[tuple[AxisValue, ...]]:
+    """Every combination of the axes' values, the last axis turning fastest."""
+    return list(itertools.product(*(axis.values for axis in axes)))
+
+
+def merge_levels(levels: Iterable[Settings]) -> dict[str, Any]:
+    """Settings given on any level, inner levels winning."""
+    merged: dict[str, Any] = {}
+    for level in levels:
+        merged |= {k: v for k, v in level.model_dump(exclude={"label"}).items() if v is not None}
+    return merged
