@@ -39,7 +39,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "figure": ("ask.report.figures",),
     "pictures": ("ask.report.pictures",),
     "boundaries": ("ask.report.boundaries",),
-    "claims": ("ask.report.claims.ledger",),
+    "claims": ("ask.report.claims",),
     "report": ("ask.report.site",),
 }
 """Modules whose code a step depends on (what they import is found by :mod:`ask.plan.provenance`)."""
@@ -311,7 +311,7 @@ def _boundaries(options: argparse.Namespace) -> None:
 
 
 def _claims(options: argparse.Namespace) -> None:
-    from ask.report.claims.ledger import write_ledger
+    from ask.report.claims import write_ledger
 
     _print_paths([write_ledger(options.job, options.claims, Run(options.run))])
 

@@ -15,7 +15,7 @@ def render(config: RunConfig, plan: Plan, run: Run) -> dict[str, list[str]]:
     An artifact that lacks measurements is shown without the data sets and models that have none, if anything remains;
     training costs, which are read off two records, are compared first.
     """
-    from ask.report.claims.ledger import write_ledger
+    from ask.report.claims import write_ledger
     from ask.report.site import render_report
     from ask.report.values import MissingValueError
 
