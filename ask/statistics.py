@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,19 +60,19 @@ class Estimate:
             yield (1 - share) * self.both, df
         yield from ((part, models - 1) for part, models in self.trainings)
 
-    @property
+    @cached_property
     def variance(self) -> float:
         """Squared standard error."""
         trainings = sum(part for part, _ in self.trainings)
         return max(sum(part for part, _ in self._terms()), max(self.trials, self.both) + trainings)
 
-    @property
+    @cached_property
     def df(self) -> float:
         """Degrees of freedom."""
         spread = sum(part**2 / df for part, df in self._terms() if part)
         return self.variance**2 / spread if spread else math.inf
 
-    @property
+    @cached_property
     def half_width(self) -> float:
         """Half width of the 95 % t-interval."""
         from scipy.special import stdtrit

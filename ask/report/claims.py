@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,29 +31,24 @@ COLUMNS = (
 SIGNS = {">=": "≥ ", "<=": "≤ ", "==": "", "~=": "≈ ", "<": "< ", ">": "> "}
 EXACT = {"dnn_clean_accuracy", "times_work", "times_passes", "passes_per_image", "information"}
 """Metrics that no trial changes."""
-WORDS = {
-    "eps": "eps = {:g}/255", "steps": "{} steps", "classifier_k": "K = {}", "k_in": "attack K = {}",
-    "k_out": "K- = {}", "k": "K = {}", "classes": "C = {}", "spread": "spread {}",
-    "conv3+conv4": "Conv 3, 4", "l2": "l2 distance", "at": "AT", "at-snn": "AT+SNN", "ask-def": "ASK-Def",
-    "ask": "ASK-Atk", "advknn": "AdvKnn", "dknn": "DkNN-Atk", "adam": "", "non-targeted": "",
-    **{f"conv{i}": f"Conv {i}" for i in range(1, 6)},
-}
+WORDS = (
+    {
+        "eps": "eps = {:g}/255",
+        "steps": "{} steps",
+        "classifier_k": "K = {}",
+        "k_in": "attack K = {}",
+        "k_out": "K- = {}",
+    }
+    | {"k": "K = {}", "classes": "C = {}", "spread": "spread {}", "l2": "l2 distance", "conv3+conv4": "Conv 3, 4"}
+    | {"at": "AT", "at-snn": "AT+SNN", "ask-def": "ASK-Def", "ask": "ASK-Atk", "advknn": "AdvKnn", "dknn": "DkNN-Atk"}
+    | {"adam": "", "non-targeted": "", "trades": "TRADES", "ask-def-trades": "ASK-Def(TRADES)"}
+    | {f"conv{i}": f"Conv {i}" for i in range(1, 6)}
+)
 """How a setting reads in a sentence, where not as it is: by its column, or by its value."""
 
 
 class MissingEvidenceError(AskError):
     """The run holds no such number; the message says which."""
-
-
-class Measure(NamedTuple):
-    """A quantity of one model on one data set."""
-
-    values: NDArray[Any]
-    """Trainings x trials x images, in the unit shown; a single image: means over images."""
-    dataset: str
-    model: str
-    fixed: bool
-    """No trial changes it."""
 
 
 @dataclass
@@ -63,6 +58,8 @@ class Evidence:
     run: Run
     job: Json
     """See `write_ledger`."""
+    test_images: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of test images of the paper's data sets."""
     stored: dict[str, list[Row]] = field(default_factory=dict)
     """Numbers by artifact."""
     kept: dict[tuple[str, str], NDArray[np.uint8] | None] = field(default_factory=dict)
@@ -96,24 +93,29 @@ class Evidence:
         found = [row for row in rows if all(row.get(name) in values for name, values in wanted.items())]
         for name, values in wanted.items():
             if missing := [value for value in values if all(row[name] != value for row in found)]:
-                words = [worded(n, missing[0] if n == name else v) for n, v in asked.items() if n != "dataset"]
+                words = [worded(n, missing[0] if n == name else v) for n, v in wanted.items() if n != "dataset"]
                 words.insert(0, self.label(dataset))
                 raise MissingEvidenceError(f"{artifact} has no number of {', '.join(filter(None, words))}")
-        return found
+        return [row for i, row in enumerate(found) if row not in found[:i]]  # one data set may stand in for two
 
     def label(self, dataset: str) -> str:
         """A data set as the reader knows it."""
         return str(self.job["labels"].get(dataset, dataset))
 
-    def measure(self, row: Row) -> Measure:
-        """A number: image by image where its predictions are kept, of several trainings each."""
-        references = (row["reference"], *row.get("over", ()))
-        dataset, model, _ = references[0].partition("#")[0].split("/")
-        right = [self._right(reference, row["metric"]) for reference in references]
-        values = np.reshape(row["trials"], (len(right), -1, 1))
-        if all(one is not None for one in right):
-            values = np.stack([one for one in right if one is not None])
-        return Measure(values, dataset, model, row["metric"] in EXACT)
+    def values(self, row: Row) -> NDArray[Any]:
+        """A number in the unit shown: trainings x trials x images; where no predictions are kept, one mean over images.
+
+        Of several trainings without predictions, only the mean over trials is known.
+        """
+        right = [self._right(reference, row["metric"]) for reference in (row["reference"], *row.get("over", ()))]
+        kept = [one for one in right if one is not None]
+        trials = np.reshape(row["trials"], (len(right), -1, 1))
+        if len(kept) == len(right):
+            values = np.stack(kept)
+            means = values.mean(2) if len(right) == 1 else values.mean((1, 2))
+            if means.size == trials.size and np.allclose(means.ravel(), trials.ravel()):
+                return values
+        return trials
 
     def _right(self, reference: str, metric: str) -> NDArray[np.uint8] | None:
         """100 where a prediction is right, else 0, trials x images; None where no predictions are kept."""
@@ -130,6 +132,30 @@ class Evidence:
                 self.kept[reference, metric] = np.atleast_2d(classes == labels) * np.uint8(100)
         return self.kept[reference, metric]
 
+    def estimate(self, terms: Sequence[tuple[float, Row]], *, of_these_images: bool) -> tuple[Estimate, int | None]:
+        """A sum of numbers on one data set, paired by trial and image, and within a model by training.
+
+        Args:
+            terms: coefficients and numbers; of different numbers of trials, the first common ones count.
+            of_these_images: whether the mean over just the paper's test images is meant.
+
+        Returns:
+            The estimate, and the number of trials; None where no trial changes it.
+        """
+        read = [(factor, row, self.values(row)) for factor, row in terms]
+        varying = (v.shape[1] for _, row, v in read if row["metric"] not in EXACT and (len(v) == 1 or v.shape[1] > 1))
+        trials = min(varying, default=None)
+        by_image = len({values.shape[2] for _, _, values in read}) == 1
+        models: dict[str, Any] = {}
+        for factor, row, values in read:
+            values = factor * (values if by_image else values.mean(2, keepdims=True))[:, :trials]
+            models[row["model"]] = models.get(row["model"], 0.0) + values
+        means = [values.mean((1, 2)) for values in models.values() if len(values) > 1]
+        trainings = tuple((float(each.var(ddof=1)) / len(each), len(each)) for each in means)
+        mean = sum(values.mean(0) for values in models.values())
+        population = self.test_images.get(terms[0][1]["dataset"], math.inf) if of_these_images else math.inf
+        return over_trials_and_images(mean, population, trainings), trials
+
 
 def _read_csv(path: Path) -> list[Row]:
     rows: list[Any] = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
@@ -143,29 +169,6 @@ def worded(column: str, value: object) -> str:
     return WORDS[column].format(value) if column in WORDS else WORDS.get(str(value), str(value))
 
 
-def combine(terms: Sequence[tuple[float, Measure]], population: Mapping[str, int]) -> tuple[Estimate, int | None]:
-    """A sum of measures on one data set, paired by trial and image, and within a model by training.
-
-    Args:
-        terms: coefficients and measures; of different numbers of trials, the first common ones count.
-        population: by data set, the number of images over which the mean is meant (see `Estimate`).
-
-    Returns:
-        The estimate, and the number of trials; None where no trial changes it.
-    """
-    trials = min((measure.values.shape[1] for _, measure in terms if not measure.fixed), default=None)
-    by_image = len({measure.values.shape[2] for _, measure in terms}) == 1
-    models: dict[str, Any] = {}
-    for factor, measure in terms:
-        values = measure.values[:, :trials]
-        values = factor * (values if by_image else values.mean(2, keepdims=True))
-        models[measure.model] = models.get(measure.model, 0.0) + values
-    means = [values.mean((1, 2)) for values in models.values() if len(values) > 1]
-    trainings = tuple((float(each.var(ddof=1)) / len(each), len(each)) for each in means)
-    mean = sum(values.mean(0) for values in models.values())
-    return over_trials_and_images(mean, population.get(terms[0][1].dataset, math.inf), trainings), trials
-
-
 def sums(part: Part, evidence: Evidence, dataset: str) -> Iterator[tuple[str, list[tuple[float, Row]]]]:
     """What a part of a claim compares on one data set: labels, and numbers with their coefficients.
 
@@ -175,7 +178,7 @@ def sums(part: Part, evidence: Evidence, dataset: str) -> Iterator[tuple[str, li
     named = [{**part.where, **settings} for settings in (*part.of, *part.minus)]
     chosen = [evidence.select(part, dataset, settings) for settings in (*part.of, *part.minus)]
     if part.shape == "rank":
-        chosen.append([row for row in evidence.select(part, dataset, {}) if row not in chosen[0]])
+        chosen.append([row for row in evidence.select(part, dataset, {}) if all(row is not one for one in chosen[0])])
         named.append(named[0])
 
     def label(rows: Iterable[Row], *more: str) -> str:
@@ -186,7 +189,7 @@ def sums(part: Part, evidence: Evidence, dataset: str) -> Iterator[tuple[str, li
         return ", ".join(dict.fromkeys(filter(None, words)))
 
     def group(row: Row) -> tuple[Any, ...]:
-        return tuple(row[name] for name in part.by)
+        return tuple(row.get(name) for name in part.by)
 
     groups: list[set[Any]] = [set(map(group, rows)) for rows in chosen]
     if unpaired := set.union(*groups) - set.intersection(*groups):
@@ -206,7 +209,7 @@ def sums(part: Part, evidence: Evidence, dataset: str) -> Iterator[tuple[str, li
             yield label(numbers), list(zip(signs, numbers, strict=True))
 
 
-def compare(part: Part, evidence: Evidence, test_images: Mapping[str, int]) -> Iterator[Comparison | Row | str]:
+def compare(part: Part, evidence: Evidence) -> Iterator[Comparison | Row | str]:
     """The comparisons of a part of a claim, the numbers they rest on, and what is missing, in words."""
     for dataset in part.datasets:
         try:
@@ -219,10 +222,9 @@ def compare(part: Part, evidence: Evidence, test_images: Mapping[str, int]) -> I
             terms = [(factor / len(found), row) for _, terms in found for factor, row in terms]
             found = [(f"{evidence.label(dataset)}, mean of {len(found)} settings", terms)]
         for label, terms in found if part.shape != "example" else ():
-            measures = [(factor, evidence.measure(row)) for factor, row in terms]
             # The paper measured its value on all of these images: no others are in question.
-            estimate, trials = combine(measures, test_images if part.shape == "value" else {})
-            images = test_images.get(measures[0][1].dataset, MOST["images"])
+            estimate, trials = evidence.estimate(terms, of_these_images=part.shape == "value")
+            images = evidence.test_images.get(terms[0][1]["dataset"], MOST["images"])
             settings = terms[0][1] | {"dataset": dataset}
             yield Comparison(label, estimate, *region_of(part), part.unit, trials, images, settings)
 
@@ -240,14 +242,14 @@ def write_ledger(job: Json, claims: Path, run: Run) -> Path:
     stated = _read_csv(claims)
     if unknown := {row["id"] for row in stated} ^ set(rules.claims):
         raise AskError(f"{claims} and its .yaml must hold the same claims; one lacks {', '.join(sorted(unknown))}")
-    evidence = Evidence(run, job)
-    rows = [evaluate(row, rules.claims[row["id"]], evidence, rules.test_images) for row in stated]
+    evidence = Evidence(run, job, rules.test_images)
+    rows = [evaluate(row, rules.claims[row["id"]], evidence) for row in stated]
     return write_csv(run.claims, COLUMNS, [{name: format_plain(row[name]) for name in COLUMNS} for row in rows])
 
 
-def evaluate(stated: Json, claim: Claim, evidence: Evidence, test_images: Mapping[str, int]) -> dict[str, Any]:
+def evaluate(stated: Json, claim: Claim, evidence: Evidence) -> dict[str, Any]:
     """One row of the ledger."""
-    found = [one for part in claim.parts for one in compare(part, evidence, test_images)]
+    found = [one for part in claim.parts for one in compare(part, evidence)]
     comparisons = [one for one in found if isinstance(one, Comparison)]
     rows = [one for one in found if isinstance(one, dict)]
     missing = dict.fromkeys(one for one in found if isinstance(one, str))
@@ -262,7 +264,7 @@ def evaluate(stated: Json, claim: Claim, evidence: Evidence, test_images: Mappin
         finding = replace(finding, verdict="undecided", decides="The numbers that are missing.")
     if missing:
         words.append(f"Without data: {'; '.join(missing)}.")
-    used = {row["dataset"] for row in rows}
+    used = {row.get("dataset") for row in rows}
     stand_ins = [name for name, stand_in in evidence.job["stand_ins"].items() if stand_in["dataset"] in used]
     artifacts = [settings.get("artifact", p.artifact) for p in claim.parts for settings in (*p.of, *p.minus)]
     return asdict(finding) | {
@@ -291,6 +293,9 @@ def _trainings(rows: Iterable[Row]) -> str:
     """How many trained networks a claim rests on, in a sentence."""
     models = {(row["dataset"], row["model"]): 1 + len(row.get("over", ())) for row in rows}
     models = {key: count for key, count in models.items() if key[1] not in ("", "raw")}
-    counts = ", ".join(f"{worded('model', model)} {count}" for (_, model), count in models.items())
-    networks = {1: "this network", 2: "these two networks"}.get(sum(models.values()), "these networks")
-    return f"Of {networks} (trainings: {counts})." if models else ""
+    if not models:
+        return ""
+    number = sum(models.values())
+    networks = {1: "this network", 2: "these two networks"}.get(number, f"these {number} networks")
+    each = "one training" if number == len(models) else f"{number / len(models):g} trainings"
+    return f"Of {networks}, {each} a model: {', '.join(dict.fromkeys(worded('model', key[1]) for key in models))}."

@@ -19,5 +19,8 @@ SETTING_COLUMNS = (
 )
 """What describes a measured value."""
 
-VERDICTS = ("reproduced", "direction only", "not reproduced", "inconsistent in the paper", "not evaluated")
+VERDICTS = (
+    *("reproduced", "direction only", "not reproduced", "undecided", "inconsistent in the paper", "not evaluated"),
+    *("holds on stand-in data", "does not hold on stand-in data", "undecided on stand-in data"),
+)
 """What a run can say about a claim of the paper."""

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ask.config.claims import Contradiction, Part
 from ask.report.values import PLUS_MINUS, format_parts
 from ask.statistics import Estimate, holm
@@ -118,10 +116,12 @@ def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None
         verdict = "not reproduced"
         if contradiction and all(contradiction.settings.items() <= c.settings.items() for c in outside):
             verdict = "inconsistent in the paper"
-    elif not across:
-        verdict = "direction only"
+    elif across:
+        verdict, decides = "undecided", max(_deciding(c, c.direction or c.region) for c in across)[1]
     else:
-        verdict, decides = "undecided", max(map(_deciding, across))[1]
+        verdict = "direction only"
+        if not excluded:
+            decides = max(_deciding(c, c.region) for c in comparisons if not c.lies_in(c.region))[1]
     if verdict in ("direction only", "undecided") and any(c.direction for c in comparisons):
         words.append(f"The claimed number is {'excluded' if excluded else 'still open'}.")
     if outside and len(comparisons) > 1:
@@ -129,7 +129,7 @@ def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None
     if contradiction:
         words.append(f"The paper contradicts itself: {contradiction.says}")
     shown: tuple[str, float, float | None] = (tightest.text, tightest.estimate.mean, tightest.estimate.half_width)
-    if len(comparisons) > 1 and all(c.region == WON for c in comparisons):
+    if len(comparisons) > 1 and all((c.region, c.direction) == (WON, None) for c in comparisons):
         won = sum(c.slack > 0 for c in comparisons)
         shown = (f"{won} of {len(comparisons)}", won / len(comparisons), None)
     return Finding(verdict, *shown, _counted_by(tightest.estimate), " ".join(words), decides, excluded)
@@ -166,22 +166,26 @@ def _counted_by(estimate: Estimate) -> str:
     return "trials alone" if counted == "trials" and estimate.n == 1 else counted
 
 
-def _deciding(comparison: Comparison) -> tuple[float, str]:
+def _deciding(comparison: Comparison, region: Interval) -> tuple[float, str]:
     """By what factor a run is too small for an interval to leave the border it lies on, and what would do, in words."""
     estimate = comparison.estimate
-    distance = min(abs(estimate.mean - border) for border in comparison.direction or comparison.region)
+    distance = min(abs(estimate.mean - border) for border in region)
     models = min((count for _, count in estimate.trainings), default=1)
     sizes = {name: size for name, size in zip(MOST, (estimate.n, estimate.t, models), strict=True) if size > 1}
     most = {name: max((MOST | {"images": comparison.images})[name] / size, 1) for name, size in sizes.items()}
+
+    def enough(names: Sequence[str], factor: float) -> bool:
+        return estimate.resized(**{name: min(factor, most[name]) for name in names}).half_width < distance
+
     found: list[tuple[float, str]] = []
-    for names in [*((name,) for name in sizes), tuple(sizes)]:
-        if len(names) > 1 and found:
-            break
-        for factor in np.geomspace(1, max((most[name] for name in names), default=1), 200).tolist():
-            factors = {name: min(factor, most[name]) for name in names}
-            if estimate.resized(**factors).half_width < distance:
-                found.append((factor, " and ".join(f"{math.ceil(sizes[n] * f):,} {n}" for n, f in factors.items())))
-                break
+    for names in dict.fromkeys([*((name,) for name in sizes), tuple(sizes)]):
+        low, high = 1.0, max((most[name] for name in names), default=1.0)
+        if enough(names, high) and not (found and len(names) > 1):
+            for _ in range(12):
+                middle = math.sqrt(low * high)
+                low, high = (low, middle) if enough(names, middle) else (middle, high)
+            counts = (f"{math.ceil(sizes[name] * min(high, most[name])):,} {name}" for name in names)
+            found.append((high, " and ".join(counts)))
     where = f" ({comparison.label})" if comparison.label else ""
     if not found:
         return math.inf, f"No number of {', '.join(sizes)} within reach: the mean lies too near the border{where}."
