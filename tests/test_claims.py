@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy.special import stdtrit
 
-from ask.config.claims import Claim, read_claims
+from ask.config.claims import Claim, Part, read_claims
 from ask.config.run import ConfigError, load_artifacts, read_run
 from ask.errors import AskError
 from ask.paths import Run
@@ -96,6 +97,14 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
 def test_every_claim_is_stated_and_judged() -> None:
     assert set(pd.read_csv(CSV)["id"]) == set(RULES.claims)
     assert len(RULES.claims) == 72
+
+
+def test_the_documented_example_is_the_rule_of_the_paper() -> None:
+    text = (ROOT / "docs/statistics.md").read_text()
+    block = text[text.index("    C03:\n") :].partition("\n\n")[0]
+    assert Claim.model_validate(yaml.safe_load(block)["C03"]) == RULES.claims["C03"]
+    for shape in get_args(Part.model_fields["shape"].annotation):
+        assert f"| `{shape}` |" in text
 
 
 def test_a_claim_that_is_stated_and_not_judged_is_an_error(tmp_path: Path) -> None:
