@@ -1,5 +1,6 @@
 """Verdicts of synthetic evidence with known truth, at the size of a small run: 500 images, 3 trials."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ask.config.claims import Part
+from ask.config.claims import Contradiction, Part
 from ask.paths import Run
 from ask.report.claims import Evidence, compare
-from ask.report.verdicts import Comparison, judge
+from ask.report.columns import VERDICTS
+from ask.report.verdicts import Comparison, Finding, judge, region_of
+from ask.statistics import Estimate
 
 N, T = 500, 3
 SHARES = {"images": 25.0, "trials": 0.8, "both": 39.0}
@@ -123,3 +126,90 @@ def test_truth_four_half_widths_outside_is_mostly_called_wrong(name: str) -> Non
     print(name, found)
     assert found["not reproduced"] >= 240
     assert not found["reproduced"]
+
+
+def lying(mean: float, half_width: float, rule: Part, **more: Any) -> Comparison:
+    """A comparison whose interval has this half width: over 500 images and 3 trials, of which images have the most."""
+    estimate = Estimate(mean, 1.0, 0.25, 0.2, n=500, t=3)
+    scale = (half_width / estimate.half_width) ** 2
+    estimate = Estimate(mean, 1.0 * scale, 0.25 * scale, 0.2 * scale, n=500, t=3)
+    return Comparison("here", estimate, *region_of(rule), trials=3, **more)
+
+
+@pytest.mark.parametrize(
+    ("rule", "intervals", "verdict"),
+    [
+        (part("margin", least=13, tolerance=0.5), [(13.6, 1.0)], "reproduced"),
+        (part("margin", least=13, tolerance=0.5), [(13.4, 1.0)], "direction only"),
+        (part("margin", least=13), [(5.0, 1.0)], "direction only"),
+        (part("margin", least=13), [(0.9, 1.0)], "undecided"),
+        (part("margin", least=13), [(-1.1, 1.0)], "not reproduced"),
+        (part("margin", least=0.3, tolerance=0.5), [(0.3, 0.4)], "undecided"),  # never beyond the direction
+        (part("value", value=4.8, tolerance=1.5, above=0), [(4.8, 1.4)], "reproduced"),
+        (part("value", value=4.8, tolerance=1.5, above=0), [(8.0, 0.1)], "direction only"),
+        (part("value", value=4.8, tolerance=1.5), [(8.0, 0.1)], "not reproduced"),
+        (part("value", value=0.7, tolerance=1.5, above=0), [(-0.1, 0.3)], "undecided"),
+        (part("equivalence", within=2), [(0.0, 2.1)], "undecided"),  # a lack of power is no equivalence
+        (part("equivalence", within=2), [(0.0, 1.9)], "reproduced"),
+        (part("equivalence", most=2), [(-9.0, 8.0)], "reproduced"),
+        (part("wins"), [(1.0, 0.9), (2.0, 1.9)], "reproduced"),
+        (part("wins"), [(1.0, 0.9), (2.0, 2.1)], "undecided"),
+        (part("wins"), [(1.0, 0.9), (-2.0, 1.9)], "undecided"),  # 5 % alone, not of two by Holm's correction
+        (part("wins"), [(1.0, 0.9), (-2.0, 1.0)], "not reproduced"),
+    ],
+)
+def test_verdicts_are_where_intervals_lie(rule: Part, intervals: list[tuple[float, float]], verdict: str) -> None:
+    assert judge([lying(*interval, rule) for interval in intervals]).verdict == verdict
+
+
+def test_the_row_says_whether_the_claimed_number_is_excluded() -> None:
+    rule = part("margin", least=13)
+    assert "The claimed number is excluded." in judge([lying(5.0, 1.0, rule)]).why
+    found = judge([lying(12.0, 2.0, rule)])
+    assert "The claimed number is still open." in found.why
+    assert found.decides.startswith("About ")
+    assert judge([lying(0.5, 1.0, rule)]).why.startswith("Holds above 13 (direction: above 0). here.")
+
+
+def test_what_would_decide_does() -> None:
+    comparison = lying(1.4, 1.5, part("wins"))
+    words = judge([comparison]).decides
+    images, trials = (int(size.replace(",", "")) for size in re.findall(r"([\d,]+) (?:images|trials)", words))
+    assert words.startswith(f"About {images:,} images or {trials:,} trials, if the mean stays")
+    estimate = comparison.estimate
+    assert estimate.resized(images=images / 500).half_width <= 1.4 < estimate.resized(images=images / 520).half_width
+    assert estimate.resized(trials=trials / 3).half_width <= 1.4
+    few = judge([lying(1.4, 1.5, part("wins"), images=500)]).decides
+    assert few == f"About {trials} trials, if the mean stays (here)."
+    assert judge([lying(0.0001, 1.5, part("wins"))]).decides.startswith("No number of images, trials within reach")
+
+
+def test_what_would_refute_a_claim_decides_it_before_what_would_bear_it_out() -> None:
+    open_ones = [lying(0.01, 1.0, part("wins")), lying(-0.9, 1.0, part("wins"))]
+    assert re.match(r"About \d+ images or \d trials", judge(open_ones).decides)
+
+
+def test_a_contradiction_must_be_of_what_fails() -> None:
+    rule = part("wins")
+    failing = lying(-5.0, 1.0, rule, settings={"dataset": "imagenette", "eps": 8.0, "trials": [1.0]})
+    said = Contradiction(settings={"dataset": "imagenette", "eps": 8}, says="Table 2 does.")
+    assert judge([failing], said).verdict == "inconsistent in the paper"
+    other = lying(-5.0, 1.0, rule, settings={"dataset": "cifar10", "eps": 8.0})
+    assert judge([failing, other], said).verdict == "not reproduced"
+    assert judge([lying(5.0, 1.0, rule)], said).verdict == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("finding", "words"),
+    [
+        (Finding("reproduced"), "holds on stand-in data"),
+        (Finding("direction only", excluded=True), "does not hold on stand-in data"),
+        (Finding("direction only"), "undecided on stand-in data"),
+        (Finding("inconsistent in the paper"), "does not hold on stand-in data"),
+        (Finding("undecided", excluded=True), "undecided on stand-in data"),
+        (Finding("not evaluated"), "not evaluated"),
+    ],
+)
+def test_stand_in_data_reproduce_nothing(finding: Finding, words: str) -> None:
+    assert finding.on_stand_in == words
+    assert words in VERDICTS

@@ -29,7 +29,7 @@ COLUMNS = (
     *("stand_in", "why", "decides", "artifacts", "cells", "command"),
 )
 SIGNS = {">=": "≥ ", "<=": "≤ ", "==": "", "~=": "≈ ", "<": "< ", ">": "> "}
-EXACT = {"dnn_clean_accuracy", "times_work", "times_passes", "passes_per_image", "information"}
+EXACT = {"dnn_clean_accuracy", "times_work", "times_passes", "passes_per_image"}
 """Metrics that no trial changes."""
 WORDS = (
     {

@@ -117,11 +117,11 @@ def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None
         if contradiction and all(contradiction.settings.items() <= c.settings.items() for c in outside):
             verdict = "inconsistent in the paper"
     elif across:
-        verdict, decides = "undecided", max(_deciding(c, c.direction or c.region) for c in across)[1]
+        verdict, decides = "undecided", _deciding([(c, c.direction or c.region) for c in across])
     else:
         verdict = "direction only"
         if not excluded:
-            decides = max(_deciding(c, c.region) for c in comparisons if not c.lies_in(c.region))[1]
+            decides = _deciding([(c, c.region) for c in comparisons if not c.lies_in(c.region)])
     if verdict in ("direction only", "undecided") and any(c.direction for c in comparisons):
         words.append(f"The claimed number is {'excluded' if excluded else 'still open'}.")
     if outside and len(comparisons) > 1:
@@ -166,7 +166,14 @@ def _counted_by(estimate: Estimate) -> str:
     return "trials alone" if counted == "trials" and estimate.n == 1 else counted
 
 
-def _deciding(comparison: Comparison, region: Interval) -> tuple[float, str]:
+def _deciding(across: Sequence[tuple[Comparison, Interval]]) -> str:
+    """What would decide, in words: the first that could refute the claim or, if all hold by their means, the last."""
+    found = [(c.estimate.p_beyond(*region), _leaving(c, region)) for c, region in across]
+    refuting = [needed for p, needed in found if p < 1]
+    return (min(refuting) if refuting else max(needed for _, needed in found))[1]
+
+
+def _leaving(comparison: Comparison, region: Interval) -> tuple[float, str]:
     """By what factor a run is too small for an interval to leave the border it lies on, and what would do, in words."""
     estimate = comparison.estimate
     distance = min(abs(estimate.mean - border) for border in region)
