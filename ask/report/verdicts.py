@@ -141,10 +141,8 @@ def _described(comparisons: Sequence[Comparison], tightest: Comparison) -> str:
     words = "; ".join(_range(r) + (f" (direction: {_range(d)})" if d and d != r else "") for r, d in regions)
     if len(comparisons) == 1:
         return f"Holds {words}. {tightest.label}.".removesuffix(" .")
-    sure = sum(c.lies_in(c.region) for c in comparisons)
-    counts = (
-        f"{sum(c.slack > 0 for c in comparisons)} of {len(comparisons)} by their means, {sure} with their intervals"
-    )
+    means, sure = sum(c.slack > 0 for c in comparisons), sum(c.lies_in(c.region) for c in comparisons)
+    counts = f"{means} of {len(comparisons)} by their means, {sure} with their intervals"
     return f"Holds {words}: {counts}. The tightest is {tightest.text} ({tightest.label})."
 
 
@@ -157,13 +155,9 @@ def _range(region: Interval) -> str:
 
 def _counted_by(estimate: Estimate) -> str:
     """The sources of chance that an interval counts."""
-    sources = {
-        "images": 1 < estimate.n < estimate.population,
-        "trials": estimate.t > 1,
-        "trainings": estimate.trainings,
-    }
-    counted = ", ".join(name for name, counts in sources.items() if counts)
-    return "trials alone" if counted == "trials" and estimate.n == 1 else counted
+    counted = ["images"] * (1 < estimate.n < estimate.population) + ["trials"] * (estimate.t > 1)
+    counted += ["trainings"] * bool(estimate.trainings)
+    return "trials alone" if counted == ["trials"] and estimate.n == 1 else ", ".join(counted)
 
 
 def _deciding(across: Sequence[tuple[Comparison, Interval]]) -> str:
