@@ -1,7 +1,7 @@
 """The steps of the workflow, each once: its command, what it reads and makes, and the code that does it.
 
-A new kind of analysis is a job type in :mod:`ask.config.jobs`, a function in a module of :mod:`ask.measure` and an entry
-here. No code fingerprint counts this module: adding a step re-runs nothing that exists.
+A new kind of analysis is a job type in :mod:`ask.config.jobs`, a function in a module of :mod:`ask.measure` and an
+entry here. No code fingerprint counts this module: adding a step re-runs nothing that exists.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from typing import Any
 from ask.config import jobs
 from ask.config.attacks import ATTACKS
 from ask.config.base import Spec
-from ask.config.training import METHOD_HOMES
+from ask.config.training import METHOD_HOMES, TrainJob
 from ask.paths import Run, prepared, raw
 
 
@@ -79,7 +79,7 @@ STEPS: Mapping[str, Step] = {
         text="Train a model; continues where it was interrupted.",
         does="ask.measure.train:train_model",
         stage="training",
-        job=jobs.TrainJob,
+        job=TrainJob,
         output=lambda job, run, _: run.weights(job.dataset, job.model),
         also=("last.safetensors", "history.csv", "config.yaml"),
         device=True,

@@ -3,14 +3,13 @@
 A field that is added to a job is translated for stored records in :mod:`ask.config.stored`.
 """
 
-from typing import Literal
-
 from pydantic import Field
 
 from ask.config.attacks import Attack, BlockConfig
 from ask.config.base import Layer, Similarity, Spec
 from ask.config.data import DataSpec
 from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, TrainingSpec
+
 
 class ClassifierSpec(Spec):
     """One DkNN classifier (eq. 1)."""

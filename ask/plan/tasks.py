@@ -27,9 +27,9 @@ from ask.config.jobs import (
     PrepareJob,
     StudyJob,
     TimingJob,
-    TrainJob,
 )
 from ask.config.run import DatasetConfig, RunConfig, StandIn
+from ask.config.training import TrainJob
 from ask.data.sources import PUBLISHED
 from ask.paths import Run
 from ask.plan.graph import Task
