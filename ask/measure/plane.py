@@ -40,7 +40,7 @@ class Points(ResidentImages):
         return self.images[indices], self.labels[indices]
 
 
-def show(job: PlaneJob) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def show(job: PlaneJob, _place: object = None) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Train both models from every seed and attack them.
 
     Returns:

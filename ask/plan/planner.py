@@ -158,7 +158,7 @@ class _Planner:
         result.tasks = self.make.finish()
         for name, document in result.artifacts.items():
             drawn = document["kind"] in ("pictures", "boundaries")
-            self.make.put(document["kind"], document, [result.run.example(name)] if drawn else result.cells_of(name))
+            self.make.put(document["kind"], document, _files(result.run.example(name)) if drawn else result.cells_of(name))
         shown = [path for name in result.artifacts for path in self.make.tasks[result.shown(name)].outputs]
         self.make.put("claims", claims_job(self.config, result), [*shown, PAPER / "claims.csv"])
         measured = [task.output for task in result.of(*MEASUREMENTS)]
@@ -382,3 +382,8 @@ class _Planner:
 def _head(name: str, artifact: ArtifactConfig) -> dict[str, Any]:
     fields = ("kind", "title", "caption", "category", "paper", "notes")
     return {"id": name} | {key: artifact.model_dump(mode="json")[key] for key in fields}
+
+
+def _files(example: Path) -> list[Path]:
+    """The record of an example, and its pictures."""
+    return [example, example.with_suffix(".npz")]
