@@ -158,7 +158,9 @@ class _Planner:
         result.tasks = self.make.finish()
         for name, document in result.artifacts.items():
             drawn = document["kind"] in ("pictures", "boundaries")
-            self.make.put(document["kind"], document, _files(result.run.example(name)) if drawn else result.cells_of(name))
+            self.make.put(
+                document["kind"], document, _files(result.run.example(name)) if drawn else result.cells_of(name)
+            )
         shown = [path for name in result.artifacts for path in self.make.tasks[result.shown(name)].outputs]
         self.make.put("claims", claims_job(self.config, result), [*shown, PAPER / "claims.csv"])
         measured = [task.output for task in result.of(*MEASUREMENTS)]
