@@ -2,7 +2,8 @@
 
 Comments, docstrings (of attributes too) and layout are left out, so only a change of behaviour
 changes the hash. Imports inside functions count; imports for type checkers only do not. A package's
-``__init__`` counts when it is imported from, like any module.
+``__init__`` counts when it is imported from, like any module. Settings' types (:mod:`ask.config`) do not count: a job's
+settings are compared themselves.
 """
 
 import ast
@@ -14,7 +15,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent
 
 
-def fingerprint(modules: Iterable[str], package: Path = PACKAGE) -> str:
+@cache
+def fingerprint(modules: tuple[str, ...], package: Path = PACKAGE) -> str:
     """Hash (16 hex digits) of the given modules, such as ``ask.knn.search``, and all that they import of ours."""
     digest = hashlib.sha256()
     for name in sorted(closure(modules, package)):
@@ -32,7 +34,7 @@ def closure(modules: Iterable[str], package: Path = PACKAGE) -> set[str]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in found or (name.startswith("ask.config.") and name != "ask.config.stored"):
             continue
         found.add(name)
         waiting.extend(_imports(name, package))
