@@ -62,9 +62,8 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
                     for layer, rows in self.choose(found, labels[part]).items():
                         guides[layer] = self.references[layer].features[rows]
                 calls += 1
-                return -torch.stack([self._guide_loss(layer, features[layer], guides[layer]) for layer in guides]).sum(
-                    0
-                )
+                terms = [self._guide_loss(layer, features[layer], vectors) for layer, vectors in guides.items()]
+                return -torch.stack(terms).sum(0)
 
             return loss
 

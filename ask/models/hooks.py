@@ -54,41 +54,42 @@ def hook_features(
             raise ValueError(f"{type(module).__name__} has no submodule {path!r}; it consists of: {top}")
 
     def features(images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        unknown = [layer for layer in layers if layer not in paths]
-        if unknown:
-            raise ValueError(f"unknown layer {unknown[0]!r}; choose from {', '.join(paths)}")
-        wanted = {paths[layer] for layer in layers}
-        found: dict[str, Tensor] = {}
-
-        def keep(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-            if path in found:
-                return
-            if not isinstance(output, Tensor) or output.ndim < 2:
-                what = (
-                    f"one of shape {tuple(output.shape)}"
-                    if isinstance(output, Tensor)
-                    else f"a {type(output).__name__}"
-                )
-                raise ValueError(
-                    f"submodule {path!r} returns {what}, not a tensor (batch, ...); take one inside or after it"
-                )
-            complete = len(found) + 1 == len(wanted)
-            # What follows may work in place, as ReLU(inplace=True) does.
-            found[path] = output if complete else output.clone()
-            if complete:
-                raise _AllFound
-
-        with ExitStack() as hooks:
-            for path in wanted:
-                hooks.enter_context(known[path].register_forward_hook(partial(keep, path)))
-            with suppress(_AllFound):
-                module(images)
-        missing = sorted(wanted - set(found))
-        if missing:
-            raise ValueError(f"the forward pass does not run submodule {missing[0]!r}; take another one")
+        for layer in layers:
+            if layer not in paths:
+                raise ValueError(f"unknown layer {layer!r}; choose from {', '.join(paths)}")
+        found = _outputs(module, {paths[layer]: known[paths[layer]] for layer in layers}, images)
         return {layer: found[paths[layer]].flatten(1) for layer in layers}
 
     return features
+
+
+def _outputs(module: nn.Module, wanted: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
+    """What submodules, given by path, return in a forward pass that ends at the last of them."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if path in found:
+            return
+        if not isinstance(output, Tensor) or output.ndim < 2:
+            what = f"one of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ValueError(
+                f"submodule {path!r} returns {what}, not a tensor (batch, ...); take one inside or after it"
+            )
+        complete = len(found) + 1 == len(wanted)
+        # What follows may work in place, as ReLU(inplace=True) does.
+        found[path] = output if complete else output.clone()
+        if complete:
+            raise _AllFound
+
+    with ExitStack() as hooks:
+        for path, submodule in wanted.items():
+            hooks.enter_context(submodule.register_forward_hook(partial(keep, path)))
+        with suppress(_AllFound):
+            module(images)
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise ValueError(f"the forward pass does not run submodule {missing[0]!r}; take another one")
+    return found
 
 
 _SCHEMAS = (
