@@ -398,6 +398,7 @@ def test_a_checkpoint_returns_what_was_saved(tmp_path: Path) -> None:
     assert found is not None
     assert found[0] == state
     assert list(found[1]) == ["network"]
+    (tmp_path / "scratch" / f".elsewhere-1.{checkpoint.path.name}").write_text("half of a checkpoint")
     checkpoint.remove()
     assert not (tmp_path / "scratch").exists()
 

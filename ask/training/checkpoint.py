@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ask.config.training import TrainJob
-from ask.tensorfile import load_tensors, partial_of, save_tensors
+from ask.tensorfile import load_tensors, save_tensors
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the checkpoint of a finished run, and its folder if that is then empty."""
         self.path.unlink(missing_ok=True)
-        partial_of(self.path).unlink(missing_ok=True)
+        for part in self.path.parent.glob(f".*.{self.path.name}"):  # a killed run left it half-written
+            part.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.parent.rmdir()

@@ -16,11 +16,11 @@ import yaml
 from numpy.typing import NDArray
 
 from ask.config.training import TrainJob
+from ask.files import write_text
 from ask.models.networks import save_weights
-from ask.tensorfile import write_atomically
 from ask.training.checkpoint import Checkpoint
 from ask.training.crafting import Crafting, Replayed, as_it_comes
-from ask.training.progress import History, Progress
+from ask.training.progress import Progress, write_history
 from ask.training.run import Run
 from ask.training.selection import describe
 
@@ -87,14 +87,14 @@ def train(
         stack.callback(bar.close)
         if run.position:
             bar.say(f"{job.model}: continuing at epoch {run.state.epoch + 1}, step {run.state.step + 1}")
-        history = History(out / "history.csv", run.state.rows)
+        write_history(out / "history.csv", run.state.rows)
         saved = time.monotonic()
         while run.state.epoch < job.training.epochs:
             run.advance()
             bar.step()
             if run.state.step == run.steps:
                 run.end_epoch()
-                history.append(run.state.rows[-1])
+                write_history(out / "history.csv", run.state.rows)
                 bar.say(run.line())
             if time.monotonic() - saved >= checkpoint_seconds and run.position < job.training.epochs * run.steps:
                 run.save()
@@ -133,7 +133,7 @@ def _write(out: Path, run: Run, made_with: Mapping[str, Any], fingerprint: str, 
         "fingerprint": fingerprint,
         "data_hash": data_hash,
     }
-    write_atomically(out / "config.yaml", lambda partial: partial.write_text(yaml.safe_dump(record, sort_keys=False)))
+    write_text(out / "config.yaml", yaml.safe_dump(record, sort_keys=False))
     return why
 
 

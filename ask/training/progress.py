@@ -1,12 +1,13 @@
 """What a person sees of a run: a bar on a terminal, one line an epoch in a log; and ``history.csv``."""
 
-import csv
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from ask.files import write_text
 
 COLUMNS = (
     "epoch",
@@ -46,18 +47,7 @@ class Progress:
         self.bar.close()
 
 
-class History:
-    """``history.csv``, one row an epoch; starts anew from the rows of a checkpoint, so that no epoch appears twice."""
-
-    def __init__(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writeheader()
-        for row in rows:
-            self.append(row)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Write one epoch; unknown values (no held-out images) stay empty."""
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+def write_history(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``history.csv``, a line for each epoch so far; unknown values (no held-out images) stay empty."""
+    cells = [COLUMNS, *([str(row.get(column, "")) for column in COLUMNS] for row in rows)]
+    write_text(path, "".join(",".join(line) + "\n" for line in cells))
