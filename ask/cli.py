@@ -38,7 +38,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "table": ("ask.report.tables",),
     "figure": ("ask.report.figures",),
     "pictures": ("ask.report.pictures",),
-    "boundaries": ("ask.report.boundaries",),
+    "boundaries": ("ask.report.pictures",),
     "claims": ("ask.report.claims.ledger",),
     "report": ("ask.report.site",),
 }
@@ -305,7 +305,7 @@ def _pictures(options: argparse.Namespace) -> None:
 
 
 def _boundaries(options: argparse.Namespace) -> None:
-    from ask.report.boundaries import render_boundaries
+    from ask.report.pictures import render_boundaries
 
     _print_paths(render_boundaries(options.job, Run(options.run)))
 

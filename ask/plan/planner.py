@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from ask.config.artifacts import (
+    SETTING_COLUMNS,
     ArtifactConfig,
     AxisValue,
     CostMetric,
@@ -21,7 +22,6 @@ from ask.config.run import ConfigError, RunConfig
 from ask.plan.jobs import JobMaker, Jobs, Key, Subject
 from ask.plan.paper import Paper
 from ask.plan.settings import Resolver, leave_out, merge_levels, product
-from ask.report.columns import SETTING_COLUMNS
 
 
 @dataclass
