@@ -10,7 +10,7 @@ from ask.config.run import RunConfig, load_artifacts, read_run
 from ask.errors import AskError
 from ask.paths import Run
 from ask.plan.paper import Paper
-from ask.plan.planner import Plan, entries, plan_run
+from ask.plan.planner import Plan, plan_run
 from ask.plan.predict import MACHINES, Predictor, hardware_of, predictor
 from ask.plan.tasks import Task, required, tasks_of
 from ask.slicing.targets import targets_of
@@ -69,9 +69,11 @@ def status(options: argparse.Namespace) -> None:
     """Print what of each artifact is done; partial tables of those that are named."""
     planned, run, tasks = _load(options.configfile)
     if options.names:
+        from ask.report.tables import partial_table
+
         _targets(planned, run, options.names)
         for name in options.names:
-            print(_partial(planned.artifacts[name], run))
+            print(partial_table(planned.artifacts[name], run))
         return
     rows = []
     for name, paths in _targets(planned, run, []).items():
@@ -174,26 +176,6 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         *(_time(row[kind]) for kind in MACHINES),
         _size(row["bytes"]),
     )
-
-
-def _partial(job: Mapping[str, Any], run: Run) -> str:
-    """A table from the numbers that can be read already; of a figure, how many points there are."""
-    from ask.report.grid import Number
-    from ask.report.tables import as_markdown
-    from ask.report.values import MissingValueError, lookup
-
-    wanted, numbers = list(entries(job)), {}
-    for place, entry in enumerate(wanted):
-        try:
-            value = lookup(entry, run)
-        except MissingValueError:
-            continue
-        paper = entry.get("paper_mean"), entry.get("paper_ci95")
-        numbers[entry.get("row", place), entry.get("column", 0)] = Number(value, *paper, "", job["comparable"])
-    count = f"{len(numbers)} of {len(wanted)} numbers measured\n"
-    if job["kind"] != "table":
-        return f"{job['title']}: {count}" if wanted else f"{job['title']}: no table\n"
-    return f"{as_markdown(job, numbers)}\n\n{count}"
 
 
 def _of(tasks: Sequence[Task]) -> str:
