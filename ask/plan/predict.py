@@ -17,13 +17,13 @@ from ask.paths import Run
 from ask.plan.cost import Cost
 from ask.plan.graph import Task
 from ask.plan.planner import Plan
-from ask.steps import RENDERED
+from ask.steps import LAST, RENDERED
 
 FEWEST = 5
 """Finished jobs of a group from which overhead and rate are both learned; fewer tell the rate alone."""
 Measured = Mapping[str, Sequence[tuple[float, float]]]
 """Operations and seconds of finished jobs, by group (:attr:`Task.group`)."""
-LIGHT = ("data", RENDERED, "claims and report")
+LIGHT = ("data", RENDERED, LAST)
 """Groups of jobs that take a second whatever the machine, and do not speak for it."""
 
 
