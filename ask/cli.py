@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from ask import files
 from ask.errors import AskError
 from ask.paths import Run
-from ask.steps import STEPS, modules_of
+from ask.steps import STEPS, modules_of, output_of
 
 if TYPE_CHECKING:
     from ask.measure.place import Place
@@ -212,14 +212,14 @@ def perform(name: str, text: str, place: "Place") -> None:
     """
     from ask.hardware import describe, usage, weights_read
 
-    step, (job, document) = STEPS[name], _read(name, text)
-    found = find(step.does)(job, place)
+    job, document = _read(name, text)
+    found = find(STEPS[name].does)(job, place)
     used = usage(place.device)
     if found is None or isinstance(found, Path):
         place.log(json.dumps({"usage": used}) if found is None else str(found))
         return
     record, arrays = found if isinstance(found, tuple) else (found, None)
-    output = step.output(job, place.run, place.data)
+    output = output_of(name, job, place.run, place.data)
     if arrays is not None:
         import numpy as np
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ask.attacks.linf import Ascent, ascend, fitting_batch, frozen
-from ask.attacks.subject import Subject
+from ask.attacks.references import Subject
 from ask.config.base import Similarity
 from ask.config.jobs import ClassifierSpec, FeatureSpec
 from ask.data.arrays import load

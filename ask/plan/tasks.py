@@ -33,7 +33,7 @@ from ask.config.training import TrainJob
 from ask.data.sources import PUBLISHED
 from ask.paths import Run
 from ask.plan.graph import Task
-from ask.steps import STEPS
+from ask.steps import STEPS, output_of
 
 _SHORT = {"cosine": "cos", "targeted": "-targeted", "random-sampling": "-random", "sign": "-sign"}
 _SHORT |= {"rmsprop": "-successor", "adam": "", "non-targeted": ""}
@@ -65,7 +65,7 @@ class TaskMaker:
 
     def put(self, name: str, job: Any, needs: Iterable[Path] = ()) -> Path:
         """Add a task, or replace the one of the same output; returns its output."""
-        output = STEPS[name].output(job, self.run, self.data)
+        output = output_of(name, job, self.run, self.data)
         self.tasks[output] = Task(name, job, output, tuple(dict.fromkeys(needs)))
         return output
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ask.plan.provenance import PACKAGE, closure, fingerprint, without_documentation
 from ask.plan.graph import Task
+from ask.plan.provenance import PACKAGE, closure, fingerprint, without_documentation
 from ask.steps import modules_of
 
 MISSING = object()
