@@ -78,5 +78,7 @@ class Run:
         return self._beside("benchmarks", output).with_suffix(".tsv")
 
     def _beside(self, folder: str, output: Path) -> Path:
+        if not output.is_relative_to(self.root):
+            return output.parent / folder / output.name  # of data, which runs share
         path = self.root / folder / output.relative_to(self.root)
         return path.with_name("train") if path.name == "weights.safetensors" else path

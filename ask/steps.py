@@ -4,7 +4,7 @@ A new kind of analysis is a job type in :mod:`ask.config.jobs`, a function in a 
 entry here. No code fingerprint counts this module: adding a step re-runs nothing that exists.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,205 +15,116 @@ from ask.config.base import Spec
 from ask.config.training import METHOD_HOMES, TrainJob
 from ask.paths import Run, prepared, raw
 
+RENDERED, LAST = "tables and figures", "claims and report"
+"""Stages of the steps that measure nothing."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class Step:
     """A kind of job."""
 
-    text: str
-    """What it does, in a line."""
-    does: str
-    """``module:function``, called with the job and a :class:`ask.measure.place.Place`; steps that render, with the job
-    and the run. What it returns (a record, or a record and arrays) is written to ``output``; otherwise it has written
-    its files itself."""
     stage: str
     """What a run's jobs are summed up by."""
-    job: type[Spec] | None = None
+    does: str
+    """``module:function``, called with the job and a :class:`ask.measure.place.Place`; of steps that measure nothing,
+    with the job and the run. A record (or a record and arrays) that it returns is written to its output; otherwise it
+    has written its files itself."""
+    job: type[Spec] | None
     """What its document is parsed into; None: it is taken as it is."""
-    output: Callable[[Any, Run, Path], Path]
-    """Its main output, from the job, the run and the folder of data."""
+    text: str
+    """What it does, in a line."""
     suffixes: tuple[str, ...] = ()
     """Of all outputs, if they lie beside the main one under its name."""
     also: tuple[str, ...] = ()
     """Names of other outputs beside the main one."""
     modules: tuple[str, ...] = ()
     """Modules whose code counts beside its own."""
-    device: bool = False
+    device: bool = True
     """Whether it computes on the run's device."""
 
 
-_TABLE = (".csv", ".json", ".md", ".tex", ".html")
-_DRAWING = (".csv", ".svg", ".png", ".pdf")
-_RECORD = (".json", ".npz")
+def _measure(stage: str, does: str, job: type[Spec], text: str, **more: Any) -> Step:
+    return Step(stage, f"ask.measure.{does}", job, text, **more)
+
+
+def _render(does: str, text: str, *suffixes: str, stage: str = RENDERED) -> Step:
+    return Step(stage, f"ask.report.{does}", None, text, suffixes)
+
+
 _ARRAYS = tuple(f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels"))
-RENDERED = "tables and figures"
-"""Stage of the steps that measure nothing."""
-
-
-def _of_features(place: Callable[[Run], Callable[[str, str, str], Path]]) -> Callable[[Any, Run, Path], Path]:
-    """Output of a job on one model's features, under its id."""
-    return lambda job, run, _: place(run)(job.features.dataset, job.features.model, job.id)
-
-
-def _analysis(features: Callable[[Any], Any]) -> Callable[[Any, Run, Path], Path]:
-    return lambda job, run, _: run.cell(features(job).dataset, features(job).model, job.id)
-
+_PAIR = {"suffixes": (".json", ".npz")}
+_DRAWN = (".svg", ".png", ".pdf")
+_WRITTEN = (".json", ".md", ".tex", ".html")
+_CHECKED = "Make a data set's arrays and check them against known facts."
+_TRAINED = "Train a model; continues where it was interrupted."
+_MODEL = {"also": ("last.safetensors", "history.csv", "config.yaml")}
+_FAILED = "Describe the images that withstand an attack, and those that do not."
+_PLANE = {**_PAIR, "device": False, "modules": ("ask.training.ask_def",)}
 
 STEPS: Mapping[str, Step] = {
-    "download": Step(
-        text="Fetch a data set's published files.",
-        does="ask.measure.data:download_files",
-        stage="data",
-        job=jobs.DownloadJob,
-        output=lambda job, run, data: raw(data, job.source) / "manifest.json",  # noqa: ARG005  # one signature
+    "download": _measure(
+        "data", "data:download_files", jobs.DownloadJob, "Fetch a data set's published files.", device=False
     ),
-    "prepare": Step(
-        text="Make a data set's arrays and check them against known facts.",
-        does="ask.measure.data:prepare_arrays",
-        stage="data",
-        job=jobs.PrepareJob,
-        output=lambda job, run, data: prepared(data, job.dataset) / "facts.json",  # noqa: ARG005
-        also=_ARRAYS,
+    "prepare": _measure("data", "data:prepare_arrays", jobs.PrepareJob, _CHECKED, also=_ARRAYS, device=False),
+    "train": _measure("training", "train:train_model", TrainJob, _TRAINED, **_MODEL),
+    "index": _measure(
+        "indexes", "place:build_index", jobs.IndexJob, "Compute all training images' features at a layer."
     ),
-    "train": Step(
-        text="Train a model; continues where it was interrupted.",
-        does="ask.measure.train:train_model",
-        stage="training",
-        job=TrainJob,
-        output=lambda job, run, _: run.weights(job.dataset, job.model),
-        also=("last.safetensors", "history.csv", "config.yaml"),
-        device=True,
+    "calibrate": _measure(
+        "calibration", "cells:run_calibration", jobs.CalibrationJob, "Pick an attack's parameters on a few test images."
     ),
-    "index": Step(
-        text="Compute the training images' features at one layer.",
-        does="ask.measure.place:build_index",
-        stage="indexes",
-        job=jobs.IndexJob,
-        output=lambda job, run, _: run.index(job.features.dataset, job.features.model, job.layer),
-        device=True,
+    "blocks": _measure(
+        "AdvKnn's blocks", "blocks:fit", jobs.BlockJob, "Fit AdvKnn's blocks of a layer, for every trial."
     ),
-    "calibrate": Step(
-        text="Pick an attack's parameters on the first test images.",
-        does="ask.measure.cells:run_calibration",
-        stage="calibration",
-        job=jobs.CalibrationJob,
-        output=_of_features(lambda run: run.calibration),
-        device=True,
-    ),
-    "blocks": Step(
-        text="Fit AdvKnn's deep kNN blocks of one layer, for every trial.",
-        does="ask.measure.blocks:fit",
-        stage="AdvKnn's blocks",
-        job=jobs.BlockJob,
-        output=_of_features(lambda run: run.blocks),
-        device=True,
-    ),
-    "attack": Step(
-        text="Evaluate one attack on one model over all trials.",
-        does="ask.measure.cells:run_cell",
-        stage="attacks",
-        job=jobs.CellJob,
-        output=_of_features(lambda run: run.cell),
-        suffixes=_RECORD,
-        device=True,
-    ),
-    "failures": Step(
-        text="Describe the images that withstand an attack, and those that do not.",
-        does="ask.measure.failures:analyse",
-        stage="analyses",
-        job=jobs.FailureJob,
-        output=_analysis(lambda job: job.cell.features),
-        device=True,
-    ),
-    "timing": Step(
-        text="Time attacks in turns.",
-        does="ask.measure.timing:measure",
-        stage="analyses",
-        job=jobs.TimingJob,
-        output=_analysis(lambda job: job.cells[0].features),
-        device=True,
-    ),
-    "cost": Step(
-        text="Compare what models cost to train.",
-        does="ask.measure.cost:compare",
-        stage="analyses",
-        job=jobs.CostJob,
-        output=_analysis(lambda job: job),
-    ),
-    "study": Step(
-        text="Simulate what a proposition says.",
-        does="ask.measure.proposition1:simulate",
-        stage="analyses",
-        job=jobs.StudyJob,
-        output=lambda job, run, _: run.cell("simulated", "none", job.id),
-    ),
-    "plane": Step(
-        text="Train and attack models in the plane.",
-        does="ask.measure.plane:show",
-        stage="analyses",
-        job=jobs.PlaneJob,
-        output=lambda job, run, _: run.example(job.id),
-        suffixes=_RECORD,
-        modules=("ask.training.ask_def",),
-    ),
-    "example": Step(
-        text="Attack one image and find its nearest references.",
-        does="ask.measure.example:show",
-        stage="analyses",
-        job=jobs.ExampleJob,
-        output=lambda job, run, _: run.example(job.id),
-        suffixes=_RECORD,
-        device=True,
-    ),
-    "table": Step(
-        text="Render a table as CSV, Markdown, LaTeX and HTML.",
-        does="ask.report.tables:render_table",
-        stage=RENDERED,
-        output=lambda job, run, _: run.table(job["id"]),
-        suffixes=_TABLE,
-    ),
-    "figure": Step(
-        text="Draw a figure as SVG, PNG and PDF.",
-        does="ask.report.figures:render_figure",
-        stage=RENDERED,
-        output=lambda job, run, _: run.figure(job["id"]),
-        suffixes=(".csv", ".json", *_DRAWING[1:]),
-    ),
-    "pictures": Step(
-        text="Draw one image with its neighbours as SVG, PNG and PDF.",
-        does="ask.report.pictures:render_pictures",
-        stage=RENDERED,
-        output=lambda job, run, _: run.figure(job["id"]),
-        suffixes=_DRAWING,
-    ),
-    "boundaries": Step(
-        text="Draw the plane's decision boundaries as SVG, PNG and PDF.",
-        does="ask.report.boundaries:render_boundaries",
-        stage=RENDERED,
-        output=lambda job, run, _: run.figure(job["id"]),
-        suffixes=_DRAWING,
-    ),
-    "claims": Step(
-        text="Evaluate the paper's claims from the run's tables and figures.",
-        does="ask.report.claims.ledger:render_claims",
-        stage="claims and report",
-        output=lambda job, run, _: run.claims,  # noqa: ARG005
-    ),
-    "report": Step(
-        text="Write the report page.",
-        does="ask.report.site:render_report",
-        stage="claims and report",
-        output=lambda job, run, _: run.report,  # noqa: ARG005
-    ),
+    "attack": _measure("attacks", "cells:run_cell", jobs.CellJob, "Evaluate one attack over all trials.", **_PAIR),
+    "failures": _measure("analyses", "failures:analyse", jobs.FailureJob, _FAILED),
+    "timing": _measure("analyses", "timing:measure", jobs.TimingJob, "Time attacks in turns."),
+    "cost": _measure("analyses", "cost:compare", jobs.CostJob, "Compare what models cost to train.", device=False),
+    "study": _measure("analyses", "proposition1:simulate", jobs.StudyJob, "Simulate a proposition.", device=False),
+    "plane": _measure("analyses", "plane:show", jobs.PlaneJob, "Train and attack models in the plane.", **_PLANE),
+    "example": _measure("analyses", "example:show", jobs.ExampleJob, "Attack one image; find its neighbours.", **_PAIR),
+    "table": _render("tables:render_table", "Render a table as CSV, Markdown, LaTeX and HTML.", ".csv", *_WRITTEN),
+    "figure": _render("figures:render_figure", "Draw a figure as SVG, PNG and PDF.", ".csv", ".json", *_DRAWN),
+    "pictures": _render("pictures:render_pictures", "Draw one image with its neighbours.", ".csv", *_DRAWN),
+    "boundaries": _render("boundaries:render_boundaries", "Draw the plane's decision boundaries.", ".csv", *_DRAWN),
+    "claims": _render("claims.ledger:render_claims", "Judge the paper's claims by the run's numbers.", stage=LAST),
+    "report": _render("site:render_report", "Write the report page.", stage=LAST),
 }
 """All steps, in the order of the workflow."""
+
+
+def output_of(name: str, job: Any, run: Run, data: Path) -> Path:
+    """A step's main output; that of an analysis is a record of the form of a cell."""
+    match name:
+        case "download":
+            return raw(data, job.source) / "manifest.json"
+        case "prepare":
+            return prepared(data, job.dataset) / "facts.json"
+        case "train":
+            return run.weights(job.dataset, job.model)
+        case "index":
+            return run.index(job.features.dataset, job.features.model, job.layer)
+        case "calibrate" | "blocks":
+            place = run.calibration if name == "calibrate" else run.blocks
+            return place(job.features.dataset, job.features.model, job.id)
+        case "plane" | "example":
+            return run.example(job.id)
+        case "study":
+            return run.cell("simulated", "none", job.id)
+        case "claims" | "report":
+            return run.claims if name == "claims" else run.report
+        case "table" | "figure" | "pictures" | "boundaries":
+            return (run.table if name == "table" else run.figure)(job["id"])
+    whole = getattr(job, "cell", None) or next(iter(getattr(job, "cells", ())), job)
+    features = getattr(whole, "features", whole)
+    return run.cell(features.dataset, features.model, job.id)
 
 
 def modules_of(name: str, job: Mapping[str, Any]) -> tuple[str, ...]:
     """The modules a job's results depend on: its step's, and those of the attacks and the method that it runs."""
     step = STEPS[name]
     attacks = [part["attack"]["name"] for part in (job, *job.get("cells", ())) if part.get("attack")]
-    homes = sorted({str(getattr(ATTACKS[attack], "home", "")) for attack in attacks})
+    homes = sorted({str(vars(ATTACKS[attack])["home"]) for attack in attacks})
     method = job.get("method") or {}
     methods = [METHOD_HOMES[part] for part in (method.get("base"), method.get("regulariser")) if part in METHOD_HOMES]
     return (step.does.partition(":")[0], *step.modules, *homes, *methods)

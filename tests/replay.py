@@ -39,7 +39,9 @@ def plans() -> Iterator[tuple[str, dict[str, Any]]]:
             str(task.output): {
                 "step": task.name,
                 "job": task.document if task.step.stage == RENDERED else current(task.document),
-                "needs": sorted({str(need) for need in task.needs if need.is_relative_to(plan.run.root)}),
+                "needs": sorted(
+                    {str(need) for need in task.needs if need in plan.tasks and need.parts[0] == "results"}
+                ),
             }
             for task in kept
         }

@@ -43,17 +43,28 @@ class AttackConfig(Spec):
 
     @model_validator(mode="after")
     def _check_linf(self) -> Self:
-        check_linf(self.eps, self.step_size, self.steps)
+        for name, value in (("eps", self.eps), ("step_size", self.step_size)):
+            if not 0 < value <= 1:
+                raise ValueError(
+                    f"{name}={value} is outside (0, 1]; pixels are in [0, 1], so write 8 of 255 as 8 / 255"
+                )
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1")
         return self
 
 
-class ASKAttackConfig(AttackConfig):
+class ReferenceAttackConfig(AttackConfig):
+    """What attacks on nearest-neighbour search have besides."""
+
+    layers: tuple[str, ...] = Field(min_length=1)
+    """Attacked layers."""
+
+
+class ASKAttackConfig(ReferenceAttackConfig):
     """Settings of ASK-Atk. Defaults: paper, App. D-e."""
 
     home: ClassVar[str] = "ask.attacks.ask"
     name: Literal["ask"] = "ask"
-    layers: tuple[str, ...] = Field(min_length=1)
-    """Attacked layers."""
     k_in: int = Field(default=5, ge=1)
     """In-class references (K+)."""
     k_out: int = Field(default=5, ge=1)
@@ -70,11 +81,9 @@ class ASKAttackConfig(AttackConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = (
-            {} if self.tau is None else self.tau if isinstance(self.tau, Mapping) else dict.fromkeys(["all"], self.tau)
-        )
+        given = self.tau if isinstance(self.tau, Mapping) else dict.fromkeys(self.layers, self.tau)
         for layer, tau in given.items():
-            if not tau > 0:
+            if tau is not None and not tau > 0:
                 raise ValueError(f"tau={tau} of {layer} must be positive")
         weights = [self.omega.get(layer, 0.0) for layer in self.layers]
         if self.omega and (sum(weights) <= 0 or min(weights) < 0):
@@ -94,13 +103,11 @@ class DkNNOptions(Spec):
     """Compare distances divided by that threshold; false: as they are (the original)."""
 
 
-class DkNNAttackConfig(DkNNOptions, AttackConfig):
+class DkNNAttackConfig(DkNNOptions, ReferenceAttackConfig):
     """Settings of DkNN-Atk."""
 
     home: ClassVar[str] = "ask.attacks.dknn_atk"
     name: Literal["dknn"] = "dknn"
-    layers: tuple[str, ...] = Field(min_length=1)
-    """Attacked layers."""
     k: int = Field(default=5, ge=1)
     """The threshold is the mean distance of references to their k-th nearest other reference."""
     optimizer: Literal["adam", "rmsprop", "sign"] = "adam"
@@ -143,13 +150,11 @@ class AdvKnnOptions(Spec):
     """Fitting of the deep kNN blocks."""
 
 
-class AdvKnnConfig(AdvKnnOptions, AttackConfig):
-    """Settings of AdvKnn; ``block`` is used when no fitted blocks are given."""
+class AdvKnnConfig(AdvKnnOptions, ReferenceAttackConfig):
+    """Settings of AdvKnn, which sums over layers; ``block`` is used when no fitted blocks are given."""
 
     home: ClassVar[str] = "ask.attacks.advknn"
     name: Literal["advknn"] = "advknn"
-    layers: tuple[str, ...] = Field(min_length=1)
-    """Attacked layers; their losses are summed."""
     k: int = Field(default=5, ge=1)
     """Neighbours that vote."""
 
@@ -222,12 +227,3 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "square": {"": {}},
 }
 """Variants that artifacts can ask for, each attack's default first, with the settings that they stand for."""
-
-
-def check_linf(eps: float, step_size: float, steps: int) -> None:
-    """Raises ValueError for a radius or step outside (0, 1] or fewer than one step."""
-    for name, value in (("eps", eps), ("step_size", step_size)):
-        if not 0 < value <= 1:
-            raise ValueError(f"{name}={value} is outside (0, 1]; pixels are in [0, 1], so write 8 of 255 as 8 / 255")
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")

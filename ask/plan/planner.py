@@ -28,6 +28,8 @@ from ask.plan.settings import Resolver, leave_out, merge_levels, product
 from ask.plan.tasks import Subject, TaskMaker
 from ask.report.columns import SETTING_COLUMNS
 
+SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes")
+"""What every artifact's document holds."""
 ARTIFACTS, PAPER = Path("config/artifacts"), Path("config/paper")
 MEASUREMENTS = ("attack", "failures", "timing", "cost", "study")
 """Steps whose records artifacts show."""
@@ -89,7 +91,6 @@ def plan_run(config: RunConfig, artifacts: Mapping[str, ArtifactConfig], paper: 
 
 def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """What the report step reads: the run's summary and the artifacts in order."""
-    shown = ("id", "kind", "title", "caption", "category", "paper", "notes")
     cells = [task.job for task in plan.of("attack")]
     used = {cell.features.dataset for cell in cells}
     replaced = [
@@ -102,7 +103,7 @@ def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "title": config.title,
         "note": config.note,
         "configfile": _configfile(config),
-        "artifacts": [{key: job[key] for key in shown} for job in plan.artifacts.values()],
+        "artifacts": [{key: job[key] for key in SHOWN} for job in plan.artifacts.values()],
         "configuration": {
             "data sets": [config.datasets[name].label for name in config.datasets if name in used],
             "stand_ins": replaced,
@@ -133,58 +134,64 @@ def claims_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 class _Planner:
     def __init__(self, config: RunConfig, paper: Paper) -> None:
-        self.config = config
-        self.paper = paper
+        self.config, self.paper = config, paper
         self.settings = Resolver(config)
         self.result = Plan(config, Run(Path("results") / config.run))
         self.make = TaskMaker(config, self.result.run)
 
     def plan(self, artifacts: Mapping[str, ArtifactConfig]) -> Plan:
+        result, make = self.result, self.make
         for name, whole in artifacts.items():
-            artifact = leave_out(whole, set(self.config.without))
-            if artifact is None:
-                continue
-            make = {
-                "table": self._table,
-                "figure": self._figure,
-                "pictures": self._pictures,
-                "boundaries": self._boundaries,
-            }[artifact.kind]
-            try:
-                self.result.artifacts[name] = make(name, artifact)
-            except ConfigError as error:
-                raise ConfigError(f"config/artifacts/{name}.yaml: {error}") from None
-        result = self.result
-        result.tasks = self.make.finish()
+            if artifact := leave_out(whole, set(self.config.without)):
+                head = {"id": name} | {key: artifact.model_dump(mode="json")[key] for key in SHOWN if key != "id"}
+                try:
+                    result.artifacts[name] = head | getattr(self, f"_{artifact.kind}")(name, artifact)
+                except ConfigError as error:
+                    raise ConfigError(f"config/artifacts/{name}.yaml: {error}") from None
+        result.tasks = make.finish()
         for name, document in result.artifacts.items():
-            drawn = document["kind"] in ("pictures", "boundaries")
-            self.make.put(document["kind"], document, [result.run.example(name)] if drawn else result.cells_of(name))
-        shown = [path for name in result.artifacts for path in self.make.tasks[result.shown(name)].outputs]
-        self.make.put("claims", claims_job(self.config, result), [*shown, PAPER / "claims.csv"])
+            example = result.run.example(name)
+            drawn = [example, example.with_suffix(".npz")] if document["kind"] in ("pictures", "boundaries") else None
+            make.put(document["kind"], document, drawn or result.cells_of(name))
+        shown = [path for name in result.artifacts for path in make.tasks[result.shown(name)].outputs]
+        make.put("claims", claims_job(self.config, result), [*shown, PAPER / "claims.csv"])
         measured = [task.output for task in result.of(*MEASUREMENTS)]
-        self.make.put("report", report_job(self.config, result), [*shown, result.run.claims, *measured])
-        result.tasks |= self.make.finish()
+        make.put("report", report_job(self.config, result), [*shown, result.run.claims, *measured])
+        result.tasks = make.finish()
         return result
 
-    def _table(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
+    def _grid(self, artifact: ArtifactConfig) -> dict[str, Any]:
+        """What tables and pictures have in common: an entry for each row and column."""
         if not artifact.rows or not artifact.columns:
-            raise ConfigError("a table needs rows and columns; add at least one axis of each")
+            raise ConfigError(f"a {artifact.kind.rstrip('s')} needs rows and columns; add at least one axis of each")
         rows, columns = product(artifact.rows), product(artifact.columns)
-        found = []
-        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-            entry = self._entry(artifact, [artifact.settings, *row, *column])
-            found.append({"row": i, "column": j, **entry})
-        self._compare_seconds(found)
+        found = [
+            {"row": i, "column": j, **self._entry(artifact, [artifact.settings, *row, *column])}
+            for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns))
+        ]
         return {
-            **_head(name, artifact),
             "comparable": self._comparable(found),
-            "row_names": [axis.name for axis in artifact.rows],
             "row_headers": [self._labels(artifact, row) for row in rows],
             "column_headers": [self._labels(artifact, column) for column in columns],
             "entries": found,
         }
 
-    def _figure(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
+    def _table(self, _: str, artifact: ArtifactConfig) -> dict[str, Any]:
+        grid = self._grid(artifact)
+        self._compare_seconds(grid["entries"])
+        return {"row_names": [axis.name for axis in artifact.rows], **grid}
+
+    def _pictures(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
+        grid = self._grid(artifact)
+        classifier = ClassifierSpec.model_validate(grid["entries"][0]["classifier"])
+        self.make.example(name, map(self._cell, grid["entries"]), classifier, artifact.class_index)
+        return grid
+
+    def _boundaries(self, name: str, _: ArtifactConfig) -> dict[str, Any]:
+        self.make.plane(name)
+        return {}
+
+    def _figure(self, _: str, artifact: ArtifactConfig) -> dict[str, Any]:
         if not artifact.panels:
             raise ConfigError("a figure needs panels; add at least one")
         panels: list[dict[str, Any]] = []
@@ -202,28 +209,7 @@ class _Planner:
             title = panel.title.replace("{dataset}", self.settings.label(dataset) if dataset else "")
             panels.append({"title": title, "x_label": panel.x.label, "y_label": panel.y_label, "lines": lines})
         points = [point["entry"] for panel in panels for line in panel["lines"] for point in line["points"]]
-        return {**_head(name, artifact), "comparable": self._comparable(points), "panels": panels}
-
-    def _pictures(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
-        if not artifact.rows or not artifact.columns:
-            raise ConfigError("pictures need rows and columns; add at least one axis of each")
-        rows, columns = product(artifact.rows), product(artifact.columns)
-        found = []
-        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-            found.append({"row": i, "column": j, **self._entry(artifact, [artifact.settings, *row, *column])})
-        classifier = ClassifierSpec.model_validate(found[0]["classifier"])
-        self.make.example(name, map(self._cell, found), classifier, artifact.class_index)
-        return {
-            **_head(name, artifact),
-            "comparable": self._comparable(found),
-            "row_headers": [self._labels(artifact, row) for row in rows],
-            "column_headers": [self._labels(artifact, column) for column in columns],
-            "entries": found,
-        }
-
-    def _boundaries(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
-        self.make.plane(name)
-        return _head(name, artifact)
+        return {"comparable": self._comparable(points), "panels": panels}
 
     def _compare_seconds(self, found: list[dict[str, Any]]) -> None:
         """Let timing metrics of a table read one common measurement, in which attacks take turns."""
@@ -308,31 +294,25 @@ class _Planner:
             classifier = ClassifierSpec(similarity=similarity, layers=layers, k=asked["classifier_k"])
         cell = self.make.cell(subject, asked, classifier)
         attack, aimed = cell.attack, bool(getattr(cell.attack, "layers", ()))
-        mean, ci95 = self._paper_value(artifact, asked)
         metric = ".".join(filter(None, [asked["group"], asked["metric"]]))
-        return {
-            "columns": {
-                "dataset": dataset,
-                "model": model,
-                "attack": asked["attack"],
-                "variant": asked["variant"],
-                "similarity": asked["similarity"] if aimed or classifier else "",
-                "attack_layers": "+".join(getattr(attack, "layers", ())),
-                "classifier_similarity": classifier.similarity if classifier else "",
-                "dknn_layers": "+".join(classifier.layers) if classifier else "",
-                "k_in": asked["k_in"] if aimed else "",
-                "k_out": asked["k_out"] if asked["attack"] == "ask" else "",
-                "classifier_k": classifier.k if classifier else "",
-                "eps": round(attack.eps * PIXEL, 6) if attack else 0.0,
-                "steps": getattr(attack, "steps", 0),
-                "metric": metric,
-            },
-            "cell": {"dataset": dataset, "model": features.model, "id": self._measured_by(cell, classifier, asked)},
-            "classifier": classifier.model_dump(mode="json") if classifier else {},
-            "metric": metric,
-            "paper_mean": mean,
-            "paper_ci95": ci95,
+        columns = {
+            "dataset": dataset,
+            "model": model,
+            "attack": asked["attack"],
+            "variant": asked["variant"],
+            "similarity": asked["similarity"] if aimed or classifier else "",
+            "attack_layers": "+".join(getattr(attack, "layers", ())),
+            "classifier_similarity": classifier.similarity if classifier else "",
+            "dknn_layers": "+".join(classifier.layers) if classifier else "",
+            "k_in": asked["k_in"] if aimed else "",
+            "k_out": asked["k_out"] if asked["attack"] == "ask" else "",
+            "classifier_k": classifier.k if classifier else "",
+            "eps": round(attack.eps * PIXEL, 6) if attack else 0.0,
+            "steps": getattr(attack, "steps", 0),
         }
+        key = (dataset, features.model, self._measured_by(cell, classifier, asked))
+        shown = classifier.model_dump(mode="json") if classifier else {}
+        return _value(columns, metric, key, shown, self._paper_value(artifact, asked))
 
     def _cost(self, subject: Subject, metric: str) -> dict[str, Any]:
         """A value of the comparison of a model's training with plain adversarial training."""
@@ -340,28 +320,16 @@ class _Planner:
         if "at" not in self.config.models or subject.features.network is None:
             raise ConfigError(f"metric {metric!r} compares a trained model with model 'at'; name both in `models`")
         name = self.make.cost(subject, "at")
-        return {
-            "columns": dict.fromkeys(SETTING_COLUMNS, "") | {"dataset": dataset, "model": model, "metric": metric},
-            "cell": {"dataset": dataset, "model": model, "id": name},
-            "classifier": {},
-            "metric": metric,
-            "paper_mean": None,
-            "paper_ci95": None,
-        }
+        columns = dict.fromkeys(SETTING_COLUMNS, "") | {"dataset": dataset, "model": model}
+        return _value(columns, metric, (dataset, model, name), {})
 
     def _simulated(self, study: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """A value of a simulation, which settings select by what they name."""
         selected = {name: asked[name] for name in ("case", "form", "classes", "k", "spread") if name in asked}
         self.make.study(study)
         about = " ".join(f"{key}={value}" for key, value in selected.items())
-        return {
-            "columns": dict.fromkeys(SETTING_COLUMNS, "") | {"about": about, "metric": asked["metric"], **selected},
-            "cell": {"dataset": "simulated", "model": "none", "id": study},
-            "classifier": selected,
-            "metric": asked["metric"],
-            "paper_mean": None,
-            "paper_ci95": None,
-        }
+        columns = dict.fromkeys(SETTING_COLUMNS, "") | {"about": about, **selected}
+        return _value(columns, asked["metric"], ("simulated", "none", study), selected)
 
     def _measured_by(self, cell: CellJob, classifier: ClassifierSpec | None, asked: Mapping[str, Any]) -> str:
         """Id of the measurement that holds a metric: the cell, or the analysis of its failures."""
@@ -379,6 +347,19 @@ class _Planner:
         return self.paper.value(artifact.paper_table, asked, self.config.models[asked["model"]].label)
 
 
-def _head(name: str, artifact: ArtifactConfig) -> dict[str, Any]:
-    fields = ("kind", "title", "caption", "category", "paper", "notes")
-    return {"id": name} | {key: artifact.model_dump(mode="json")[key] for key in fields}
+def _value(
+    columns: dict[str, Any],
+    metric: str,
+    cell: tuple[str, str, str],
+    classifier: dict[str, Any],
+    paper: tuple[float | None, float | None] = (None, None),
+) -> dict[str, Any]:
+    """An entry: a measured value's tidy columns, where it is kept (data set, model, id), and the paper's value."""
+    return {
+        "columns": columns | {"metric": metric},
+        "cell": dict(zip(("dataset", "model", "id"), cell, strict=True)),
+        "classifier": classifier,
+        "metric": metric,
+        "paper_mean": paper[0],
+        "paper_ci95": paper[1],
+    }

@@ -33,7 +33,7 @@ from ask.config.training import TrainJob
 from ask.data.sources import PUBLISHED
 from ask.paths import Run
 from ask.plan.graph import Task
-from ask.steps import STEPS
+from ask.steps import STEPS, output_of
 
 _SHORT = {"cosine": "cos", "targeted": "-targeted", "random-sampling": "-random", "sign": "-sign"}
 _SHORT |= {"rmsprop": "-successor", "adam": "", "non-targeted": ""}
@@ -65,7 +65,7 @@ class TaskMaker:
 
     def put(self, name: str, job: Any, needs: Iterable[Path] = ()) -> Path:
         """Add a task, or replace the one of the same output; returns its output."""
-        output = STEPS[name].output(job, self.run, self.data)
+        output = output_of(name, job, self.run, self.data)
         self.tasks[output] = Task(name, job, output, tuple(dict.fromkeys(needs)))
         return output
 
@@ -245,7 +245,7 @@ class TaskMaker:
         """
         default, grid, similarity = self.config.evaluation, self.config.calibration, asked["similarity"]
         scale = subject.scale.eps_scale
-        usual = {
+        usual: dict[str, dict[str, Any]] = {
             "variant": {"variant": "non-targeted"} if attack.name == "ask" else {},
             "eps": {"eps": round(default.eps * scale, 6) / PIXEL},
             "step_size": {"step_size": round(default.step_size * scale, 6) / PIXEL},
@@ -253,7 +253,8 @@ class TaskMaker:
         changes: dict[str, Any] = {"layers": layers, "steps": default.steps}
         changes |= dict.fromkeys(("k", "k_in", "k_out"), default.k)
         for name, values in usual.items():
-            changes |= {} if name in grid.own else values
+            if name not in grid.own:
+                changes.update(values)
         tuned = attack.model_copy(update={name: changes[name] for name in changes if name in type(attack).model_fields})
         points = {
             "tau": [{"tau": value} for value in self._taus(similarity)],

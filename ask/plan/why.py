@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ask.cli import step_modules
+from ask.plan.graph import Task
 from ask.plan.provenance import PACKAGE, closure, fingerprint, without_documentation
-from ask.plan.tasks import Task
+from ask.steps import modules_of
 
 MISSING = object()
 _PLACE = re.compile(r"\[\d+\]")
@@ -54,7 +54,7 @@ def own_reason(task: Task, known: dict[str, Any], current: dict[str, str]) -> st
     if before is not None and before != now:
         return "changed: " + "; ".join(summary(before, now))
     code = next((value for value in params if isinstance(value, str) and len(value) == 16 and value.isalnum()), None)
-    modules = step_modules(task.step, now)
+    modules = modules_of(task.name, now)
     key = " ".join(modules)
     current[key] = current.get(key) or fingerprint(modules)
     if code and code != current[key]:

@@ -44,6 +44,11 @@ def write_ledger(job: Json, claims: Path, run: Run) -> Path:
     return write_csv(run.claims, COLUMNS, rows)
 
 
+def render_claims(job: Json, run: Run) -> list[Path]:
+    """The ledger of a run, from the claims that its job names."""
+    return [write_ledger(job, Path(job["claims"]), run)]
+
+
 def evaluate(row: Json, claim: Claim, evidence: Evidence, command: str) -> dict[str, str]:
     """One row of the ledger."""
     missing = ""
