@@ -21,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from ask.config.run import ConfigError, load_artifacts
+from ask.config.run import ConfigError, SliceSpec, load_artifacts
 from ask.config.stored import current
 from ask.errors import AskError
 from ask.files import locked, write, write_json
@@ -75,7 +75,7 @@ def slice_command(
             render(plan)
         status = made
     except BlockingIOError:
-        _say(f"{lock}: another slice of this run is being made here; wait until it ends")
+        _say(f"ask slice: {lock}: another slice of this run is being made here; wait until it ends")
     except AskError as error:
         _say(f"ask slice: {error}")
     finally:  # whatever happened, what was measured goes home
@@ -97,10 +97,10 @@ def pack_command(
 ) -> int:
     """Pack a run's evidence (or a slice's) into archives, without weights and indexes."""
     plan = load(configfile)
-    results, part = plan.run.root.parent, plan.config.slices[name] if name else None
-    wanted = required(plan.tasks, targets_of(plan, name).outputs if part else plan.tasks)
-    wanted |= {plan.shown(one) for one in (part.artifacts if part else ()) if one in plan.artifacts}
-    files = list((results / "bench").rglob("*")) if not part or part.commands else []
+    results, wanted = plan.run.root.parent, required(plan.tasks, targets_of(plan, name).outputs if name else plan.tasks)
+    part = plan.config.slices[name] if name else SliceSpec()
+    wanted |= {plan.shown(one) for one in part.artifacts if one in plan.artifacts}
+    files = list((results / "bench").rglob("*")) if part.commands or not name else []
     for task in (plan.tasks[path] for path in wanted if path.is_relative_to(results)):
         own = [path for path in task.outputs if EVIDENCE.fullmatch(path.relative_to(results).as_posix())]
         files += [*own, plan.run.benchmark(task.output)] if own and all(path.is_file() for path in own) else []
