@@ -349,7 +349,7 @@ def render(plan: Plan) -> None:
     training costs, which are read off two records, are compared first.
     """
     from ask.cli import find, main
-    from ask.report.values import MissingValueError
+    from ask.report.numbers import MissingValueError
 
     for task in plan.of("cost"):
         if not task.done and all(weights.with_name("config.yaml").is_file() for weights in task.needs):
