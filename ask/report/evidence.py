@@ -27,20 +27,16 @@ WORDS = {
     "classifier_k": "classifier K",
     "eps": "ε",
     "about": "case",
-}
-"""Columns of a tidy CSV in words, where not as they are."""
-
-STAGES = {
     "models": "training",
     "index": "indexes",
-    "calibration": "calibration",
     "blocks": "AdvKnn's blocks",
     "cells": "attacks and analyses",
     "examples": "pictures",
-    "tables": "tables",
-    "figures": "figures",
 }
-"""Folders of benchmark files, by what was done there."""
+"""Columns of a tidy CSV, and folders of a run, in words, where not as they are."""
+
+STAGES = ("models", "index", "calibration", "blocks", "cells", "examples", "tables", "figures")
+"""Folders of benchmark files, in the order of the workflow."""
 
 
 def common_settings(rows: pd.DataFrame) -> list[tuple[str, str]]:
@@ -149,19 +145,16 @@ def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
                 f"{name}: {share:.1%} of the images had no gradient, so the attack may only seem to fail "
                 f"(at most {MOST_ZERO_GRADIENTS:.0%} expected)"
             )
-        network = (cell.get("network") or {}).get("clean")
-        if network and network["mean"] < LEAST_CLEAN_ACCURACY:
-            warnings.append(
-                f"{name}: clean accuracy of the network is {network['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}, "
-                "so its features may not separate the classes"
-            )
-        clean = (find_result(cell, classifier) or {}).get("clean") if classifier else None
-        if clean and clean["mean"] < LEAST_CLEAN_ACCURACY:
-            warnings.append(
-                f"{name}: clean accuracy of the DkNN ({classifier['similarity']}, {'+'.join(classifier['layers'])}, "
-                f"K={classifier['k']}) is {clean['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}, "
-                "so its robust accuracy says little"
-            )
+        doubts = [
+            ("the network", "its features may not separate the classes", (cell.get("network") or {}).get("clean"))
+        ]
+        if classifier:
+            who = f"the DkNN ({classifier['similarity']}, {'+'.join(classifier['layers'])}, K={classifier['k']})"
+            doubts.append((who, "its robust accuracy says little", find_result(cell, classifier).get("clean")))
+        for who, so, clean in doubts:
+            if clean and clean["mean"] < LEAST_CLEAN_ACCURACY:
+                below = f"{clean['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}"
+                warnings.append(f"{name}: clean accuracy of {who} is {below}, so {so}")
     return list(dict.fromkeys(warnings))
 
 
@@ -184,10 +177,10 @@ def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[t
 def stages(run: Run) -> list[tuple[str, int, float]]:
     """Stages of the run with their jobs and wall-clock seconds, from the benchmark files that Snakemake wrote."""
     found = []
-    for folder, words in STAGES.items():
+    for folder in STAGES:
         seconds = [_seconds(path.read_text()) for path in (run.root / "benchmarks" / folder).rglob("*.tsv")]
         if seconds:
-            found.append((words, len(seconds), sum(seconds)))
+            found.append((WORDS.get(folder, folder), len(seconds), sum(seconds)))
     return found
 
 
@@ -201,11 +194,10 @@ def in_text(value: object) -> str:
     if value is None or value == "":
         return ""
     if isinstance(value, Mapping):
-        rest = dict(value)
-        if "label" in rest:
-            label, others = in_text(rest.pop("label")), [text for text in map(in_text, rest.values()) if text]
-            return f"{label} ({'; '.join(others)})" if others else label
-        return ", ".join(f"{key}: {in_text(item)}" for key, item in rest.items())
+        if "label" not in value:
+            return ", ".join(f"{key}: {in_text(item)}" for key, item in value.items())
+        others = "; ".join(filter(None, (in_text(item) for key, item in value.items() if key != "label")))
+        return in_text(value["label"]) + (f" ({others})" if others else "")
     if isinstance(value, list | tuple):
         return ", ".join(map(in_text, value))
     return str(value)

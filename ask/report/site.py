@@ -110,7 +110,7 @@ def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile:
         "rows": rows,
         "drawn": value_list(rows) if kind == "figure" else [],
         "settings": common_settings(rows),
-        "has_paper": "paper_mean" in rows and rows["paper_mean"].any(),
+        "has_paper": "paper_mean" in rows and (rows["paper_mean"] != "").any(),
         "cells": [describe(each, cell, run, configfile) for each, cell in behind.items()],
         "warnings": warn(named, behind),
         "downloads": [(file.suffix[1:], f"../{file.parent.name}/{file.name}") for file in files if file.is_file()],

@@ -113,7 +113,8 @@ def as_latex(job: Json, numbers: pd.DataFrame) -> str:
         merged = [rf"\multicolumn{{{n}}}{{c}}{{{label}}}" if n > 1 else label for label, _, n in groups]
         lines.append([*(name.translate(LATEX) if last else "" for name in job["row_names"]), *merged])
         rules = [rf"\cmidrule(lr){{{stub + start + 1}-{stub + start + n}}}" for label, start, n in groups if label]
-        lines += [" ".join(rules)] * (bool(rules) and not last)
+        if rules and not last:
+            lines.append(" ".join(rules))
     stubs = [[""] * stub for _ in rows]
     for level in range(stub):
         for label, start, _ in spans(rows, level):
@@ -121,8 +122,7 @@ def as_latex(job: Json, numbers: pd.DataFrame) -> str:
     breaks = {start for _, start, _ in spans(rows, 0)} if stub > 1 else {0}
     shown = [[text and f"${text.translate(_NUMBER)}$" for text in numbers[name]] for name in KINDS]
     for row, (labels, measured, *others) in enumerate(zip(stubs, *(grid(job, numbers, t) for t in shown), strict=True)):
-        lines += [r"\midrule"] * (row in breaks)
-        lines.append([*labels, *measured])
+        lines += [r"\midrule", [*labels, *measured]] if row in breaks else [[*labels, *measured]]
         for name, texts in zip(KINDS[1:], others, strict=True):
             if any(texts):
                 small = [text and rf"\scriptsize {text}" for text in texts]
