@@ -145,12 +145,12 @@ def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
         options["choices"] = get_args(annotation)
     elif annotation is not bool:
         options["type"] = annotation
+    name = f"--{parameter.name.strip('_').replace('_', '-')}"
     if parameter.kind is not parameter.KEYWORD_ONLY:
         parser.add_argument(parameter.name, **({} if required else {"nargs": "?"}) | options)
     elif annotation is bool:
-        parser.add_argument(f"--{parameter.name.strip('_')}", dest=parameter.name, action="store_true", help=words)
+        parser.add_argument(name, dest=parameter.name, action="store_true", help=words)
     else:
-        name = f"--{parameter.name.strip('_').replace('_', '-')}"
         parser.add_argument(name, dest=parameter.name, required=required, **options)
 
 
