@@ -107,6 +107,26 @@ def test_a_target_needs_all_that_it_rests_on(tmp_path: Path) -> None:
     assert required(tasks, [plan.run.report]) == set(tasks), "the report shows everything"
 
 
+def test_what_is_lost_is_made_again_only_where_it_is_needed(tmp_path: Path) -> None:
+    plan = in_folder(planned("demo"), tmp_path)
+    tasks, table, cell = plan.tasks, plan.run.table("table04"), plan.cells_of("table04")[0]
+    for output in tasks[table].outputs:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.touch()
+    assert why.reasons(tasks, [table]) == {}, "nothing but the table is there, and nothing else is asked for"
+    table.with_suffix(".md").unlink()
+    assert why.reasons(tasks, [table]) == {}
+    assert why.reasons(tasks, [table, table.with_suffix(".md")]).keys() == required(tasks, [table])
+    table.with_suffix(".md").touch()
+    cell.parent.mkdir(parents=True)
+    cell.touch()
+    os.utime(table, (0, 0))
+    found = why.reasons(tasks, [table])
+    assert found[table] == f"{cell} is newer", "and to make it again takes the other cells"
+    assert {tasks[path].name for path, reason in found.items() if reason == "not made yet"} > {"attack", "train"}
+    assert found[cell].startswith("needs "), "what it was measured with is made again"
+
+
 def test_what_is_not_counted_takes_the_time_of_a_table() -> None:
     plan = planned("demo")
     found = costs(plan)

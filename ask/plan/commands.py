@@ -103,8 +103,12 @@ def why(
     """Print which jobs would run, and for what reason."""
     planned = load(configfile)
     tasks, counted = planned.tasks, costs(planned)
-    wanted = required(tasks, itertools.chain(*_targets(planned, names).values())) if names else set(tasks)
-    found = {path: reason for path, reason in reasons(tasks).items() if path in wanted}
+    targets = [
+        *itertools.chain(*_targets(planned, names).values()),
+        *map(Path, names),
+        *([] if names else [planned.run.report]),
+    ]
+    found = reasons(tasks, targets)
     if not found:
         print("Nothing would run.")
         return
@@ -117,7 +121,7 @@ def why(
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
     known = predictor(finished(planned, counted), _elsewhere(planned.run))
     took = sum(known.speed(tasks[path].group).seconds(counted[path].flop) for path in found)
-    print(f"\n{len(found)} of {len(wanted)} jobs, about {_time(took)} of job time.")
+    print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
 
 
 def _targets(planned: Plan, names: Sequence[str]) -> dict[str, list[Path]]:
