@@ -13,7 +13,7 @@ from ask.config.base import LAYERS
 from ask.config.training import NetworkSpec, TrainJob
 from ask.knn.search import DEFAULT_MEMORY
 from ask.measure.cells import layers_of
-from ask.plan.arithmetic import RESNET18_STAGES, VGG16_PLAN, Shape, network_macs, shape_of
+from ask.plan.cost import RESNET18_STAGES, VGG16_PLAN, Shape, network_macs, shape_of
 from ask.plan.planner import Plan
 
 GIB = 2**30
