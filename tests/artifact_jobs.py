@@ -234,11 +234,10 @@ def report_job(artifacts: list[dict[str, Any]], *, stand_ins: list[str] | None =
 
 def render_everything(root: Path, *, stand_ins: list[str] | None = None) -> Path:
     """A whole synthetic run with a ledger of two claims; returns its report's index."""
-    from ask.report.columns import VERDICTS
     from ask.report.figures import render_figure
+    from ask.report.numbers import VERDICTS, write_csv
     from ask.report.site import render_report
     from ask.report.tables import render_table
-    from ask.report.values import write_csv
 
     run = Run(root)
     tables = [table_job(run), grouped_table_job(run)]

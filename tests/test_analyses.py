@@ -32,8 +32,8 @@ from ask.measure.failures import analyse
 from ask.measure.place import Place, build_index
 from ask.measure.timing import measure
 from ask.paths import Run
+from ask.report.numbers import MissingValueError
 from ask.report.pictures import render_pictures
-from ask.report.values import MissingValueError
 from ask.tensorfile import load_tensors
 
 RAW = FeatureSpec(dataset="digits", model="raw", network=None)

@@ -292,7 +292,7 @@ def test_bad_images_and_labels_are_one_clear_error(digits, images, labels, messa
     [
         ({"eps": 8.0}, "write 8 of 255 as 8 / 255"),
         ({"step_size": 0.0}, "step_size=0.0 is outside"),
-        ({"steps": 0}, "at least 1"),
+        ({"steps": 0}, "steps\n.*greater than or equal to 1"),
         ({"layers": ()}, "layers\n.*at least 1 item"),
         ({"k_in": 0}, "k_in\n.*greater than or equal to 1"),
         ({"tau": 0.0}, "tau=0.0 of input must be positive"),

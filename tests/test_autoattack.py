@@ -79,3 +79,8 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
 def test_raw_pixels_have_no_network_to_attack() -> None:
     with pytest.raises(ValueError, match="raw pixels have no network"):
         build(AUTO, Subject(lambda x, _: {}, {}), generator=torch.Generator())
+
+
+def test_a_radius_of_pixels_is_a_clear_error() -> None:
+    with pytest.raises(ValueError, match=r"eps=8\.0 is outside \(0, 1\].*write 8 of 255 as 8 / 255"):
+        AutoAttackConfig(eps=8)

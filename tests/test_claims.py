@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 
 from ask.config.run import load_artifacts, read_run
+from ask.files import write_json
 from ask.paths import Run
 from ask.plan.paper import Paper
 from ask.plan.planner import Plan, claims_job, entries, plan_run
@@ -14,8 +15,7 @@ from ask.report.claims.evidence import Evidence, Measure, MissingEvidenceError, 
 from ask.report.claims.ledger import COLUMNS, write_ledger
 from ask.report.claims.registry import CLAIMS
 from ask.report.claims.verdicts import Verdict, at_least, near, positive, wins
-from ask.report.columns import VERDICTS
-from ask.report.values import Value, number, write_csv, write_numbers
+from ask.report.numbers import VERDICTS, write_csv, write_reference
 
 ROOT = Path(__file__).parent.parent
 CSV = ROOT / "config/paper/claims.csv"
@@ -50,11 +50,16 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
             for entry in found:  # what the paper does not print, such as a rival of ours, decides nothing
                 entry["paper_mean"] = 99.0 if entry["paper_mean"] is None else entry["paper_mean"]
             path = run.table(name) if artifact["kind"] == "table" else run.figure(name)
-            mean = [
-                Value(e["paper_mean"], 0.02, 3, tuple(e["paper_mean"] + d for d in (-0.01, 0, 0.01))) for e in found
+            rows = [
+                {
+                    "columns": entry["columns"],
+                    "trials": [entry["paper_mean"] + d for d in (-0.01, 0, 0.01)],
+                    "reference": write_reference(entry),
+                }
+                for entry in found
             ]
             write_csv(path, ("artifact",), [])
-            write_numbers(path.with_suffix(".json"), [number(e, v) for e, v in zip(found, mean, strict=True)])
+            write_json(path.with_suffix(".json"), rows)
     return ledger(job, run)
 
 
@@ -141,7 +146,7 @@ def test_a_run_that_leaves_a_data_set_out_is_judged_on_the_rest(
         for layers in ("conv3", "conv4")
     ]
     write_csv(run.table("table06"), ("artifact",), [])
-    write_numbers(run.table("table06").with_suffix(".json"), rows)
+    write_json(run.table("table06").with_suffix(".json"), rows)
     job = {"kinds": {"table06": "table"}, "stand_ins": {}, "labels": {"imagenette": "Imagenette"}, "command": "make it"}
     found = ledger(job, run)
     assert found["C41"]["verdict"] == "reproduced"
@@ -156,7 +161,7 @@ def test_stand_ins_answer_for_the_papers_data_sets_and_eps(tmp_path: Path) -> No
     run = Run(tmp_path)
     write_csv(run.table("t"), ("artifact",), [])
     columns = {"dataset": "digits", "eps": 51.2}
-    write_numbers(run.table("t").with_suffix(".json"), [{"columns": columns, "trials": [1.0, 2.0], "reference": "c"}])
+    write_json(run.table("t").with_suffix(".json"), [{"columns": columns, "trials": [1.0, 2.0], "reference": "c"}])
     stand_ins = {"cifar10": {"dataset": "digits", "eps_scale": 6.4}}
     evidence = Evidence(run, {"t": "table"}, stand_ins)
     assert evidence.get("t", dataset="cifar10", eps=8).trials == (1.0, 2.0)

@@ -15,12 +15,10 @@ import pytest
 from test_data_images import CONTENTS, write_folder, write_zip
 from test_data_readers import idx_bytes
 
-import ask.data.files
+import ask.data.downloading
 from ask.config.data import DataSpec
 from ask.data import DataError, download
-from ask.data.downloading import Mirror, mirrors
-from ask.data.errors import NotFoundError
-from ask.data.files import fetch
+from ask.data.downloading import Mirror, NotFoundError, fetch, mirrors
 from ask.data.sources import PUBLISHED, File, Published
 
 MNIST = DataSpec(source="mnist")
@@ -79,7 +77,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(ask.data.files, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(ask.data.downloading, "PAUSES", (0.0, 0.0))
     made = Server()
     made.thread.start()
     yield made

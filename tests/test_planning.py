@@ -23,7 +23,7 @@ from ask.plan.paper import Paper
 from ask.plan.planner import Plan, plan_run
 from ask.plan.predict import Speed, learn
 from ask.plan.tasks import required, tasks_of
-from ask.training.passes import count_passes
+from ask.training.record import count_passes
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,11 +46,11 @@ def test_multiply_adds_and_dimensions_are_those_of_the_networks(name: str, side:
         for place, layer in enumerate(BLOCKS):
             with count_passes(network) as passes:
                 features = network.features(images, (layer,))[layer]
-            assert passes.macs == pytest.approx(upto[place], rel=1e-9)
+            assert passes["macs"] == pytest.approx(upto[place], rel=1e-9)
             assert features.shape[1] == dimensions[place]
         with count_passes(network) as passes:
             network(images)
-    assert passes.macs == pytest.approx(whole, rel=1e-9)
+    assert passes["macs"] == pytest.approx(whole, rel=1e-9)
 
 
 def test_the_papers_network_costs_what_is_known_of_it() -> None:

@@ -65,11 +65,10 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
         for layer, search in self.references.items():
             if layer not in self.blocks:
                 rows = torch.arange(len(search.features), device=search.features.device)
-                targets = vote_distributions(search, config.k)
                 (self.blocks[layer],) = fit_blocks(
                     search.features,
                     rows.unsqueeze(0),
-                    targets.unsqueeze(0),
+                    vote_distributions(search, config.k).unsqueeze(0),
                     similarity=search.similarity,
                     config=config.block,
                     generator=self.generator,
@@ -80,26 +79,24 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
         neighbours: Mapping[str, Neighbours],
         labels: Tensor,  # noqa: ARG002  # every attack gets them
     ) -> Callable[[slice], FeatureLoss]:
-        """As :class:`ReferenceAttack`."""
+        """As :class:`ReferenceAttack`, from the clean images' vote distributions at each layer."""
         voted = {
             layer: votes(neighbour_classes(search, neighbours[layer], self.k), self.n_classes) / self.k
             for layer, search in self.references.items()
         }
-        return lambda part: self.loss({layer: p[part] for layer, p in voted.items()})
 
-    def loss(self, voted: Mapping[str, Tensor]) -> FeatureLoss:
-        """What a batch ascends, from its clean images' vote distributions (batch, classes) at each layer."""
-        config = self.config
+        def make_loss(part: slice) -> FeatureLoss:
+            def loss(features: Mapping[str, Tensor]) -> Tensor:
+                terms = []
+                for layer, everyone in voted.items():
+                    p, log_q = everyone[part], self.blocks[layer](features[layer])
+                    cross_entropy = F.nll_loss(log_q, p.argmax(1), reduction="none")
+                    terms.append((torch.xlogy(p, p) - p * log_q).sum(1) + self.config.ce_weight * cross_entropy)
+                return torch.stack(terms).sum(0)
 
-        def loss(features: Mapping[str, Tensor]) -> Tensor:
-            terms = []
-            for layer, p in voted.items():
-                log_q = self.blocks[layer](features[layer])
-                divergence = (torch.xlogy(p, p) - p * log_q).sum(1)
-                terms.append(divergence + config.ce_weight * F.nll_loss(log_q, p.argmax(1), reduction="none"))
-            return torch.stack(terms).sum(0)
+            return loss
 
-        return loss
+        return make_loss
 
 
 def vote_distributions(search: Search, k: int) -> Tensor:

@@ -48,8 +48,7 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
         super().__init__(features, references, config, **draws)
         self.k_class = max(config.k_in, config.k_out)
         self.tau = {layer: temperature(config, layer) for layer in config.layers}
-        omega = weights(config)
-        self.omega = {layer: weight for layer, weight in omega.items() if weight > 0}
+        self.omega = {layer: weight for layer, weight in weights(config).items() if weight > 0}
         self.layers = tuple(self.omega)
         for search in self.references.values():
             vectors = 1 if search.similarity == "cosine" else self.k_class

@@ -46,8 +46,28 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
 
     def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
         """As :class:`ReferenceAttack`."""
-        guides = self.choose(neighbours, labels)
-        return lambda part: self.loss(labels[part], {layer: rows[part] for layer, rows in guides.items()})
+        everyone, refresh = self.choose(neighbours, labels), self.config.refresh
+
+        def make_loss(part: slice) -> FeatureLoss:
+            guides = {layer: self.references[layer].features[rows[part]] for layer, rows in everyone.items()}
+            calls = 0
+
+            def loss(features: Mapping[str, Tensor]) -> Tensor:
+                nonlocal calls
+                if refresh and calls and calls % refresh == 0:
+                    found = {
+                        layer: search.search(features[layer].detach(), k_class=self.k_class)
+                        for layer, search in self.references.items()
+                    }
+                    for layer, rows in self.choose(found, labels[part]).items():
+                        guides[layer] = self.references[layer].features[rows]
+                calls += 1
+                terms = [self._guide_loss(layer, features[layer], vectors) for layer, vectors in guides.items()]
+                return -torch.stack(terms).sum(0)
+
+            return loss
+
+        return make_loss
 
     def choose(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> dict[str, Tensor]:
         """Rows (batch, m) of the guides at each layer, all of the wrong class with the least summed mean distance.
@@ -70,26 +90,6 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
             else:
                 chosen[layer] = rows[batch, wrong]
         return chosen
-
-    def loss(self, labels: Tensor, guides: Mapping[str, Tensor]) -> FeatureLoss:
-        """What a batch with true classes (batch,) ascends, from its guides' rows (batch, m) at each layer."""
-        config = self.config
-        vectors = {layer: self.references[layer].features[rows] for layer, rows in guides.items()}
-        calls = 0
-
-        def loss(features: Mapping[str, Tensor]) -> Tensor:
-            nonlocal calls
-            if config.refresh and calls and calls % config.refresh == 0:
-                found = {
-                    layer: search.search(features[layer].detach(), k_class=config.guides)
-                    for layer, search in self.references.items()
-                }
-                for layer, rows in self.choose(found, labels).items():
-                    vectors[layer] = self.references[layer].features[rows]
-            calls += 1
-            return -torch.stack([self._guide_loss(layer, features[layer], vectors[layer]) for layer in vectors]).sum(0)
-
-        return loss
 
     def _guide_loss(self, layer: str, features: Tensor, guides: Tensor) -> Tensor:
         """Mean over guides (batch, m, dimensions) of what the attack minimises at one layer, (batch,)."""

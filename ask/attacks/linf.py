@@ -254,14 +254,12 @@ def frozen(module: nn.Module) -> Iterator[None]:
     Weight gradients would cost a third of a step; a changed mode would pollute batch-norm statistics.
     """
     modes = [(m, m.training) for m in module.modules()]
-    flags = [(p, p.requires_grad) for p in module.parameters()]
+    learning = [p for p in module.parameters() if p.requires_grad]
     try:
-        module.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+        module.eval().requires_grad_(False)
         yield
     finally:
         for submodule, mode in modes:
             submodule.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -28,6 +28,13 @@ CATEGORIES: tuple[Category, ...] = get_args(Category)
 Group = Literal["failures", "successes"]
 
 
+SETTING_COLUMNS = (
+    *("dataset", "model", "attack", "variant", "similarity", "attack_layers", "classifier_similarity", "dknn_layers"),
+    *("k_in", "k_out", "classifier_k", "eps", "steps", "about", "metric"),
+)
+"""Columns of tidy tables that describe a measured value."""
+
+
 class Settings(Spec):
     """What a table's row, column or fixed part, or a figure's line, may set; the rest comes from `evaluation`."""
 

@@ -7,7 +7,7 @@ No code fingerprint counts this module, for every setting stands in the job that
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, model_validator
 
 from ask.config.base import Spec
 
@@ -18,39 +18,42 @@ def _of_pixels(value: Any, info: ValidationInfo) -> Any:
     return value / PIXEL if info.mode == "json" and isinstance(value, int | float) else value
 
 
+def _in_range(value: float, info: ValidationInfo) -> float:
+    if not 0 < value <= 1:
+        raise ValueError(
+            f"{info.field_name}={value} is outside (0, 1]; pixels are in [0, 1], so write 8 of 255 as 8 / 255"
+        )
+    return value
+
+
 Fraction = Annotated[
     float,
     BeforeValidator(_of_pixels),
+    AfterValidator(_in_range),
     PlainSerializer(lambda value: round(value * PIXEL, 6), when_used="json"),
 ]
-"""A perturbation size or step: in [0, 1] in Python, n of 255 in JSON, which is the paper's unit."""
+"""A perturbation size or step: in (0, 1] in Python, n of 255 in JSON, which is the paper's unit."""
 
 
-class AttackConfig(Spec):
-    """What all gradient attacks of the l-infinity ball have; ``eps`` and ``step_size`` in (0, 1]."""
+class LinfConfig(Spec):
+    """What all attacks have."""
 
     home: ClassVar[str]
     """Module of the attack; a job imports, and its code fingerprint counts, only its own."""
     name: str
     eps: Fraction = 8 / PIXEL
     """l-infinity radius."""
+
+
+class AttackConfig(LinfConfig):
+    """What all gradient attacks have; ``eps`` and ``step_size`` in (0, 1]."""
+
     step_size: Fraction = 2 / PIXEL
     """Sign step (kappa); silent in the paper, from the released code."""
-    steps: int = 20
+    steps: int = Field(default=20, ge=1)
     """Gradient steps (paper, App. D-e)."""
     batch_size: int | None = Field(default=None, ge=1, exclude=True)
     """Images attacked at a time; default: :func:`ask.attacks.linf.fitting_batch`."""
-
-    @model_validator(mode="after")
-    def _check_linf(self) -> Self:
-        for name, value in (("eps", self.eps), ("step_size", self.step_size)):
-            if not 0 < value <= 1:
-                raise ValueError(
-                    f"{name}={value} is outside (0, 1]; pixels are in [0, 1], so write 8 of 255 as 8 / 255"
-                )
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
-        return self
 
 
 class ReferenceAttackConfig(AttackConfig):
@@ -184,22 +187,18 @@ class AutoAttackOptions(Spec):
     """Images attacked at a time."""
 
 
-class AutoAttackConfig(AutoAttackOptions):
-    """Settings of AutoAttack on a network's output."""
+class AutoAttackConfig(AutoAttackOptions, LinfConfig):
+    """Settings of AutoAttack on a network's output; ``eps`` in (0, 1]."""
 
     home: ClassVar[str] = "ask.attacks.auto"
     name: Literal["autoattack"] = "autoattack"
-    eps: Fraction = 8 / PIXEL
-    """l-infinity radius in (0, 1]."""
 
 
-class SquareConfig(AutoAttackOptions):
-    """Settings of Square on the votes of a DkNN."""
+class SquareConfig(AutoAttackOptions, LinfConfig):
+    """Settings of Square on the votes of a DkNN; ``eps`` in (0, 1]."""
 
     home: ClassVar[str] = "ask.attacks.auto"
     name: Literal["square"] = "square"
-    eps: Fraction = 8 / PIXEL
-    """l-infinity radius in (0, 1]."""
     layers: tuple[str, ...] = Field(min_length=1)
     """Layers that vote."""
     k: int = Field(default=5, ge=1)
@@ -211,7 +210,9 @@ Attack = Annotated[
     Field(discriminator="name"),
 ]
 """Any attack, told by its name."""
-ATTACKS: dict[str, type[Spec]] = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Attack)[0])}
+ATTACKS: dict[str, type[LinfConfig]] = {
+    kind.model_fields["name"].default: kind for kind in get_args(get_args(Attack)[0])
+}
 """Settings of each attack by its name; ``home`` says where the attack is."""
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "none": {"": {}},

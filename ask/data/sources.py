@@ -22,7 +22,7 @@ class Published:
     url: str = ""  # where the files lie, with a slash at the end
     files: tuple[File, ...] = ()
     class_names: tuple[str, ...]
-    class_folders: tuple[str, ...] = ()  # in image archives, where these exist
+    class_folders: tuple[str, ...] = ()  # in image archives, where they are not the names
     image_zips: tuple[str, ...] = ()  # what a mirror may hold in place of the one file
     image_zip_note: str = ""  # what a result made from image zips has to say
     train_counts: tuple[int, ...]  # images of each class
@@ -70,22 +70,13 @@ _FASHION_MNIST = _idx_files(
     (4422102, "bef4ecab320f06d8554ea6380940ec79", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
     (5148, "bb300cfdad3c16e7a12a480ee83cd310", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
 )
-_CIFAR10_CLASSES = _names("airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck")
-_IMAGENETTE_CLASSES = _names(
-    "tench, English springer, cassette player, chain saw, church, "
-    "French horn, garbage truck, gas pump, golf ball, parachute"
-)
-_IMAGENETTE_FOLDERS = _names(
-    "n01440764, n02102040, n02979186, n03000684, n03028079, n03394916, n03417042, n03425413, n03445777, n03888257"
-)
 
 PUBLISHED = {
     "cifar10": Published(
         title="CIFAR-10",
         url="https://www.cs.toronto.edu/~kriz/",
         files=(_CIFAR10,),
-        class_names=_CIFAR10_CLASSES,
-        class_folders=_CIFAR10_CLASSES,
+        class_names=_names("airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"),
         image_zips=("train-0.zip", "train-1.zip", "test.zip"),
         image_zip_note="Made from a mirror's image zips, in order of class and file name, not in the publisher's.",
         train_counts=(5000,) * 10,
@@ -98,8 +89,14 @@ PUBLISHED = {
         title="Imagenette",
         url="https://s3.amazonaws.com/fast-ai-imageclas/",
         files=(_IMAGENETTE,),
-        class_names=_IMAGENETTE_CLASSES,
-        class_folders=_IMAGENETTE_FOLDERS,
+        class_names=_names(
+            "tench, English springer, cassette player, chain saw, church, "
+            "French horn, garbage truck, gas pump, golf ball, parachute"
+        ),
+        class_folders=_names(
+            "n01440764, n02102040, n02979186, n03000684, n03028079, "
+            "n03394916, n03417042, n03425413, n03445777, n03888257"
+        ),
         image_zips=("imagenette-128.zip",),
         image_zip_note="Made from a mirror's resized, lossily compressed copy, not from imagenette2-160.tgz.",
         train_counts=(963, 955, 993, 858, 941, 956, 961, 931, 951, 960),

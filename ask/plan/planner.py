@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ask.config.artifacts import (
+    SETTING_COLUMNS,
     ArtifactConfig,
     AxisValue,
     CostMetric,
@@ -26,7 +27,6 @@ from ask.plan.graph import Task
 from ask.plan.paper import Paper
 from ask.plan.settings import Resolver, leave_out, merge_levels, product
 from ask.plan.tasks import Subject, TaskMaker
-from ask.report.columns import SETTING_COLUMNS
 
 SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes")
 """What every artifact's document holds."""

@@ -5,28 +5,30 @@ reads what the other steps wrote, so that it can never show anything else than t
 """
 
 import re
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from ask.files import write_text
 from ask.paths import Run
-from ask.report.columns import VERDICTS
-from ask.report.evidence import common_settings, describe, load_cells, read_rows, warn
-from ask.report.inline import (
-    accuracies_in_words,
-    in_words,
-    inline_svg,
-    pictures_in_words,
-    svg_references,
-    value_table,
+from ask.report.evidence import (
+    anchor,
+    common_settings,
+    describe,
+    duration,
+    in_text,
+    load_cells,
+    stages,
+    summarise,
+    warn,
 )
-from ask.report.summary import duration, in_text, stages, summarise
-from ask.report.values import Json, MissingValueError, write_text
+from ask.report.numbers import COLUMNS, VERDICTS, Json, MissingValueError, format_value, read_csv
+from ask.report.plotting import inline_svg, svg_references
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("style.css", "script.js")
@@ -83,16 +85,13 @@ def render_report(job: Json, run: Run) -> list[Path]:
     folder = run.report.parent
     pages = {run.report: index}
     template = environment.get_template("artifact.html.j2")
-    for position, shown in enumerate(artifacts):
-        neighbours = {
-            "before": artifacts[position - 1] if position else None,
-            "after": artifacts[position + 1] if position + 1 < len(artifacts) else None,
-        }
-        pages[folder / f"{shown['id']}.html"] = template.render(**common, artifact=shown, **neighbours)
+    for before, shown, after in zip([None, *artifacts], artifacts, [*artifacts[1:], None], strict=False):
+        page = template.render(**common, artifact=shown, before=before, after=after)
+        pages[folder / f"{shown['id']}.html"] = page
     for old in set(folder.glob("*.html")) - set(pages):
         old.unlink()
     assets = {folder / name: (TEMPLATES / name).read_text(encoding="utf-8") for name in ASSETS}
-    return [write_text(path, text) for path, text in (pages | assets).items()]
+    return [write_text(path, text.rstrip("\n") + "\n") for path, text in (pages | assets).items()]
 
 
 def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile: str = "") -> dict[str, Any]:
@@ -107,13 +106,12 @@ def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile:
                 f"{kind} {artifact['id']} has not been rendered: {needed} is missing; "
                 f"make it: snakemake --cores all {needed}"
             )
-    rows, text = read_rows(path), drawn.read_text(encoding="utf-8")
+    rows, text = read_csv(path), drawn.read_text(encoding="utf-8")
     references = table_references(text) if table else svg_references(text)
     behind = load_cells(references, run)
     cells.update(behind)
-    evidence = [describe(name, cell, run, configfile) for name, cell in behind.items()]
     if table:
-        body = linked(text, {cell.name: cell.anchor for cell in evidence})
+        body = linked(text)
     else:
         words = {"figure": in_words, "pictures": pictures_in_words, "boundaries": accuracies_in_words}[kind](rows)
         body = inline_svg(text, prefix=artifact["id"], words=words)
@@ -124,8 +122,8 @@ def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile:
         "rows": rows,
         "drawn": value_table(rows) if kind == "figure" else [],
         "settings": common_settings(rows),
-        "has_paper": any(row.get("paper_mean") for row in rows),
-        "cells": evidence,
+        "has_paper": "paper_mean" in rows and rows["paper_mean"].any(),
+        "cells": [describe(name, cell, run, configfile) for name, cell in behind.items()],
         "warnings": warn(references, behind),
         "downloads": [
             (suffix, f"../{path.parent.name}/{path.stem}.{suffix}")
@@ -140,22 +138,56 @@ def table_references(text: str) -> list[str]:
     return list(dict.fromkeys(unescape(name) for name in re.findall(r'data-cell="([^"]*)"', text)))
 
 
-def linked(text: str, anchors: Mapping[str, str]) -> str:
+def linked(text: str) -> str:
     """A rendered table, each number a link to the cell that measured it."""
 
     def link(found: re.Match[str]) -> str:
         cell = unescape(found[2]).partition("#")[0]
-        return f'{found[1]}<a href="#{anchors[cell]}" title="measured by {escape(cell)}">{found[3]}</a>'
+        return f'{found[1]}<a href="#{anchor(cell)}" title="measured by {escape(cell)}">{found[3]}</a>'
 
     return NUMBER.sub(link, text)
+
+
+def in_words(rows: pd.DataFrame) -> str:
+    """What a line plot shows, for those who cannot see it: where each line begins and ends."""
+    sentences = ["Line plot."]
+    unit = "%" if rows["metric"].str.removesuffix("_gain").str.endswith("accuracy").all() else ""
+    points = rows.astype({"x": float, "mean": float})
+    for (panel, line), found in points.groupby(["panel", "line"], sort=False):
+        ends = found.sort_values(["x", "mean"]).iloc[[0, -1]]
+        first, last = (f"{mean:.1f}{unit} at {x:g}" for x, mean in zip(ends["x"], ends["mean"], strict=True))
+        sentences.append(f"{panel + ', ' if panel else ''}{line}: from {first} to {last}.")
+    return " ".join(sentences)
+
+
+def pictures_in_words(rows: pd.DataFrame) -> str:
+    """What the pictures show: for each attack, the DkNN's class and the neighbours' classes."""
+    sentences = [f"An image of class {rows['class'][0]} and its nearest references."]
+    for (line, column), found in rows.groupby(["row", "column"], sort=False):
+        predicted, classes = found["predicted"].iloc[0], ", ".join(found["neighbour_class"])
+        sentences.append(f"{line}, {column}: classified as {predicted}; neighbours of class {classes}.")
+    return " ".join(sentences)
+
+
+def accuracies_in_words(rows: pd.DataFrame) -> str:
+    """What stands below decision boundaries: the accuracies of each model's classifiers."""
+    found = [f"{row.model}, {row.classifier}, {row.images}: {float(row.mean):.0f}%." for row in rows.itertuples()]
+    return " ".join(["Decision boundaries of a network and a kNN in the plane.", *found])
+
+
+def value_table(rows: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The drawn numbers as rows of text: panel, line, x, measured, paper."""
+    pairs = zip(rows["mean"], rows["ci95"], strict=True)
+    measured = [format_value(float(mean), float(ci95) if ci95 else None) for mean, ci95 in pairs]
+    return rows.assign(measured=measured, paper=rows["paper_mean"]).to_dict("records")
 
 
 def read_claims(run: Run) -> list[dict[str, Any]]:
     """Rows of the claims ledger with their lists apart; none where the run has no ledger."""
     if not run.claims.is_file():
         return []
-    lists = ("artifacts", "cells")
-    return [row | {name: row[name].split() for name in lists} for row in read_rows(run.claims)]
+    rows = read_csv(run.claims)
+    return rows.assign(artifacts=rows["artifacts"].str.split(), cells=rows["cells"].str.split()).to_dict("records")
 
 
 def gather_warnings(artifacts: Iterable[Json]) -> dict[str, list[Json]]:
@@ -169,18 +201,12 @@ def gather_warnings(artifacts: Iterable[Json]) -> dict[str, list[Json]]:
 
 def compare(artifacts: Iterable[Json]) -> dict[str, float] | None:
     """How near the measured values of the paper's own artifacts are to its, in points; None when it has none."""
-    rows = {
-        tuple(value for column, value in row.items() if column not in {"artifact", "panel", "line", "x"}): row
-        for shown in artifacts
-        for row in shown["rows"]
-        if row.get("paper_mean") and row["metric"].endswith("accuracy")
-    }
-    gaps = [abs(float(row["mean"]) - float(row["paper_mean"])) for row in rows.values()]
-    if not gaps:
+    frames = [shown["rows"] for shown in artifacts if shown["has_paper"]]
+    if not frames:
         return None
-    return {
-        "count": len(gaps),
-        "median": statistics.median(gaps),
-        "within": sum(gap < 3 for gap in gaps),
-        "largest": max(gaps),
-    }
+    rows = pd.concat(frames).drop_duplicates(COLUMNS[1:])
+    rows = rows[(rows["paper_mean"] != "") & rows["metric"].str.endswith("accuracy")]
+    gaps = (rows["mean"].astype(float) - rows["paper_mean"].astype(float)).abs()
+    if gaps.empty:
+        return None
+    return {"count": len(gaps), "median": gaps.median(), "within": (gaps < 3).sum(), "largest": gaps.max()}

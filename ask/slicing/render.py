@@ -16,8 +16,8 @@ def render(config: RunConfig, plan: Plan, run: Run) -> dict[str, list[str]]:
     training costs, which are read off two records, are compared first.
     """
     from ask.report.claims.ledger import write_ledger
+    from ask.report.numbers import MissingValueError
     from ask.report.site import render_report
-    from ask.report.values import MissingValueError
 
     _compare_costs(plan, run)
     shown: dict[str, dict[str, Any]] = {}
@@ -89,9 +89,8 @@ def _compare_costs(plan: Plan, run: Run) -> None:
 
 def _render(job: dict[str, Any], run: Run) -> None:
     """Render one table or figure."""
-    from ask.report.boundaries import render_boundaries
     from ask.report.figures import render_figure
-    from ask.report.pictures import render_pictures
+    from ask.report.pictures import render_boundaries, render_pictures
     from ask.report.tables import render_table
 
     steps = {

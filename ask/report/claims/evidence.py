@@ -15,7 +15,7 @@ from typing import Any
 
 from ask.errors import AskError
 from ask.paths import Run
-from ask.report.values import Json
+from ask.report.numbers import Json
 from ask.statistics import summarise
 
 WORDS = {

@@ -9,7 +9,7 @@ from ask.report.claims import attacks, defences, neighbours, theory  # noqa: F40
 from ask.report.claims.evidence import Evidence, MissingEvidenceError
 from ask.report.claims.registry import CLAIMS, Claim
 from ask.report.claims.verdicts import Finding
-from ask.report.values import Json, format_plain, write_csv
+from ask.report.numbers import Json, format_plain, write_csv
 
 COLUMNS = (
     "id",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ask.report.claims.evidence import Measure, lowest, worded
-from ask.report.values import PLUS_MINUS, format_parts
+from ask.report.numbers import PLUS_MINUS, format_parts
 
 Verdict = Literal["reproduced", "direction only", "not reproduced", "inconsistent in the paper", "not evaluated"]
 
