@@ -93,7 +93,7 @@ def _type(of: dict[str, Any]) -> str:
         values = of.get("additionalProperties") or next(iter(of["patternProperties"].values()))
         return f"mapping of names to {_type(values)}"
     bounds = ", ".join(f"{sign} {of[name]:g}" for name, sign in _BOUNDS.items() if name in of)
-    return _WORDS.get(of["type"], of["type"]) + (f" ({bounds})" if bounds else "")
+    return _WORDS.get(of["type"], str(of["type"])) + (f" ({bounds})" if bounds else "")
 
 
 def _line(text: str) -> str:

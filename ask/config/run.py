@@ -12,7 +12,6 @@ from ask.config.artifacts import CATEGORIES, ArtifactConfig, XSetting
 from ask.config.attacks import AdvKnnOptions, AutoAttackOptions, DkNNOptions
 from ask.config.base import Pixels, Similarity, Spec
 from ask.config.data import DataSpec
-from ask.config.slices import SliceSpec
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec
 from ask.errors import AskError
 
@@ -118,6 +117,25 @@ class TimingConfig(Spec):
     """Test images attacked in each round."""
     rounds: int = Field(default=5, ge=2)
     """Rounds, in each of which all attacks take their turn."""
+
+
+class SliceSpec(Spec):
+    """A part of a run that is made on its own, e.g. on a machine with a GPU lent for short sessions.
+
+    It measures what its artifacts show of its data sets and models, and trains only its own models; artifacts are
+    rendered once all that they show has been measured, by whichever slices.
+    """
+
+    title: str = ""
+    """What it is, in a line."""
+    artifacts: tuple[str, ...] = ()
+    """Artifacts whose measurements it makes."""
+    datasets: tuple[str, ...] = ()
+    """Only on these of the paper's data sets; empty: on all."""
+    models: tuple[str, ...] = ()
+    """Only of these models; empty: of all."""
+    commands: tuple[str, ...] = ()
+    """Commands that run first, each until it has succeeded once; `python` and `pytest` are those of the run."""
 
 
 class RunConfig(Spec):

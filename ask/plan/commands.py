@@ -162,16 +162,20 @@ def _in_words(found: Mapping[str, Any], here: str) -> str:
                     for row in found["stages"]
                 ],
             ),
-            "\nTime is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output"
-            " is\nthere counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs."
-            "\nAssumed: CPU 150 GFLOP/s a core in training, 105 in attacks; GPU 280 TFLOP/s in training (35 % of 800 in"
-            "\nbf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20.",
+            _ASSUMED,
         ]
     )
 
 
 def _of(tasks: Sequence[Task]) -> str:
     return f"{sum(task.done for task in tasks)} of {len(tasks)}" if tasks else "–"
+
+
+_ASSUMED = """
+Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
+there counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs.
+Assumed: CPU 150 GFLOP/s a core in training, 105 in attacks; GPU 280 TFLOP/s in training (35 % of 800 in
+bf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20."""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
