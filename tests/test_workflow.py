@@ -57,7 +57,9 @@ pytestmark = pytest.mark.xdist_group("workflow")  # one run serves all tests of 
 
 
 def snakemake(folder, *options, check=True):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    # Rules say `python`: the one that runs this, whether its environment is activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "PATH": path}
     environment.pop("ASK_DATA_MIRROR", None)
     command = [sys.executable, "-m", "snakemake", "--configfile", "config/tiny.yaml", *options]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
@@ -138,7 +140,7 @@ def test_a_cell_can_be_made_again_from_its_own_record(project, tmp_path):
         "--job",
         json.dumps(record["job"]),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(project)}
     subprocess.run(command, cwd=project, check=True, capture_output=True, env=environment)
     again = (tmp_path / f"again/{name}.npz").read_bytes()
     assert again == (project / f"results/tiny/{name}.npz").read_bytes()
