@@ -42,7 +42,7 @@ class NotFoundError(DataError):
 
 
 class DigestError(DataError):
-    """A file's size or digest is not the expected one."""
+    """A file's digest is not the expected one."""
 
 
 def download(spec: DataSpec, root: Path, mirror: str | None) -> Path:
@@ -183,7 +183,7 @@ def _obtain(source: str, raw: Path, places: list[Mirror]) -> Record:
 
 def _at_hand(source: str, file: File, raw: Path, places: list[Mirror]) -> Record | None:
     """A file that lies in its place already, or in a mirror."""
-    names = dict.fromkeys([file.name, file.name.removesuffix(".gz") if file.content_sha256 else file.name])
+    names = dict.fromkeys([file.name, file.name.removesuffix(".gz") if file.repacked else file.name])
     for path in (raw / name for name in names):
         with suppress(DigestError):
             if path.is_file():
@@ -218,18 +218,15 @@ def _record(path: Path, origin: str) -> Record:
 
 
 def _verify(file: File, path: Path, label: str) -> None:
-    size, md5 = path.stat().st_size, digest(path, "md5")
-    if (size, md5) == (file.size, file.md5) and file.sha256 in (None, digest(path)):
-        return
-    wrong = f"{label}: {size} bytes with md5 {md5}, expected {file.size} with {file.md5}"
-    if file.content_sha256 is None:
-        raise DigestError(f"{wrong}; get it anew")
     try:
-        found = sha256(content(path)).hexdigest()
+        found = sha256(content(path)).hexdigest() if file.repacked else digest(path)
     except DataError as error:
-        raise DigestError(f"{wrong}; nor is it a copy: {error}") from error
-    if found != file.content_sha256:
-        raise DigestError(f"{wrong}; nor is it a copy: content has sha256 {found}, expected {file.content_sha256}")
+        raise DigestError(f"{label}: {error}") from error
+    if found != file.sha256:
+        size, what = path.stat().st_size, "content has sha256" if file.repacked else "with sha256"
+        raise DigestError(
+            f"{label}: {size} bytes, {what} {found}, expected {file.size} with {file.sha256}; get it anew"
+        )
 
 
 def fetch(url: str, target: Path, verify: Verify, size: int = 4 << 30) -> None:
