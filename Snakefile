@@ -28,12 +28,12 @@ onstart:
         # The limit of 100 job starts a second makes the scheduler look again one second after each look: after
         # some hundred jobs it does little else, and takes a core (https://github.com/snakemake/snakemake/pull/3744).
         workflow.scheduler.job_rate_limiter = None
-    remember(STEPS_CODE)  # so that `python -m ask why` can name what changed since
+    remember({task.modules for task in PLAN.tasks.values()})  # so that `python -m ask why` can name what changed since
 
 
 rule all:
     default_target: True
     input:
         RUN.report,
-        [shows(name)[0] for name in PLAN.artifacts],
+        [PLAN.shown(name) for name in PLAN.artifacts],
     localrule: True

@@ -1,481 +1,252 @@
-"""The command line: every step of the workflow as a command that also works without Snakemake.
+"""The command line: every step of the workflow as a command that also works without Snakemake, questions and tools.
 
-A step gets its whole slice of the configuration as one JSON document (``--job``), so a result's metadata
-holds all that is needed to make it again. No logic lives here: parse, call, write.
+A step gets its whole slice of the configuration as one JSON document (``--job``), so a result's record holds all that
+is needed to make it again. Commands are functions; their options come from the functions' signatures, and only the
+module of the command that runs is imported.
 """
 
 import argparse
 import functools
+import inspect
 import json
-import os
 import shlex
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from ask.attacks import HOMES
-from ask.paths import Run, prepared
-from ask.plan import PLANNING
-from ask.plan import register as register_planning
-from ask.slicing import SLICING
-from ask.slicing import register as register_slicing
+from ask import files
+from ask.errors import AskError
+from ask.paths import Run
+from ask.steps import STEPS, modules_of, output_of
 
-STEPS: dict[str, tuple[str, ...]] = {
-    "download": ("ask.data.downloading",),
-    "prepare": ("ask.data.preparing",),
-    "train": ("ask.training.loop",),
-    "index": ("ask.measure.place",),
-    "calibrate": ("ask.measure.cells",),
-    "blocks": ("ask.measure.blocks",),
-    "attack": ("ask.measure.cells",),
-    "failures": ("ask.measure.failures",),
-    "timing": ("ask.measure.timing",),
-    "cost": ("ask.measure.cost",),
-    "example": ("ask.measure.example",),
-    "study": ("ask.measure.proposition1",),
-    "plane": ("ask.measure.plane", "ask.training.ask_def"),
-    "table": ("ask.report.tables",),
-    "figure": ("ask.report.figures",),
-    "pictures": ("ask.report.pictures",),
-    "boundaries": ("ask.report.boundaries",),
-    "claims": ("ask.report.claims",),
-    "report": ("ask.report.site",),
+if TYPE_CHECKING:
+    from ask.measure.place import Place
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that is no step."""
+
+    group: str
+    does: str
+    """``module:function``; its parameters are the command's options."""
+    text: str
+
+
+_QUESTIONS, _PARTS, _TOOLS = "Questions about a run", "A run in parts", "Tools"
+COMMANDS: Mapping[str, Command] = {
+    "check": Command(_QUESTIONS, "ask.plan.commands:check", "Validate a configuration and count its jobs."),
+    "plan": Command(
+        _QUESTIONS,
+        "ask.plan.commands:plan",
+        "Count what a run takes, what is done, and how predictions compare with what it took.",
+    ),
+    "status": Command(
+        _QUESTIONS, "ask.plan.commands:status", "Say what of each artifact is done, and print partial tables."
+    ),
+    "why": Command(
+        _QUESTIONS,
+        "ask.plan.commands:why",
+        "Say which jobs would run again, and because of which value, function or file.",
+    ),
+    "slice": Command(
+        _PARTS,
+        "ask.slices:slice_command",
+        "Make a slice of a run within a time limit; exit status 0: finished, 75: more to do, 1: failed.",
+    ),
+    "pack": Command(
+        _PARTS,
+        "ask.slices:pack_command",
+        "Pack a run's evidence (or a slice's) into archives, without weights and indexes.",
+    ),
+    "merge": Command(_PARTS, "ask.slices:merge_command", "Merge packed evidence into its run, by content."),
+    "render": Command(
+        _PARTS,
+        "ask.slices:render_command",
+        "Render the tables, figures, claims and report that a run's evidence suffices for; measures nothing.",
+    ),
+    "bench": Command(_TOOLS, "ask.cli:bench", "Time attacks, search and training against other libraries."),
+    "reference": Command(_TOOLS, "ask.cli:reference", "Write the configuration's JSON schema and reference page."),
 }
-"""Modules whose code a step depends on (what they import is found by :mod:`ask.plan.provenance`)."""
-
-RENDERING = ("table", "figure", "pictures", "boundaries", "claims", "report")
-"""Steps that measure nothing."""
+"""Commands beside the steps."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one step; returns the exit status. Expected failures are one line on stderr."""
-    options = _parser().parse_args(arguments)
-    from ask.errors import AskError
-
+    """Run one command; returns the exit status. Expected failures are one line on stderr."""
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name not in STEPS and name not in COMMANDS:
+        print(f"ask: no command {name!r}; it has {', '.join([*STEPS, *COMMANDS])}", file=sys.stderr)
+        return 2
+    parser, function = _parser(name)
     try:
-        return options.step(options) or 0
+        return function(**vars(parser.parse_args(rest))) or 0
     except AskError as error:
-        print(f"ask {options.name}: {error}", file=sys.stderr)
+        print(f"ask {name}: {error}", file=sys.stderr)
         return 1
 
 
+def usage() -> str:
+    """All commands in groups, a line each."""
+    groups: dict[str, dict[str, str]] = {"Steps of the workflow": {name: step.text for name, step in STEPS.items()}}
+    for name, command in COMMANDS.items():
+        groups.setdefault(command.group, {})[name] = command.text
+    lines = ["usage: python -m ask COMMAND …  (python -m ask COMMAND --help)"]
+    for group, members in groups.items():
+        lines += ["", f"{group}:", *(f"  {name:<11} {text}" for name, text in members.items())]
+    return "\n".join(lines)
+
+
 def get_ready() -> None:
-    """Find out once what every command of this process would: its arguments, and the versions that it records."""
+    """Find out once what every step of this process would: its options, and the versions that it records."""
     from ask.hardware import versions
 
-    _parser()
+    for name in STEPS:
+        _parser(name)
     versions()
 
 
 @functools.cache
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ask", description="Steps of the reproduction pipeline.")
-    steps = parser.add_subparsers(dest="name", required=True, metavar="step")
-    for name, (step, text) in _COMMANDS.items():
-        command = steps.add_parser(name, help=text, description=text)
-        command.set_defaults(step=step)
-        if name == "reference":
-            continue
-        if name in PLANNING:
-            register_planning(command, name)
-            continue
-        if name in SLICING:
-            register_slicing(command, name)
-            continue
-        if name == "bench":
-            _add_bench_options(command)
-            continue
-        if name == "check":
-            command.add_argument("config", nargs="+", type=Path, help="configuration files, later ones winning")
-            continue
-        command.add_argument(
-            "--job", required=True, type=json.loads, help="the step's slice of the configuration, JSON"
-        )
-        command.add_argument("--data", type=Path, default=Path("data"), help="folder of the data (default: data)")
-        if name in ("download", "prepare"):
-            command.add_argument("--mirror", default=os.environ.get("ASK_DATA_MIRROR"), help="folder(s) or URL")
-            command.add_argument("--name", dest="dataset", default="", help="name of the prepared data set")
-            continue
-        command.add_argument("--run", type=Path, required=True, help="folder of the run, e.g. results/demo")
-        if name == "claims":
-            command.add_argument("--claims", type=Path, default=Path("config/paper/claims.csv"), help="the claims")
-        if name not in RENDERING:
-            command.add_argument("--code", help="fingerprint of the step's code, if known (default: computed)")
-        if name not in ("cost", "study", "plane", *RENDERING):
-            command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        if name == "train":
-            command.add_argument("--cuda-graphs", action="store_true", help="on a GPU, replay crafting as CUDA graphs")
-    return parser
-
-
-def _add_bench_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("parts", nargs="*", metavar="part", help="attack, knn, train, pgd, dag, demo (default: all)")
-    command.add_argument("--repeats", type=int, default=3, help="rounds in which all take turns (default: 3)")
-    command.add_argument("--small", action="store_true", help="tiny shapes: shows that a part works, not its speed")
-    command.add_argument("--share", type=float, default=1.0, help="of the images or queries (default: 1)")
-    command.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for the JSON files")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-
-
-def _download(options: argparse.Namespace) -> None:
-    from ask.config.data import DataSpec
-    from ask.data.downloading import download
-
-    print(download(DataSpec.model_validate(options.job), options.data, options.mirror or None))
-
-
-def _prepare(options: argparse.Namespace) -> None:
-    from ask.config.data import DataSpec
-    from ask.data.downloading import download
-    from ask.data.preparing import prepare
-
-    spec = DataSpec.model_validate(options.job)
-    if spec.source in ("digits", "images"):
-        download(spec, options.data, None)  # nothing to fetch: notes what is there
-    print(prepare(spec, options.data, options.dataset))
-
-
-def _train(options: argparse.Namespace) -> None:
-    from ask.config.training import TrainJob
-    from ask.data.arrays import load
-    from ask.hardware import describe, matmul_peak, usage
-    from ask.training import train
-
-    job = TrainJob.model_validate(options.job)
-    folder = prepared(options.data, job.dataset)
-    images, labels = load(folder, "train")
-    by_test = job.training.selection == "test"
-    test_images, test_labels = load(folder, "test") if by_test else (None, None)
-    device = _device(options)
-    facts = json.loads((folder / "facts.json").read_text())
-    train(
-        job,
-        train_images=images,
-        train_labels=labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        out=Run(options.run).model(job.dataset, job.model),
-        scratch=options.run / "scratch" / job.dataset / job.model,
-        device=device,
-        made_with=describe(device),
-        peak=matmul_peak(device),
-        cuda_graphs=options.cuda_graphs,
-        usage=lambda: usage(device),
-        fingerprint=_code(options),
-        data_hash=json.dumps(
-            [facts["splits"][split]["sha256"] for split in ("train", *(["test"] if by_test else []))], sort_keys=True
-        ),
-    )
-
-
-def _index(options: argparse.Namespace) -> None:
-    from ask.config.jobs import IndexJob
-    from ask.measure.place import build_index
-
-    job = IndexJob.model_validate(options.job)
-    out = Run(options.run).index(job.features.dataset, job.features.model, job.layer)
-    place = _place(options)
-    _atomically(out, lambda part: build_index(job, place, part))
-    _print_usage(place)
-
-
-def _calibrate(options: argparse.Namespace) -> None:
-    from ask.config.jobs import CalibrationJob
-    from ask.measure.cells import run_calibration
-
-    job = CalibrationJob.model_validate(options.job)
-    place = _place(options)
-    measured = run_calibration(job, place)
-    record = {"id": job.id, **measured, "job": job.model_dump(mode="json"), **_provenance(options, place)}
-    _write_json(place.run.calibration(job.features.dataset, job.features.model, job.id), record)
-
-
-def _attack(options: argparse.Namespace) -> None:
-    import numpy as np
-
-    from ask.config.jobs import CellJob
-    from ask.measure.cells import run_cell
-
-    job = CellJob.model_validate(options.job)
-    place = _place(options)
-    measured, predictions = run_cell(job, place, log=lambda line: print(line, flush=True))
-    path = place.run.cell(job.features.dataset, job.features.model, job.id)
-    _atomically(path.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **predictions))
-    record = {"id": job.id, **measured, "job": job.model_dump(mode="json"), **_provenance(options, place)}
-    _write_json(path, record)
-
-
-def _blocks(options: argparse.Namespace) -> None:
-    from ask.config.jobs import BlockJob
-    from ask.measure.blocks import fit
-
-    job = BlockJob.model_validate(options.job)
-    place = _place(options)
-    fit(job, place, place.run.blocks(job.features.dataset, job.features.model, job.id))
-    _print_usage(place)
-
-
-def _failures(options: argparse.Namespace) -> None:
-    from ask.config.jobs import FailureJob
-    from ask.measure.failures import analyse
-
-    job = FailureJob.model_validate(options.job)
-    _analysis(options, job.id, job.cell.features, lambda place: analyse(job, place))
-
-
-def _cost(options: argparse.Namespace) -> None:
-    from ask.config.jobs import CostJob
-    from ask.measure.cost import compare
-
-    job, run = CostJob.model_validate(options.job), Run(options.run)
-    record = {"id": job.id, **compare(job, run), "job": options.job, "code": _code(options)}
-    _write_json(run.cell(job.dataset, job.model, job.id), record | {"command": _command(options)})
-
-
-def _study(options: argparse.Namespace) -> None:
-    from ask.config.jobs import StudyJob
-    from ask.hardware import versions
-    from ask.measure.proposition1 import simulate
-
-    job = StudyJob.model_validate(options.job)
-    record = {"id": job.id, **simulate(job), "job": options.job, "code": _code(options), "versions": versions()}
-    _write_json(Run(options.run).cell("simulated", "none", job.id), record | {"command": _command(options)})
-
-
-def _timing(options: argparse.Namespace) -> None:
-    from ask.config.jobs import TimingJob
-    from ask.measure.timing import measure
-
-    job = TimingJob.model_validate(options.job)
-    _analysis(options, job.id, job.cells[0].features, lambda place: measure(job, place))
-
-
-def _analysis(options: argparse.Namespace, name: str, features: Any, work: Callable[[Any], dict[str, Any]]) -> None:
-    place = _place(options)
-    record = {"id": name, **work(place), "job": options.job, **_provenance(options, place)}
-    _write_json(place.run.cell(features.dataset, features.model, name), record)
-
-
-def _plane(options: argparse.Namespace) -> None:
-    import numpy as np
-
-    from ask.config.jobs import PlaneJob
-    from ask.hardware import versions
-    from ask.measure.plane import show
-
-    job = PlaneJob.model_validate(options.job)
-    record, drawn = show(job)
-    path = Run(options.run).example(job.id)
-    _atomically(path.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **drawn))
-    record = {"id": job.id, **record, "job": options.job, "code": _code(options), "versions": versions()}
-    _write_json(path, record | {"command": _command(options)})
-
-
-def _example(options: argparse.Namespace) -> None:
-    import numpy as np
-
-    from ask.config.jobs import ExampleJob
-    from ask.measure.example import show
-
-    job = ExampleJob.model_validate(options.job)
-    place = _place(options)
-    record, pictures = show(job, place)
-    path = place.run.example(job.id)
-    _atomically(path.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **pictures))
-    _write_json(path, {"id": job.id, **record, "job": options.job, **_provenance(options, place)})
-
-
-def _table(options: argparse.Namespace) -> None:
-    from ask.report.tables import render_table
-
-    _print_paths(render_table(options.job, Run(options.run)))
-
-
-def _figure(options: argparse.Namespace) -> None:
-    from ask.report.figures import render_figure
-
-    _print_paths(render_figure(options.job, Run(options.run)))
-
-
-def _pictures(options: argparse.Namespace) -> None:
-    from ask.report.pictures import render_pictures
-
-    _print_paths(render_pictures(options.job, Run(options.run)))
-
-
-def _boundaries(options: argparse.Namespace) -> None:
-    from ask.report.boundaries import render_boundaries
-
-    _print_paths(render_boundaries(options.job, Run(options.run)))
-
-
-def _claims(options: argparse.Namespace) -> None:
-    from ask.report.claims import write_ledger
-
-    _print_paths([write_ledger(options.job, options.claims, Run(options.run))])
-
-
-def _report(options: argparse.Namespace) -> None:
-    from ask.report.site import render_report
-
-    _print_paths(render_report(options.job, Run(options.run)))
-
-
-def _check(options: argparse.Namespace) -> None:
-    from ask.config.run import load_artifacts, read_run
-    from ask.plan.paper import Paper
-    from ask.plan.planner import plan_run
-
-    config = read_run(options.config)
-    artifacts = load_artifacts(Path("config/artifacts"), config.artifacts)
-    plan = plan_run(config, artifacts, Paper.read(Path("config/paper")))
-    print(f"{config.run}: {len(plan.models)} models, {len(plan.calibrations)} calibrations, {len(plan.cells)} cells")
-
-
-def _planning(name: str, options: argparse.Namespace) -> None:
-    from ask.plan import commands
-
-    getattr(commands, name)(options)
-
-
-def _slicing(name: str, options: argparse.Namespace) -> int:
-    from ask.slicing import commands
-
-    status: int = getattr(commands, f"{name}_command")(options)
-    return status
-
-
-def _bench(options: argparse.Namespace) -> None:
-    from importlib import import_module
-
-    from ask.errors import AskError
-
-    # The benchmarks and their peers are no part of the package: they lie beside it in the repository.
+def _parser(name: str) -> tuple[argparse.ArgumentParser, Callable[..., int | None]]:
+    if name in STEPS:
+        text = STEPS[name].text
+        function: Callable[..., int | None] = functools.partial(_step, name)
+    else:
+        text, function = COMMANDS[name].text, find(COMMANDS[name].does)
+    parser = argparse.ArgumentParser(prog=f"ask {name}", description=text)
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        _add(parser, parameter)
+    return parser, function
+
+
+def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
+    """An argument of the command line for a function's parameter; a keyword-only one is an option."""
+    annotation, words = parameter.annotation, None
+    if get_origin(annotation) is Annotated:
+        annotation, words = get_args(annotation)
+    options: dict[str, Any] = {"help": words}
+    required = parameter.default is inspect.Parameter.empty
+    if not required:
+        options["default"] = parameter.default
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
+    if get_origin(annotation) in (list, Sequence):
+        options |= {"nargs": "+" if required or parameter.kind is parameter.KEYWORD_ONLY else "*"}
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is Literal:
+        options["choices"] = get_args(annotation)
+    elif annotation is not bool:
+        options["type"] = annotation
+    name = f"--{parameter.name.strip('_').replace('_', '-')}"
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+        parser.add_argument(parameter.name, **({} if required else {"nargs": "?"}) | options)
+    elif annotation is bool:
+        parser.add_argument(name, dest=parameter.name, action="store_true", help=words)
+    else:
+        parser.add_argument(name, dest=parameter.name, required=required, **options)
+
+
+def find(does: str) -> Callable[..., Any]:
+    """The function of ``module:function``."""
+    module, _, name = does.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
+
+
+def _step(
+    name: str,
+    /,
+    *,
+    job: Annotated[str, "the step's slice of the configuration, JSON"],
+    run: Annotated[Path, "folder of the run (default: results/mine)"] = Path("results/mine"),
+    data: Annotated[Path, "folder of the data (default: data)"] = Path("data"),
+    device: Annotated[Device, "where to compute (default: a GPU if there is one)"] = "auto",
+    code: Annotated[str, "fingerprint of the step's code, if known (default: computed)"] = "",
+    mirror: Annotated[str, "folder(s) or URL to fetch data from (default: ASK_DATA_MIRROR)"] = "",
+    cuda_graphs: Annotated[bool, "on a GPU, a training replays its crafting as CUDA graphs"] = False,
+) -> None:
+    step = STEPS[name]
+    if step.job is None:
+        written = find(step.does)(json.loads(job), Run(run))
+        print(*(written if isinstance(written, list) else [written]), sep="\n")
+        return
+    import torch
+
+    from ask.hardware import pick_device
+    from ask.measure.place import Place
+    from ask.plan.provenance import fingerprint
+
+    if step.device:
+        # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
+        # first parallel operation, for its threads inherit the setting.
+        torch.set_flush_denormal(True)
+    where = pick_device(device if step.device else "cpu")
+    code = code or fingerprint(modules_of(name, _read(name, job)[1]))
+    place = Place(Run(run), data, where, code, mirror or None, cuda_graphs, log=lambda line: print(line, flush=True))
+    perform(name, job, place)
+
+
+def _read(name: str, text: str) -> tuple[Any, dict[str, Any]]:
+    """A step's job as it takes it, and as a complete document."""
+    kind = STEPS[name].job
+    assert kind is not None
+    job = kind.model_validate_json(text)
+    return job, job.model_dump(mode="json")
+
+
+def perform(name: str, text: str, place: "Place") -> None:
+    """Run a step that measures something, and write what it returns with all that it was made with.
+
+    Args:
+        name: of the step.
+        text: its job, a JSON document.
+        place: where it reads, writes and computes.
+    """
+    from ask.hardware import describe, usage, weights_read
+
+    job, document = _read(name, text)
+    found = find(STEPS[name].does)(job, place)
+    used = usage(place.device)
+    if found is None or isinstance(found, Path):
+        place.log(json.dumps({"usage": used}) if found is None else str(found))
+        return
+    record, arrays = found if isinstance(found, tuple) else (found, None)
+    output = output_of(name, job, place.run, place.data)
+    if arrays is not None:
+        import numpy as np
+
+        files.write(output.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **arrays))
+    about = {**describe(place.device), "weights": weights_read(document, place.run), "usage": used, "code": place.code}
+    command = f"python -m ask {name} --run {shlex.quote(str(place.run.root))} --job {shlex.quote(text)}"
+    files.write_json(output, {"id": job.id, **about, **record, "job": document, "command": command})
+
+
+def bench(
+    parts: Annotated[list[str], "attack, knn, train, pgd, dag, demo (default: all)"] = [],  # noqa: B006  # never changed
+    *,
+    repeats: Annotated[int, "rounds in which all take turns (default: 3)"] = 3,
+    small: Annotated[bool, "tiny shapes: shows that a part works, not its speed"] = False,
+    share: Annotated[float, "of the images or queries (default: 1)"] = 1.0,
+    out: Annotated[Path, "folder for the JSON files"] = Path("results/bench"),
+    device: Annotated[Device, "where to compute"] = "auto",
+) -> None:
+    """Run the benchmarks, which are no part of the package: they lie beside it in the repository."""
     repository = Path(__file__).resolve().parent.parent
     if not (repository / "bench" / "run.py").is_file():
         raise AskError(f"there is no folder bench/ in {repository}; run this in a checkout of the repository")
     sys.path.insert(0, str(repository))
-    import_module("bench.run").main(
-        options.parts,
-        repeats=options.repeats,
-        small=options.small,
-        share=options.share,
-        out=options.out,
-        device=options.device,
-    )
+    find("bench.run:main")(parts, repeats=repeats, small=small, share=share, out=out, device=device)
 
 
-def _reference(options: argparse.Namespace) -> None:  # noqa: ARG001  # every command gets its options
-    from ask.config.reference import write
-
-    _print_paths(write())
-
-
-_COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
-    "check": (_check, "Validate a configuration and count its jobs."),
-    **{name: (functools.partial(_planning, name), text) for name, text in PLANNING.items()},
-    **{name: (functools.partial(_slicing, name), text) for name, text in SLICING.items()},
-    "reference": (_reference, "Write the configuration's JSON schema and reference page."),
-    "bench": (_bench, "Time attacks, search and training against other libraries."),
-    "download": (_download, "Fetch a data set's published files."),
-    "prepare": (_prepare, "Make a data set's arrays and check them against known facts."),
-    "train": (_train, "Train a model; continues where it was interrupted."),
-    "index": (_index, "Compute the training images' features at one layer."),
-    "calibrate": (_calibrate, "Pick an attack's parameters on the first test images."),
-    "blocks": (_blocks, "Fit AdvKnn's deep kNN blocks of one layer, for every trial."),
-    "attack": (_attack, "Evaluate one attack on one model over all trials."),
-    "failures": (_failures, "Describe the images that withstand an attack, and those that do not."),
-    "timing": (_timing, "Time attacks in turns."),
-    "cost": (_cost, "Compare what models cost to train."),
-    "plane": (_plane, "Train and attack models in the plane."),
-    "study": (_study, "Simulate what a proposition says."),
-    "example": (_example, "Attack one image and find its nearest references."),
-    "table": (_table, "Render a table as CSV, Markdown, LaTeX and HTML."),
-    "figure": (_figure, "Draw a figure as SVG, PNG and PDF."),
-    "pictures": (_pictures, "Draw one image with its neighbours as SVG, PNG and PDF."),
-    "boundaries": (_boundaries, "Draw the plane's decision boundaries as SVG, PNG and PDF."),
-    "claims": (_claims, "Evaluate the paper's claims from the run's tables and figures."),
-    "report": (_report, "Write the report page."),
-}
-
-
-def _place(options: argparse.Namespace) -> Any:
-    from ask.measure.place import Place
-
-    return Place(run=Run(options.run), data=options.data, device=_device(options))
-
-
-def _device(options: argparse.Namespace) -> Any:
-    import torch
-
-    from ask.hardware import pick_device
-
-    # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
-    # first parallel operation, for its threads inherit the setting.
-    torch.set_flush_denormal(True)
-    return pick_device(options.device)
-
-
-def _provenance(options: argparse.Namespace, place: Any) -> dict[str, Any]:
-    """What a measurement was made with."""
-    from ask.hardware import describe, usage, weights_read
-
-    return {
-        **describe(place.device),
-        "weights": weights_read(options.job, place.run),
-        "usage": usage(place.device),
-        "code": _code(options),
-        "command": _command(options),
-    }
-
-
-def _code(options: argparse.Namespace) -> str:
-    """Fingerprint of the step's code: as the workflow knows it, or of what is on disk."""
-    from ask.plan.provenance import fingerprint
-
-    return options.code or fingerprint(step_modules(options.name, options.job))
-
-
-def _command(options: argparse.Namespace) -> str:
-    """The command that makes a measurement again."""
-    job = json.dumps(options.job, separators=(",", ":"))
-    return f"python -m ask {options.name} --run {shlex.quote(str(options.run))} --job {shlex.quote(job)}"
-
-
-def step_modules(step: str, job: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modules a job depends on: those of its step, of the attacks that it runs and of its training method."""
-    from ask.config.training import METHOD_HOMES
-
-    attacks = [part["attack"]["name"] for part in (job, *job.get("cells", ())) if part.get("attack")]
-    homes = sorted({HOMES[name] for name in attacks if name != "none"})
-    method = job.get("method") or {}
-    methods = [METHOD_HOMES[part] for part in (method.get("base"), method.get("regulariser")) if part in METHOD_HOMES]
-    return (*STEPS[step], *homes, *methods)
-
-
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path`` and move into place, so that no half-written file ever bears its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix: NumPy adds its own otherwise
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    _atomically(path, lambda part: part.write_text(json.dumps(record, indent=1) + "\n"))
-
-
-def _print_usage(place: Any) -> None:
-    """For the logs of jobs whose output has no room for it."""
-    from ask.hardware import usage
-
-    print(json.dumps({"usage": usage(place.device)}))
-
-
-def _print_paths(paths: Sequence[Path]) -> None:
-    for path in paths:
+def reference() -> None:
+    """Write what is made from the types of the configuration."""
+    for path in find("ask.config.reference:write")():
         print(path)

@@ -1,6 +1,5 @@
 """What a result was made with: device, versions, code and weights, for the record beside every number."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -12,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ask import __version__
+from ask import __version__, files
 from ask.errors import AskError
 from ask.paths import Run
 
@@ -129,13 +128,8 @@ def processor() -> str:
 def weights_read(job: Mapping[str, Any], run: Run) -> dict[str, str]:
     """SHA-256 of the weights that a measurement reads, by ``dataset/model``; none on raw pixels."""
     parts = [part["features"] for part in (job, job.get("cell") or {}, *job.get("cells", ())) if part.get("features")]
-    files = {f"{f['dataset']}/{f['model']}": weights_of(run, f["dataset"], f["model"]) for f in parts if f["network"]}
-    return {name: digest_of(path) for name, path in files.items() if path.is_file()}
-
-
-def weights_of(run: Run, dataset: str, model: str) -> Path:
-    """Weights of a model."""
-    return run.model(dataset, model) / "weights.safetensors"
+    read = {f"{f['dataset']}/{f['model']}": run.weights(f["dataset"], f["model"]) for f in parts if f["network"]}
+    return {name: digest_of(path) for name, path in read.items() if path.is_file()}
 
 
 def digest_of(path: Path) -> str:
@@ -145,5 +139,4 @@ def digest_of(path: Path) -> str:
 
 @cache
 def _digest(path: Path, _changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return files.digest(path)

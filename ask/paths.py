@@ -27,6 +27,10 @@ class Run:
         """Folder of ``weights.safetensors``, ``last.safetensors``, ``history.csv`` and ``config.yaml``."""
         return self.root / "models" / dataset / model
 
+    def weights(self, dataset: str, model: str) -> Path:
+        """Weights of a model, of the epoch that was kept."""
+        return self.model(dataset, model) / "weights.safetensors"
+
     def index(self, dataset: str, model: str, layer: str) -> Path:
         """Features of the training set at one layer: float32, shape (images, dimensions)."""
         return self.root / "index" / dataset / model / f"{layer}.npy"
@@ -64,3 +68,17 @@ class Run:
     def report(self) -> Path:
         """The self-contained report page."""
         return self.root / "report" / "index.html"
+
+    def log(self, output: Path) -> Path:
+        """What a job printed: the path of its output, under ``logs``."""
+        return self._beside("logs", output).with_suffix(".log")
+
+    def benchmark(self, output: Path) -> Path:
+        """Time of a job as Snakemake noted it: the path of its output, under ``benchmarks``."""
+        return self._beside("benchmarks", output).with_suffix(".tsv")
+
+    def _beside(self, folder: str, output: Path) -> Path:
+        if not output.is_relative_to(self.root):
+            return output.parent / folder / output.name  # of data, which runs share
+        path = self.root / folder / output.relative_to(self.root)
+        return path.with_name("train") if path.name == "weights.safetensors" else path

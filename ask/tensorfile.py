@@ -1,28 +1,13 @@
 """Named tensors with text metadata in one safetensors file: written atomically, read without unpickling anything."""
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-def partial_of(path: Path) -> Path:
-    """Where a file is written before it is put in place; one name, so that killed runs do not pile up files."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a neighbour of ``path``, then put it in place: a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
-    write(partial)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+from ask.files import write
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -32,7 +17,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"metadata": json.dumps(metadata, sort_keys=True)}
-    write_atomically(path, lambda partial: save_file(plain, partial, header))
+    write(path, lambda part: save_file(plain, part, header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

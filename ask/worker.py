@@ -26,18 +26,20 @@ if TYPE_CHECKING:
 
 ADDRESS = "ASK_WORKER"
 """Environment variable that names the server's socket; empty: no server."""
-PRELOADED = ("torch", "numpy", "scipy.special", "safetensors.torch", "yaml", "ask.measure.cells", "ask.data.preparing")
+PRELOADED = ("torch", "numpy", "scipy.special", "safetensors.torch", "yaml", "ask.measure.cells", "ask.measure.data")
 """What most jobs import, our own code included: what a run began with is what it runs to its end."""
-WHEN_IDLE = (
-    "torch._dynamo",  # an optimiser's first step imports it, three seconds' worth
-    "ask.training",
-    *(f"ask.attacks.{name}" for name in ("ask", "dknn_atk", "advknn", "pgd")),
-    *(f"ask.training.{name}" for name in ("trades", "snn", "ask_def")),
-    *(f"ask.measure.{name}" for name in ("blocks", "failures", "timing", "example", "cost")),
-    *(f"ask.report.{name}" for name in ("tables", "figures", "pictures", "site")),
-    "matplotlib.backends.backend_agg",
-)
-"""Imported when no job waits."""
+LARGE = ("torch._dynamo", "pandas", "matplotlib.backends.backend_agg")
+"""Imported when no job waits, before all other steps' modules; an optimiser's first step imports the first, three
+seconds' worth."""
+
+
+def _when_idle() -> list[str]:
+    from ask.config.attacks import ATTACKS
+    from ask.config.training import METHOD_HOMES
+    from ask.steps import STEPS
+
+    steps = [step.does.partition(":")[0] for step in STEPS.values()]
+    return [*LARGE, *steps, *(kind.home for kind in ATTACKS.values()), *METHOD_HOMES.values()]
 
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -132,7 +134,7 @@ def serve(address: str) -> None:
 
         get_ready()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-        later = list(WHEN_IDLE)
+        later = _when_idle()
         while sys.stdin not in (ready := select([listener, sys.stdin], [], [], 0.1 if later else None)[0]):
             if not ready:
                 _preload(later.pop(0))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ask.attacks.advknn import BlockConfig
 from ask.attacks.linf import fitting_batch
 from ask.config.base import LAYERS
 from ask.config.training import NetworkSpec, TrainJob
 from ask.knn.search import DEFAULT_MEMORY
-from ask.plan.arithmetic import RESNET18_STAGES, VGG16_PLAN, Shape, network_macs, shape_of
+from ask.measure.cells import layers_of
+from ask.plan.cost import Shape, convolutions, network_macs, shape_of
 from ask.plan.planner import Plan
 
 GIB = 2**30
@@ -39,31 +39,19 @@ def activations(network: NetworkSpec, shape: Shape) -> float:
 
     ReLU works in place.
     """
-
-    def scaled(channels: int) -> int:
-        return max(1, round(channels * network.width))
-
-    values = 0.0
-    if network.name == "vgg16":
-        for block, plan in enumerate(VGG16_PLAN):
-            pixels = (shape.side // 2**block) ** 2
-            values += sum(2 * pixels * scaled(channels) for channels in plan) + pixels / 4 * scaled(plan[-1])
-    else:
-        values += 2.25 * (shape.side // 2) ** 2 * scaled(RESNET18_STAGES[0])
-        for stage, channels in enumerate(RESNET18_STAGES):
-            # Two blocks of two convolutions with batch norm, and the shortcut's pair.
-            values += (8 + 2 * (stage > 0)) * (shape.side // 2 ** (stage + 2)) ** 2 * scaled(channels)
-    return FLOAT * values
+    dimensions = network_macs(network, shape)[2]
+    pooled = sum(dimensions) if network.name == "vgg16" else dimensions[0]
+    return FLOAT * (pooled + sum(2 * channels * side**2 for _, _, channels, _, side in convolutions(network, shape)))
 
 
 def needs(plan: Plan) -> list[Need]:
     """The largest training, index, attack and block fitting of every data set in a plan."""
     found: list[Need] = []
-    shapes = {name: shape_of(spec) for name, spec in plan.data.items()}
-    found += [_training(job, shapes[job.dataset]) for job in plan.models.values()]
-    for cell in plan.cells.values():
+    shapes = {task.job.dataset: shape_of(task.job.spec) for task in plan.of("prepare")}
+    found += [_training(task.job, shapes[task.job.dataset]) for task in plan.of("train")]
+    for cell in (task.job for task in plan.of("attack")):
         shape, features = shapes[cell.features.dataset], cell.features
-        layers = sorted({*cell.attack.layers, *(layer for c in cell.classifiers for layer in c.layers)})
+        layers = sorted({*layers_of(cell.attack), *(layer for c in cell.classifiers for layer in c.layers)})
         widths = [dimensions_of(features.network, shape, layer) for layer in layers]
         images = min(cell.test_images or shape.test, shape.test)
         picture = FLOAT * shape.channels * shape.side**2
@@ -81,13 +69,13 @@ def needs(plan: Plan) -> list[Need]:
                 gpu=BASE_GPU + held + one * on_gpu + vectors,
             )
         )
-    for block in plan.blocks.values():
+    for block in (task.job for task in plan.of("blocks")):
         shape = shapes[block.features.dataset]
         width = dimensions_of(block.features.network, shape, block.layer)
         pool = FLOAT * width * shape.train
-        # The pool, a scaled copy of it, a trial's references while they are searched, and BlockConfig's batches.
+        # The pool, a scaled copy of it, a trial's references while they are searched, and the fitting's batches.
         held = 2 * pool + FLOAT * width * 2 * block.references_per_class * shape.classes + DEFAULT_MEMORY
-        held += FLOAT * width * block.trials * BlockConfig(**block.block.model_dump()).batch_size
+        held += FLOAT * width * block.trials * block.block.batch_size
         found.append(Need(stage=f"blocks {block.features.dataset}", host=BASE_HOST + held, gpu=BASE_GPU + held))
     return found
 

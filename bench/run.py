@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ask import files
 from ask.errors import AskError
 from ask.hardware import describe, pick_device
 
@@ -43,9 +44,8 @@ def main(parts: Sequence[str], *, repeats: int, small: bool, share: float, out: 
                 found["cases"].append(case.record())
                 sys.stdout.write(table(found["cases"][-1]) + "\n")
                 sys.stdout.flush()
-                out.mkdir(parents=True, exist_ok=True)
-                (out / f"{part}.json").write_text(json.dumps(found, indent=1) + "\n")
-                (out / "README.md").write_text(page(out))
+                files.write_json(out / f"{part}.json", found)
+                files.write_text(out / "README.md", page(out))
         except ModuleNotFoundError as error:
             raise AskError(f"{error}; install the peers: pip install -c constraints.txt -e '.[bench]'") from error
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
-from ask.training.checkpoint import Checkpoint
-from ask.training.crafting import Crafting, Replayed, as_it_comes
+from ask.training.methods import Crafting, Replayed, as_it_comes
+from ask.training.record import Checkpoint
 from ask.training.run import Run
 
 from .measure import Case, Contender, Options, floor_peak, take_turns

@@ -1,20 +1,24 @@
 """Tables, figures, the claims ledger and the report.
 
-needs: the cells that an artifact shows
+needs: the cells that an artifact shows, or the example that it draws
 makes: results/<run>/tables/*.{csv,json,md,tex,html}, figures/*.{csv,json,svg,png,pdf}, claims.csv, report/*
 """
+
+TABLE = Made(RUN.table("{table}"))
 
 
 rule table:
     input:
-        lambda wildcards: cells_of(wildcards.table),
+        TABLE.needs,
     output:
-        formats(RUN.table("{table}"), *TABLE_FORMATS[:-1]),
-        in_report(RUN.table("{table}").with_suffix(".html"), "table"),
+        [TABLE.pattern.with_suffix(suffix) for suffix in (".csv", ".json", ".md", ".tex")],
+        in_report(TABLE, ".html"),
+    wildcard_constraints:
+        table=names("table"),
     log:
-        log_of(RUN.table("{table}")),
+        TABLE.log,
     benchmark:
-        benchmark_of(RUN.table("{table}"))
+        TABLE.benchmark
     localrule: True
     conda:
         "../environment.yml"
@@ -22,24 +26,29 @@ rule table:
         mem_mb=500,
         runtime=5,
     params:
-        job=lambda wildcards: document(PLAN.artifacts[wildcards.table]),
-        caption=lambda wildcards: PLAN.artifacts[wildcards.table]["caption"],
-        code=code("table"),
+        job=TABLE.job,
+        caption=TABLE.shows("caption"),
+        code=TABLE.code,
         run=RUN.root,
     shell:
         "python -m ask table --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
 
 
+FIGURE = Made(RUN.figure("{figure}"))
+
+
 rule figure:
     input:
-        lambda wildcards: cells_of(wildcards.figure),
+        FIGURE.needs,
     output:
-        formats(RUN.figure("{figure}"), ".json", *FIGURE_FORMATS[1:]),
-        in_report(RUN.figure("{figure}").with_suffix(".svg"), "figure"),
+        [FIGURE.pattern.with_suffix(suffix) for suffix in (".csv", ".json", ".png", ".pdf")],
+        in_report(FIGURE, ".svg"),
+    wildcard_constraints:
+        figure=names("figure"),
     log:
-        log_of(RUN.figure("{figure}")),
+        FIGURE.log,
     benchmark:
-        benchmark_of(RUN.figure("{figure}"))
+        FIGURE.benchmark
     localrule: True
     conda:
         "../environment.yml"
@@ -47,25 +56,29 @@ rule figure:
         mem_mb=1000,
         runtime=5,
     params:
-        job=lambda wildcards: document(PLAN.artifacts[wildcards.figure]),
-        caption=lambda wildcards: PLAN.artifacts[wildcards.figure]["caption"],
-        code=code("figure"),
+        job=FIGURE.job,
+        caption=FIGURE.shows("caption"),
+        code=FIGURE.code,
         run=RUN.root,
     shell:
         "python -m ask figure --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
 
 
-rule pictures:
+DRAWING = Made(RUN.figure("{drawing}"))
+
+
+rule drawing:
     input:
-        RUN.example("{pictures}"),
-        RUN.example("{pictures}").with_suffix(".npz"),
+        DRAWING.needs,
     output:
-        formats(RUN.figure("{pictures}"), *FIGURE_FORMATS[1:]),
-        in_report(RUN.figure("{pictures}").with_suffix(".svg"), "pictures"),
+        [DRAWING.pattern.with_suffix(suffix) for suffix in (".csv", ".png", ".pdf")],
+        in_report(DRAWING, ".svg"),
+    wildcard_constraints:
+        drawing=names("pictures", "boundaries"),
     log:
-        log_of(RUN.figure("{pictures}")),
+        DRAWING.log,
     benchmark:
-        benchmark_of(RUN.figure("{pictures}"))
+        DRAWING.benchmark
     localrule: True
     conda:
         "../environment.yml"
@@ -73,50 +86,27 @@ rule pictures:
         mem_mb=1000,
         runtime=5,
     params:
-        job=lambda wildcards: document(PLAN.artifacts[wildcards.pictures]),
-        caption=lambda wildcards: PLAN.artifacts[wildcards.pictures]["caption"],
-        code=code("pictures"),
+        job=DRAWING.job,
+        caption=DRAWING.shows("caption"),
+        code=DRAWING.code,
         run=RUN.root,
+        step=DRAWING.step,
     shell:
-        "python -m ask pictures --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
+        "python -m ask {params.step} --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
 
 
-rule boundaries:
-    input:
-        RUN.example("{boundaries}"),
-        RUN.example("{boundaries}").with_suffix(".npz"),
-    output:
-        formats(RUN.figure("{boundaries}"), *FIGURE_FORMATS[1:]),
-        in_report(RUN.figure("{boundaries}").with_suffix(".svg"), "boundaries"),
-    log:
-        log_of(RUN.figure("{boundaries}")),
-    benchmark:
-        benchmark_of(RUN.figure("{boundaries}"))
-    localrule: True
-    conda:
-        "../environment.yml"
-    resources:
-        mem_mb=1000,
-        runtime=5,
-    params:
-        job=lambda wildcards: document(PLAN.artifacts[wildcards.boundaries]),
-        caption=lambda wildcards: PLAN.artifacts[wildcards.boundaries]["caption"],
-        code=code("boundaries"),
-        run=RUN.root,
-    shell:
-        "python -m ask boundaries --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
+CLAIMS, REPORT = Made(RUN.claims), Made(RUN.report)
 
 
 rule claims:
     input:
-        [shows(name) for name in PLAN.artifacts],
-        claims=HERE / "config/paper/claims.csv",
+        CLAIMS.needs,
     output:
-        RUN.claims,
+        CLAIMS.pattern,
     log:
-        log_of(RUN.claims),
+        CLAIMS.log,
     benchmark:
-        benchmark_of(RUN.claims)
+        CLAIMS.benchmark
     localrule: True
     conda:
         "../environment.yml"
@@ -124,26 +114,24 @@ rule claims:
         mem_mb=500,
         runtime=5,
     params:
-        job=document(claims_job(CONFIG, PLAN)),
-        code=code("claims"),
+        job=CLAIMS.job,
+        code=CLAIMS.code,
         run=RUN.root,
     shell:
-        "python -m ask claims --job {params.job:q} --claims {input.claims:q} --run {params.run:q} > {log:q} 2>&1"
+        "python -m ask claims --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"
 
 
 rule report:
     input:
-        [shows(name) for name in PLAN.artifacts],
-        RUN.claims,
-        [RUN.cell(*key) for key in PLAN.measurements],
+        REPORT.needs,
     output:
-        RUN.report,
-        [RUN.report.with_name(f"{name}.html") for name in PLAN.artifacts],
-        [RUN.report.with_name(name) for name in ("style.css", "script.js")],
+        REPORT.pattern,
+        [REPORT.pattern.with_name(f"{name}.html") for name in PLAN.artifacts],
+        [REPORT.pattern.with_name(name) for name in ("style.css", "script.js")],
     log:
-        log_of(RUN.report),
+        REPORT.log,
     benchmark:
-        benchmark_of(RUN.report)
+        REPORT.benchmark
     localrule: True
     conda:
         "../environment.yml"
@@ -151,8 +139,8 @@ rule report:
         mem_mb=1000,
         runtime=5,
     params:
-        job=document(report_job(CONFIG, PLAN)),
-        code=code("report"),
+        job=REPORT.job,
+        code=REPORT.code,
         run=RUN.root,
     shell:
         "python -m ask report --job {params.job:q} --run {params.run:q} > {log:q} 2>&1"

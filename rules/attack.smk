@@ -1,20 +1,25 @@
-"""Attack cells: one attack on one model over all trials, seen by every classifier that an artifact asks of it.
+"""Attack cells: one attack on one model over all trials, seen by every DkNN that an artifact asks of it.
 
 needs: prepared data, weights, indexes, calibrations, AdvKnn's blocks
-makes: results/<run>/cells/<dataset>/<model>/<cell>.json, and the predictions beside it (.npz)
+makes: results/<run>/cells/<dataset>/<model>/<cell>.json, and the predictions beside it (.npz);
+results/<run>/blocks/<dataset>/<model>/*.safetensors, which AdvKnn's cells read
 """
+
+CELL = Made(RUN.cell("{dataset}", "{model}", "{cell}"))
 
 
 rule attack:
     input:
-        lambda wildcards: needs(cell(wildcards)),
+        CELL.needs,
     output:
-        measured=RUN.cell("{dataset}", "{model}", "{cell}"),
-        predictions=RUN.cell("{dataset}", "{model}", "{cell}").with_suffix(".npz"),
+        measured=CELL.pattern,
+        predictions=CELL.pattern.with_suffix(".npz"),
+    wildcard_constraints:
+        cell=names("attack"),
     log:
-        log_of(RUN.cell("{dataset}", "{model}", "{cell}")),
+        CELL.log,
     benchmark:
-        benchmark_of(RUN.cell("{dataset}", "{model}", "{cell}"))
+        CELL.benchmark
     conda:
         "../environment.yml"
     resources:
@@ -22,11 +27,42 @@ rule attack:
         runtime=12 * 60,
         gpu=GPU,
     params:
-        job=lambda wildcards: document(cell(wildcards)),
-        code=lambda wildcards: code("attack", cell(wildcards)),
+        job=CELL.job,
+        code=CELL.code,
         run=RUN.root,
         data=DATA,
         device=CONFIG.device,
     shell:
         "python -m ask attack --job {params.job:q} --run {params.run:q} --data {params.data:q}"
+        " --device {params.device} --code {params.code} > {log:q} 2>&1"
+
+
+BLOCKS = Made(RUN.blocks("{dataset}", "{model}", "{blocks}"))
+
+
+rule blocks:
+    input:
+        BLOCKS.needs,
+    output:
+        BLOCKS.pattern,
+    wildcard_constraints:
+        blocks=names("blocks"),
+    log:
+        BLOCKS.log,
+    benchmark:
+        BLOCKS.benchmark
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=8000,
+        runtime=120,
+        gpu=GPU,
+    params:
+        job=BLOCKS.job,
+        code=BLOCKS.code,
+        run=RUN.root,
+        data=DATA,
+        device=CONFIG.device,
+    shell:
+        "python -m ask blocks --job {params.job:q} --run {params.run:q} --data {params.data:q}"
         " --device {params.device} --code {params.code} > {log:q} 2>&1"

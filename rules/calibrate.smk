@@ -4,16 +4,20 @@ needs: prepared data, weights, indexes; for omega, the layers' tau
 makes: results/<run>/calibration/<dataset>/<model>/<calibration>.json
 """
 
+CALIBRATION = Made(RUN.calibration("{dataset}", "{model}", "{calibration}"))
+
 
 rule calibrate:
     input:
-        lambda wildcards: needs(calibration(wildcards)),
+        CALIBRATION.needs,
     output:
-        RUN.calibration("{dataset}", "{model}", "{calibration}"),
+        CALIBRATION.pattern,
+    wildcard_constraints:
+        calibration=names("calibrate"),
     log:
-        log_of(RUN.calibration("{dataset}", "{model}", "{calibration}")),
+        CALIBRATION.log,
     benchmark:
-        benchmark_of(RUN.calibration("{dataset}", "{model}", "{calibration}"))
+        CALIBRATION.benchmark
     conda:
         "../environment.yml"
     resources:
@@ -21,8 +25,8 @@ rule calibrate:
         runtime=120,
         gpu=GPU,
     params:
-        job=lambda wildcards: document(calibration(wildcards)),
-        code=lambda wildcards: code("calibrate", calibration(wildcards)),
+        job=CALIBRATION.job,
+        code=CALIBRATION.code,
         run=RUN.root,
         data=DATA,
         device=CONFIG.device,

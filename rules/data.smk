@@ -4,10 +4,13 @@ needs: the publishers' files, from their URLs or a mirror; nothing for embedded 
 makes: data/prepared/<dataset>/{train,test}_{images,labels}.npy and facts.json
 """
 
+MANIFEST = Made(raw(DATA, "{source}") / "manifest.json")
+FACTS = Made(prepared(DATA, "{dataset}") / "facts.json")
+
 
 rule download:
     output:
-        raw(DATA, "{source}") / "manifest.json",
+        MANIFEST.pattern,
     log:
         DATA / "logs/download-{source}.log",
     benchmark:
@@ -21,8 +24,8 @@ rule download:
         mem_mb=2000,
         runtime=120,
     params:
-        job=lambda wildcards: document({"source": wildcards.source}),
-        code=code("download"),
+        job=MANIFEST.job,
+        code=MANIFEST.code,
         data=DATA,
     shell:
         "python -m ask download --job {params.job:q} --data {params.data:q} > {log:q} 2>&1"
@@ -30,10 +33,10 @@ rule download:
 
 rule prepare:
     input:
-        source_of,
+        FACTS.needs,
     output:
+        FACTS.pattern,
         expand(prepared(DATA, "{{dataset}}") / "{split}_{kind}.npy", split=["train", "test"], kind=["images", "labels"]),
-        prepared(DATA, "{dataset}") / "facts.json",
     log:
         DATA / "logs/prepare-{dataset}.log",
     benchmark:
@@ -47,8 +50,8 @@ rule prepare:
         mem_mb=4000,
         runtime=60,
     params:
-        job=lambda wildcards: document(PLAN.data[wildcards.dataset]),
-        code=code("prepare"),
+        job=FACTS.job,
+        code=FACTS.code,
         data=DATA,
     shell:
-        "python -m ask prepare --job {params.job:q} --data {params.data:q} --name {wildcards.dataset} > {log:q} 2>&1"
+        "python -m ask prepare --job {params.job:q} --data {params.data:q} > {log:q} 2>&1"

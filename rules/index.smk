@@ -4,17 +4,20 @@ needs: prepared data, weights
 makes: results/<run>/index/<dataset>/<model>/<layer>.npy, the features of all training images
 """
 
+INDEX = Made(RUN.index("{dataset}", "{model}", "{layer}"))
+
 
 rule index:
     input:
-        prepared(DATA, "{dataset}") / "facts.json",
-        weights,
+        INDEX.needs,
     output:
-        RUN.index("{dataset}", "{model}", "{layer}"),
+        INDEX.pattern,
+    wildcard_constraints:
+        layer=names("index"),
     log:
-        log_of(RUN.index("{dataset}", "{model}", "{layer}")),
+        INDEX.log,
     benchmark:
-        benchmark_of(RUN.index("{dataset}", "{model}", "{layer}"))
+        INDEX.benchmark
     conda:
         "../environment.yml"
     resources:
@@ -22,8 +25,8 @@ rule index:
         runtime=60,
         gpu=GPU,
     params:
-        job=lambda wildcards: document(PLAN.indexes[wildcards.dataset, wildcards.model, wildcards.layer]),
-        code=code("index"),
+        job=INDEX.job,
+        code=INDEX.code,
         run=RUN.root,
         data=DATA,
         device=CONFIG.device,

@@ -5,19 +5,21 @@ makes: results/<run>/models/<dataset>/<model>/{weights,last}.safetensors, histor
 An interrupted training continues from its own checkpoint in results/<run>/scratch.
 """
 
+MODEL = Made(RUN.weights("{dataset}", "{model}"))
+
 
 rule train:
     input:
-        prepared(DATA, "{dataset}") / "facts.json",
+        MODEL.needs,
     output:
-        weights=RUN.model("{dataset}", "{model}") / "weights.safetensors",
-        last=RUN.model("{dataset}", "{model}") / "last.safetensors",
-        history=RUN.model("{dataset}", "{model}") / "history.csv",
-        config=RUN.model("{dataset}", "{model}") / "config.yaml",
+        weights=MODEL.pattern,
+        last=MODEL.pattern.with_name("last.safetensors"),
+        history=MODEL.pattern.with_name("history.csv"),
+        config=MODEL.pattern.with_name("config.yaml"),
     log:
-        log_of(RUN.model("{dataset}", "{model}") / "train"),
+        MODEL.log,
     benchmark:
-        benchmark_of(RUN.model("{dataset}", "{model}") / "train")
+        MODEL.benchmark
     # Most waits for it: it starts before anything that could go on beside it.
     priority: 10
     conda:
@@ -28,8 +30,8 @@ rule train:
         runtime=24 * 60,
         gpu=GPU,
     params:
-        job=lambda wildcards: document(PLAN.models[wildcards.dataset, wildcards.model]),
-        code=lambda wildcards: code("train", PLAN.models[wildcards.dataset, wildcards.model]),
+        job=MODEL.job,
+        code=MODEL.code,
         run=RUN.root,
         data=DATA,
         device=CONFIG.device,

@@ -27,24 +27,26 @@ RUNS["rehearsal"] = ["rehearsal"]
 
 def plans() -> Iterator[tuple[str, dict[str, Any]]]:
     """Tasks and slices of every run, by name of the run."""
-    from ask.config.run import load_artifacts, read_run
-    from ask.paths import Run
-    from ask.plan.paper import Paper
-    from ask.plan.planner import plan_run
-    from ask.plan.tasks import tasks_of
-    from ask.slicing.targets import targets_of
+    from ask.config.stored import current
+    from ask.plan.planner import load
+    from ask.slices import targets_of
+    from ask.steps import RENDERED
 
-    paper = Paper.read(Path("config/paper"))
     for name, overlays in RUNS.items():
-        config = read_run([Path("config/config.yaml"), *(Path(f"config/{overlay}.yaml") for overlay in overlays)])
-        plan = plan_run(config, load_artifacts(Path("config/artifacts"), config.artifacts), paper)
-        run = Run(Path("results") / config.run)
-        tasks = {}
-        for path, task in tasks_of(plan, run).items():
-            job = task.job if isinstance(task.job, dict) else task.job.model_dump(mode="json")
-            tasks[str(path)] = {"step": task.step, "job": job, "needs": sorted({str(need) for need in task.needs})}
-        slices = {part: sorted(map(str, targets_of(config, plan, run, part).outputs)) for part in config.slices}
-        yield name, json.loads(json.dumps({"tasks": tasks, "slices": slices}))
+        plan = load([Path(f"config/{overlay}.yaml") for overlay in overlays])
+        kept = [task for task in plan.tasks.values() if task.step.stage not in ("data", "claims and report")]
+        tasks = {
+            str(task.output): {
+                "step": task.name,
+                "job": task.document if task.step.stage == RENDERED else current(task.document),
+                "needs": sorted(
+                    {str(need) for need in task.needs if need in plan.tasks and need.parts[0] == "results"}
+                ),
+            }
+            for task in kept
+        }
+        slices = {part: sorted(map(str, targets_of(plan, part).outputs)) for part in plan.config.slices}
+        yield name, {"tasks": tasks, "slices": slices}
 
 
 def measured(run: Path) -> dict[str, Any]:
@@ -86,11 +88,21 @@ def differences(before: Any, after: Any, place: str = "") -> Iterator[str]:
         yield f"{place}: {str(before)[:100]} -> {str(after)[:100]}"
 
 
+def _today(document: dict[str, Any]) -> dict[str, Any]:
+    """A plan of an earlier commit with its jobs in today's form."""
+    from ask.config.stored import current
+
+    for task in document.get("tasks", {}).values():
+        if "entries" not in task["job"] and "panels" not in task["job"]:
+            task["job"] = current(task["job"])
+    return document
+
+
 def compare(before: Path, after: Path) -> int:
     """Print what differs; the number of differences, at most 1."""
     count = 0
     for path in sorted(before.glob("*.json")):
-        old, new = (json.loads((folder / path.name).read_text()) for folder in (before, after))
+        old, new = (_today(json.loads((folder / path.name).read_text())) for folder in (before, after))
         found = list(differences(old, new))
         count += len(found)
         print(f"{path.stem}: {'equal' if not found else f'{len(found)} differences'}")

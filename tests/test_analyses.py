@@ -7,16 +7,15 @@ import pytest
 import torch
 import yaml
 
+from ask import files
+from ask.cli import perform
+from ask.config.attacks import AdvKnnConfig, ASKAttackConfig, BlockConfig, DkNNAttackConfig
 from ask.config.data import DataSpec
 from ask.config.jobs import (
-    AdvKnnSpec,
-    AttackSpec,
     BlockJob,
-    BlockSpec,
     CellJob,
     ClassifierSpec,
     CostJob,
-    DkNNAttackSpec,
     ExampleJob,
     FailureJob,
     FeatureSpec,
@@ -25,7 +24,7 @@ from ask.config.jobs import (
 )
 from ask.data import download, prepare
 from ask.measure.blocks import fit
-from ask.measure.cells import reference_seed, run_cell
+from ask.measure.cells import reference_seed
 from ask.measure.cost import compare
 from ask.measure.evaluator import draw_references
 from ask.measure.example import RULES, show
@@ -33,19 +32,19 @@ from ask.measure.failures import analyse
 from ask.measure.place import Place, build_index
 from ask.measure.timing import measure
 from ask.paths import Run
+from ask.report.numbers import MissingValueError
 from ask.report.pictures import render_pictures
-from ask.report.values import MissingValueError
 from ask.tensorfile import load_tensors
 
 RAW = FeatureSpec(dataset="digits", model="raw", network=None)
-COMMON = {"similarity": "l2", "layers": ("input",), "eps": 60, "step_size": 8, "steps": 8}
+COMMON = {"layers": ("input",), "eps": 60 / 255, "step_size": 8 / 255, "steps": 8}
 CLASSIFIER = ClassifierSpec(similarity="l2", layers=("input",), k=5)
-BLOCKS = BlockSpec(epochs=5, learning_rate=0.1)
+BLOCKS = BlockConfig(epochs=5, learning_rate=0.1)
 ATTACKS = {
-    "none": AttackSpec(name="none", variant="", similarity="l2", layers=(), eps=0, step_size=0, steps=0),
-    "ask": AttackSpec(name="ask", **COMMON),
-    "advknn": AttackSpec(name="advknn", variant="", advknn=AdvKnnSpec(block=BLOCKS), **COMMON),
-    "dknn": AttackSpec(name="dknn", variant="sign", dknn=DkNNAttackSpec(), **COMMON),
+    "none": None,
+    "ask": ASKAttackConfig(tau=0.1, **COMMON),
+    "advknn": AdvKnnConfig(block=BLOCKS, **COMMON),
+    "dknn": DkNNAttackConfig(optimizer="sign", alpha=None, learning_rate=None, **COMMON),
 }
 
 
@@ -56,18 +55,11 @@ def place(tmp_path_factory):
     download(DataSpec(source="digits"), root / "data", None)
     prepare(DataSpec(source="digits"), root / "data", "digits")
     made = Place(run=Run(root / "run"), data=root / "data", device=torch.device("cpu"))
-    index = made.run.index("digits", "raw", "input")
-    calibration = made.run.calibration("digits", "raw", "alpha")
-    for path in (index, calibration, made.run.cell("digits", "raw", "x")):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    build_index(IndexJob(features=RAW, layer="input"), made, index)
-    calibration.write_text(json.dumps({"picked": {"alpha": 1.0}}))
-    fit(block_job(), made, made.run.blocks("digits", "raw", "l2"))
+    build_index(IndexJob(features=RAW, layer="input"), made)
+    files.write_json(made.run.calibration("digits", "raw", "alpha"), {"picked": {"alpha": 1.0}})
+    fit(block_job(), made)
     for name in ATTACKS:
-        measured, predictions = run_cell(cell(name), made)
-        path = made.run.cell("digits", "raw", name)
-        path.write_text(json.dumps(measured))
-        np.savez(path.with_suffix(".npz"), **predictions)
+        perform("attack", cell(name).model_dump_json(), made)
     return made
 
 
@@ -90,11 +82,11 @@ def cell(name, **changes):
         "id": name,
         "features": RAW,
         "attack": ATTACKS[name],
+        "similarity": "l2",
         "classifiers": (CLASSIFIER,),
         "references_per_class": 80,
         "trials": 2,
         "test_images": 80,
-        "tau": 0.1 if name == "ask" else None,
         "alpha_from": "alpha" if name == "dknn" else None,
         "blocks_from": ("l2",) if name == "advknn" else (),
         "seed": 0,
@@ -251,7 +243,8 @@ def test_training_costs_are_factors_of_the_base(tmp_path):
         folder.mkdir(parents=True)
         passes = {"images": 50, "forward": forward, "backward": forward, "gmac": gmac}
         (folder / "config.yaml").write_text(yaml.safe_dump({"train_seconds": seconds, "passes_per_step": passes}))
-    (found,) = compare(CostJob(id="c", dataset="digits", model="ask-def", base="at"), run)["results"]
+    place = Place(run=run, data=tmp_path, device=torch.device("cpu"))
+    (found,) = compare(CostJob(id="c", dataset="digits", model="ask-def", base="at"), place)["results"]
     means = {name: value["mean"] for name, value in found.items()}
     assert means == {
         "training_seconds": 25,

@@ -24,13 +24,11 @@ from artifact_jobs import (
 )
 
 from ask.paths import Run
-from ask.report import values
+from ask.report import numbers
+from ask.report.evidence import describe, duration, in_text
 from ask.report.figures import render_figure, spread
-from ask.report.grid import spans
-from ask.report.latex import escape_latex
 from ask.report.site import render_report
-from ask.report.summary import duration, in_text
-from ask.report.tables import render_table
+from ask.report.tables import LATEX, partial_table, render_table, spans
 
 VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
 
@@ -90,21 +88,21 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     ],
 )
 def test_rounding_follows_the_interval(mean: float, ci95: float | None, text: str) -> None:
-    assert values.format_value(mean, ci95) == text
+    assert numbers.format_value(mean, ci95) == text
 
 
 @pytest.mark.parametrize(
     ("points", "text"), [(1.26, "+1.3"), (-0.44, "−0.4"), (0.04, "0.0"), (-0.04, "0.0"), (-12.0, "−12.0")]
 )
 def test_differences_are_signed(points: float, text: str) -> None:
-    assert values.format_difference(points) == text
+    assert numbers.format_difference(points) == text
 
 
 @pytest.mark.parametrize(
     ("mean", "ci95", "text"), [(41, 0.19, "41±0.19"), (35.1, 0.2, "35.1±0.2"), (95.5, None, "95.5")]
 )
 def test_published_values_keep_their_digits(mean: float, ci95: float | None, text: str) -> None:
-    assert values.format_published(mean, ci95) == text
+    assert numbers.format_published(mean, ci95) == text
 
 
 @pytest.mark.parametrize(
@@ -116,30 +114,30 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_lookup_reads_the_classifier_and_metric_asked_for(run: Run) -> None:
     write_cell(run, "a", [measure(("conv3",), 0.2, k=5), measure(("conv3",), 0.3, k=9, ci95=None, clean=0.7)])
-    robust = values.lookup(make_entry("a", ("conv3",), k=9), run)
-    clean = values.lookup(make_entry("a", ("conv3",), k=9, metric="dknn_clean_accuracy"), run)
-    assert robust.mean == pytest.approx(30)
-    assert (robust.ci95, robust.trials) == (None, 1)
-    assert clean.mean == pytest.approx(70)
+    robust = numbers.lookup(make_entry("a", ("conv3",), k=9), run)
+    clean = numbers.lookup(make_entry("a", ("conv3",), k=9, metric="dknn_clean_accuracy"), run)
+    assert robust["mean"] == pytest.approx(30)
+    assert (robust["ci95"], robust["trials"]) == (None, 1)
+    assert clean["mean"] == pytest.approx(70)
 
 
 def test_a_missing_cell_is_named_with_the_command_that_makes_it(run: Run) -> None:
     path = run.cell("digits", "at", "gone")
-    with pytest.raises(values.MissingValueError, match="digits/at/gone") as caught:
-        values.lookup(make_entry("gone", ("conv3",)), run)
+    with pytest.raises(numbers.MissingValueError, match="digits/at/gone") as caught:
+        numbers.lookup(make_entry("gone", ("conv3",)), run)
     assert f"snakemake --cores all {path}" in str(caught.value)
 
 
 def test_a_missing_classifier_is_named(run: Run) -> None:
     write_cell(run, "a", [measure(("conv3",), 0.2, k=5)])
-    with pytest.raises(values.MissingValueError, match=r"similarity cosine, layers conv3\+conv4, k 7"):
-        values.lookup(make_entry("a", ("conv3", "conv4"), k=7), run)
+    with pytest.raises(numbers.MissingValueError, match=r"similarity cosine, layers conv3\+conv4, k 7"):
+        numbers.lookup(make_entry("a", ("conv3", "conv4"), k=7), run)
 
 
 def test_an_unknown_metric_is_refused(run: Run) -> None:
     write_cell(run, "a", [measure(("conv3",), 0.2, k=5)])
-    with pytest.raises(values.MissingValueError, match=r"digits/at/a holds no accuracy of similarity cosine"):
-        values.lookup(make_entry("a", ("conv3",), metric="accuracy"), run)
+    with pytest.raises(numbers.MissingValueError, match=r"digits/at/a holds no accuracy of similarity cosine"):
+        numbers.lookup(make_entry("a", ("conv3",), metric="accuracy"), run)
 
 
 def test_networks_timings_and_groups_are_found_by_their_own_names(run: Run) -> None:
@@ -153,12 +151,12 @@ def test_networks_timings_and_groups_are_found_by_their_own_names(run: Run) -> N
     content["results"].append(timed)
     path.write_text(json.dumps(content | {"network": {"robust": statistic, "clean": statistic}}))
     entry = make_entry("a", ("conv3",))
-    assert values.lookup(entry | {"metric": "dnn_robust_accuracy", "classifier": {}}, run).mean == 50
-    assert values.lookup(entry | {"metric": "slower", "classifier": {"timed": "ask"}}, run).mean == 2.5
-    assert values.lookup(entry | {"metric": "failures.confidence_1"}, run).mean == 50
-    with pytest.raises(values.EmptyGroupError, match="no image is among the successes"):
-        values.lookup(entry | {"metric": "successes.confidence_1"}, run)
-    assert values.read_reference(values.write_reference(entry | {"classifier": {}})) == (entry["cell"], {})
+    assert numbers.lookup(entry | {"metric": "dnn_robust_accuracy", "classifier": {}}, run)["mean"] == 50
+    assert numbers.lookup(entry | {"metric": "slower", "classifier": {"timed": "ask"}}, run)["mean"] == 2.5
+    assert numbers.lookup(entry | {"metric": "failures.confidence_1"}, run)["mean"] == 50
+    with pytest.raises(numbers.EmptyGroupError, match="no image is among the successes"):
+        numbers.lookup(entry | {"metric": "successes.confidence_1"}, run)
+    assert numbers.read_reference(numbers.write_reference(entry | {"classifier": {}})) == ("digits/at/a", {})
 
 
 def test_gains_are_paired_by_trial(run: Run) -> None:
@@ -166,11 +164,11 @@ def test_gains_are_paired_by_trial(run: Run) -> None:
         write_cell(run, name, [measure(("conv3",), 0.2) | {"robust": {"mean": 0, "ci95": 0, "trials": trials}}])
     entry = make_entry("a", ("conv3",))
     base = make_entry("b", ("conv3",))
-    found = values.lookup(entry | {"baseline": {key: base[key] for key in ("cell", "classifier")}}, run)
-    assert found.mean == pytest.approx(100 * (0.1 + 0.2 + 0.1) / 3)
-    assert found.trials == 3
+    found = numbers.lookup(entry | {"baseline": {key: base[key] for key in ("cell", "classifier")}}, run)
+    assert found["mean"] == pytest.approx(100 * (0.1 + 0.2 + 0.1) / 3)
+    assert found["trials"] == 3
     half = 4.30265 * np.std([10, 20, 10], ddof=1) / 3**0.5
-    assert found.ci95 == pytest.approx(half, rel=1e-4)
+    assert found["ci95"] == pytest.approx(half, rel=1e-4)
 
 
 def test_values_over_trained_models_have_their_own_interval(run: Run) -> None:
@@ -179,17 +177,17 @@ def test_values_over_trained_models_have_their_own_interval(run: Run) -> None:
         write_cell(run, name, [measure(("conv3",), 0.2) | {"robust": statistic}])
     entry = make_entry("a", ("conv3",))
     others = [make_entry(name, ("conv3",))["cell"] for name in "bcd"]
-    found = values.lookup(entry | {"over": others[:1]}, run)
-    assert (found.mean, found.trials) == (pytest.approx(55), 2)
-    assert found.ci95 == pytest.approx(12.7062 * np.std([50, 60], ddof=1) / 2**0.5, rel=1e-4)
+    found = numbers.lookup(entry | {"over": others[:1]}, run)
+    assert (found["mean"], found["trials"]) == (pytest.approx(55), 2)
+    assert found["ci95"] == pytest.approx(12.7062 * np.std([50, 60], ddof=1) / 2**0.5, rel=1e-4)
     base = {"cell": others[1], "classifier": entry["classifier"], "over": others[2:]}
-    gain = values.lookup(entry | {"over": others[:1], "baseline": base}, run)
-    assert gain.mean == pytest.approx((40 + 30) / 2)
+    gain = numbers.lookup(entry | {"over": others[:1], "baseline": base}, run)
+    assert gain["mean"] == pytest.approx((40 + 30) / 2)
 
 
 def test_references_round_trip() -> None:
     entry = make_entry("ask-cos-L34-K5", ("conv3", "conv4"), k=5)
-    assert values.read_reference(values.write_reference(entry)) == (entry["cell"], entry["classifier"])
+    assert numbers.read_reference(numbers.write_reference(entry)) == ("digits/at/ask-cos-L34-K5", entry["classifier"])
 
 
 def test_neighbouring_labels_merge_only_below_the_same_parent() -> None:
@@ -257,11 +255,22 @@ def test_values_that_cannot_be_compared_have_no_difference(run: Run) -> None:
     assert not re.search("difference|above-|below-", paths[4].read_text())
 
 
+def test_a_partial_table_shows_what_is_measured_and_counts_it(run: Run) -> None:
+    job = table_job(run)
+    run.cell("digits", "at", "ask-cos-L3-K5-e8-s20").unlink()
+    text = partial_table(job, run)
+    assert text.endswith("\n\n17 of 18 numbers measured\n")
+    assert "| Conv 3 |  | 54.70±0.18<br>" in text
+    assert partial_table(figure_job(run), run).endswith(": 35 of 35 numbers measured\n")
+    assert partial_table({"kind": "boundaries", "title": "Plane"}, run) == "Plane: no table\n"
+    assert "0 of 18" in partial_table(job, Run(run.root / "other"))
+
+
 def test_latex_escapes_everything_special() -> None:
-    assert escape_latex("a_b & 5% #1 $x {y} ~ ^ \\ <") == (
+    assert "a_b & 5% #1 $x {y} ~ ^ \\ <".translate(LATEX) == (
         r"a\_b \& 5\% \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{} \textless{}"
     )
-    assert escape_latex("τ = 0.03, K⁺, ℓ₂, ε ≤ 8") == r"$\tau$ = 0.03, K$^{+}$, $\ell$$_2$, $\varepsilon$ $\leq$ 8"
+    assert "τ = 0.03, K⁺, ℓ₂, ε ≤ 8".translate(LATEX) == r"$\tau$ = 0.03, K$^{+}$, $\ell$$_2$, $\varepsilon$ $\leq$ 8"
 
 
 @pytest.mark.parametrize("make_job", [table_job, grouped_table_job])
@@ -308,7 +317,7 @@ def test_figures_are_the_same_bytes_every_time(run: Run) -> None:
 
 def test_figure_csv_holds_what_was_drawn(run: Run) -> None:
     rows = read_csv(render_figure(figure_job(run), run)[0])
-    assert list(rows[0]) == [*values.COLUMNS, "panel", "line", "x"]
+    assert list(rows[0]) == [*numbers.COLUMNS, "panel", "line", "x"]
     assert len(rows) == 35
     assert (rows[0]["panel"], rows[0]["line"], rows[0]["x"]) == ("Temperature and K", "τ = 0.03", "1")
 
@@ -414,8 +423,31 @@ def test_report_on_stand_ins_says_so_and_compares_nothing(tmp_path: Path) -> Non
 
 
 def test_report_names_an_artifact_that_is_not_rendered(run: Run) -> None:
-    with pytest.raises(values.MissingValueError, match="table table01 has not been rendered"):
+    with pytest.raises(numbers.MissingValueError, match="table table01 has not been rendered"):
         render_report(report_job([table_job(run)]), run)
+
+
+ASK = {"name": "ask", "variant": "targeted", "layers": ["conv3", "conv4"], "k_in": 5, "k_out": 3}
+STEPS = {"eps": 51.2, "step_size": 8.0, "steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("job", "text"),
+    [
+        ({"attack": ASK | STEPS, "similarity": "l2"}, "ask, targeted, l2, conv3+conv4, K 5 in and 3 out of class"),
+        ({"attack": ASK | STEPS | {"similarity": "l2"}}, "ask, targeted, l2, conv3+conv4, K 5 in and 3 out of class"),
+        ({"attack": STEPS | {"name": "dknn", "layers": ["conv4"], "k": 7}, "similarity": "l2"}, "dknn, l2, conv4, K 7"),
+        ({"attack": STEPS | {"name": "pgd"}, "similarity": "l2"}, "pgd"),
+        ({"attack": {"name": "square", "eps": 51.2, "layers": ["conv4"], "k": 7}}, "square, conv4, K 7"),
+        ({"attack": None, "similarity": "l2"}, ""),
+        ({"attack": {"name": "none", "eps": 0.0}}, ""),
+        ({}, ""),
+    ],
+)
+def test_attacks_are_described_by_the_settings_that_they_have(run: Run, job: dict[str, Any], text: str) -> None:
+    facts = dict(describe("digits/at/a", {"job": job, "results": []}, run)["facts"])
+    steps = ", 20 steps of 8/255" if "steps" in (job.get("attack") or {}) else ""
+    assert facts.get("attack", "") == (f"{text}, ε 51.2/255{steps}" if text else "")
 
 
 @pytest.mark.parametrize(
@@ -434,11 +466,12 @@ def test_configuration_in_words(value: object, text: str) -> None:
 @pytest.mark.parametrize("module", ["tables", "figures", "pictures", "site"])
 def test_renderings_stay_light_and_apart(module: str) -> None:
     """Code fingerprints follow imports: a new plot style must not redo tables, and nothing here waits for torch."""
-    others = {"tables", "figures", "pictures", "site"} - {module}
+    others = {"tables", "figures", "pictures", "site"} - {module} | ({"plotting"} if module == "tables" else set())
     code = f"import ask.report.{module}, sys; print(*sys.modules)"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    assert not loaded & {"torch", "pandas", "faiss", *(f"ask.report.{other}" for other in others)}
-    ours = {name for name in loaded if name.startswith("ask.") and not name.startswith("ask.report")}
-    assert ours == {"ask.errors", "ask.lazy", "ask.paths", "ask.statistics"}
+    assert not loaded & {"torch", "faiss", "sklearn", *(f"ask.report.{other}" for other in others)}
+    assert ("matplotlib" in loaded) == (module in ("figures", "pictures"))
+    ours = {name for name in loaded if name.startswith("ask.") and not name.startswith(("ask.report", "ask.config"))}
+    assert ours == {"ask.errors", "ask.files", "ask.lazy", "ask.paths", "ask.statistics"}

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from ask.attacks import PGD, ASKAttack, ASKAttackConfig, PGDConfig, frozen, linf_ascent
-from ask.attacks.ask import draw_references, identity_features, nearest_wrong_class
+from ask.attacks.ask import draw_references, identity_features, nearest_wrong_class, temperature, weights
 from ask.knn.dknn import DkNN
 from ask.knn.search import ExactSearch
 
@@ -76,9 +76,9 @@ def naive_attack(image, label, start, references, reference_labels, config, feat
             f = features(current, (layer,))[layer][0]
             mass = {}
             for c in [label, *others]:
-                values = [similarity_of(f, r, similarity) / config.temperature(layer) for r in nearest[layer, c]]
+                values = [similarity_of(f, r, similarity) / temperature(config, layer) for r in nearest[layer, c]]
                 mass[c] = torch.exp(sum(values) / len(values))
-            loss = loss - config.weights()[layer] * torch.log(mass[label] / sum(mass.values()))
+            loss = loss - weights(config)[layer] * torch.log(mass[label] / sum(mass.values()))
         (gradient,) = torch.autograd.grad(loss, current)
         current = (current.detach() + config.step_size * gradient.sign()).clamp(0, 1)
         current = x + (current - x).clamp(-config.eps, config.eps)
@@ -212,11 +212,11 @@ def test_random_sampling_keeps_the_nearest_own_references_unless_told_otherwise(
         config = ASKAttackConfig(layers=("input",), variant="random-sampling", random_in_class=both)
         attack = ASKAttack(identity_features, {"input": search}, config, generator=seeded())
         neighbours = attack.search(images)["input"]
-        ids, weights = attack._choose(neighbours, labels, "input")
+        ids, shares = attack._choose(neighbours, labels, "input")
         own = ids[torch.arange(len(labels)), labels]
         nearest = search.rows(neighbours.class_indices[torch.arange(len(labels)), labels])
         assert torch.equal(own, nearest) is not both
-        torch.testing.assert_close(weights.sum(2), torch.ones_like(weights.sum(2)))
+        torch.testing.assert_close(shares.sum(2), torch.ones_like(shares.sum(2)))
         wrong = torch.where(torch.nn.functional.one_hot(labels, 10).bool().unsqueeze(2), -1, ids)
         nearest_all = search.rows(neighbours.class_indices)
         assert (wrong == nearest_all).float().mean() < 0.2
@@ -292,10 +292,13 @@ def test_bad_images_and_labels_are_one_clear_error(digits, images, labels, messa
     [
         ({"eps": 8.0}, "write 8 of 255 as 8 / 255"),
         ({"step_size": 0.0}, "step_size=0.0 is outside"),
-        ({"steps": 0}, "at least 1"),
-        ({"layers": ()}, "layers is empty"),
-        ({"k_in": 0}, "k_in=0"),
-        ({"tau": 0.0}, "must be positive"),
+        ({"steps": 0}, "steps\n.*greater than or equal to 1"),
+        ({"layers": ()}, "layers\n.*at least 1 item"),
+        ({"k_in": 0}, "k_in\n.*greater than or equal to 1"),
+        ({"tau": 0.0}, "tau=0.0 of input must be positive"),
+        ({"tau": {"input": -1.0}}, "tau=-1.0 of input must be positive"),
+        ({"omega": {"b": 1.0}}, "non-negative weights, not all zero"),
+        ({"kin": 3}, "kin\n.*not permitted"),
     ],
 )
 def test_bad_settings_are_one_clear_error(changes, message):
@@ -303,9 +306,14 @@ def test_bad_settings_are_one_clear_error(changes, message):
         ASKAttackConfig(**({"layers": ("input",)} | changes))
 
 
-def test_bad_weights_and_missing_references_are_clear_errors(digits):
-    with pytest.raises(ValueError, match="non-negative weights"):
-        ASKAttackConfig(layers=("a",), omega={"b": 1.0}).weights()
+@pytest.mark.parametrize("tau", [None, {"b": 0.03}])
+def test_an_attack_without_a_temperature_is_refused(digits, tau):
+    search = ExactSearch(digits[0].flatten(1), digits[1])
+    with pytest.raises(ValueError, match="tau of a is yet to be calibrated; give a value"):
+        ASKAttack(identity_features, {"a": search}, ASKAttackConfig(layers=("a",), tau=tau), generator=seeded())
+
+
+def test_missing_references_are_clear_errors(digits):
     search = ExactSearch(digits[0].flatten(1), digits[1])
     with pytest.raises(ValueError, match=r"no references for attacked layers \['b'\]"):
         ASKAttack(identity_features, {"a": search}, ASKAttackConfig(layers=("a", "b")), generator=seeded())

@@ -5,8 +5,8 @@ import torch
 
 from ask.attacks.auto import AutoAttack, MissingPackageError, build, dknn_scores
 from ask.attacks.pgd import PGD, PGDConfig
-from ask.attacks.subject import Subject
-from ask.config.jobs import AttackSpec, AutoAttackSpec
+from ask.attacks.references import Subject
+from ask.config.attacks import AutoAttackConfig, SquareConfig
 from ask.knn.search import ExactSearch
 
 pytest.importorskip("pyautoattack", reason="no pyautoattack: pip install 'ask-knn[autoattack]'")
@@ -35,17 +35,13 @@ class Linear(torch.nn.Module):
         return images.flatten(1) @ self.weight.T
 
 
-def spec(name: str, **more: object) -> AttackSpec:
-    auto = AutoAttackSpec(parts=("apgd-ce", "apgd-t"), iterations=10, queries=200)
-    return AttackSpec.model_validate(
-        {"name": name, "variant": "", "layers": (), "eps": EPS * 255, "step_size": 0, "steps": 0, "auto": auto} | more
-    )
+AUTO = AutoAttackConfig(parts=("apgd-ce", "apgd-t"), iterations=10, eps=EPS)
 
 
 def test_autoattack_is_no_weaker_than_pgd_and_stays_in_the_ball() -> None:
     images, labels = points(60, 0)
     network = Linear()
-    attack = build(spec("autoattack"), Subject(lambda x, _: {}, {}, network), {}, generator=torch.Generator())
+    attack = build(AUTO, Subject(lambda x, _: {}, {}, network), generator=torch.Generator())
     state = torch.get_rng_state()
     found = attack(images, labels)
     assert torch.equal(torch.get_rng_state(), state)
@@ -55,12 +51,8 @@ def test_autoattack_is_no_weaker_than_pgd_and_stays_in_the_ball() -> None:
     assert float((found - images).abs().max()) <= EPS + 1e-6
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
     assert network.weight.requires_grad
-    assert torch.equal(
-        found,
-        build(spec("autoattack"), Subject(lambda x, _: {}, {}, network), {}, generator=torch.Generator())(
-            images, labels
-        ),
-    )
+    again = build(AUTO, Subject(lambda x, _: {}, {}, network), generator=torch.Generator())
+    assert torch.equal(found, again(images, labels))
 
 
 def test_square_lowers_a_dknn_by_its_votes_alone() -> None:
@@ -70,7 +62,8 @@ def test_square_lowers_a_dknn_by_its_votes_alone() -> None:
     subject = Subject(lambda x, layers: {layer: x.flatten(1) for layer in layers}, {"input": search})
     scores = dknn_scores(subject, 5)
     assert torch.allclose(scores(images).sum(1), torch.ones(40))
-    attack = build(spec("square", layers=("input",)), subject, {}, generator=torch.Generator().manual_seed(3))
+    config = SquareConfig(layers=("input",), queries=200, eps=EPS)
+    attack = build(config, subject, generator=torch.Generator().manual_seed(3))
     found = attack(images, labels)
     before, after = (float((scores(x).argmax(1) == labels).float().mean()) for x in (images, found))
     assert after < before - 0.2
@@ -80,9 +73,14 @@ def test_square_lowers_a_dknn_by_its_votes_alone() -> None:
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyautoattack.autoattack", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'ask-knn\[autoattack\]'"):
-        AutoAttack(Linear(), eps=EPS, config=AutoAttackSpec(), seed=0)
+        AutoAttack(Linear(), AutoAttackConfig(), seed=0)
 
 
 def test_raw_pixels_have_no_network_to_attack() -> None:
     with pytest.raises(ValueError, match="raw pixels have no network"):
-        build(spec("autoattack"), Subject(lambda x, _: {}, {}), {}, generator=torch.Generator())
+        build(AUTO, Subject(lambda x, _: {}, {}), generator=torch.Generator())
+
+
+def test_a_radius_of_pixels_is_a_clear_error() -> None:
+    with pytest.raises(ValueError, match=r"eps=8\.0 is outside \(0, 1\].*write 8 of 255 as 8 / 255"):
+        AutoAttackConfig(eps=8)

@@ -3,19 +3,19 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from test_planning import planned
+from plans import ROOT, planned
 
 from ask.attacks import ASKAttack, ASKAttackConfig
 from ask.attacks.linf import fitting_batch, linf_ascent, random_start
-from ask.cli import STEPS, main
+from ask.cli import main
 from ask.knn.dknn import DkNN
 from ask.knn.search import ExactSearch
 from ask.losses.ask import ask_loss, class_wise
 from ask.plan import provenance
+from ask.steps import STEPS, modules_of
 from bench import memory
 from bench.knn import clustered
 from bench.measure import Contender, Options, take_turns
@@ -24,7 +24,6 @@ from bench.plain_ask import PlainASK
 from bench.plain_training import PlainTraining
 from bench.run import PARTS, page
 
-ROOT = Path(__file__).parent.parent
 NEEDS = {"attack": (), "knn": ("faiss",), "train": (), "pgd": ("torchattacks", "foolbox", "art"), "dag": (), "demo": ()}
 
 
@@ -61,8 +60,8 @@ def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path):
 
 def test_no_step_depends_on_the_benchmarks():
     """Neither by import (what a fingerprint counts) nor when it runs."""
-    for modules in STEPS.values():
-        assert not any(name.startswith("bench") for name in provenance.closure(modules))
+    for step in STEPS:
+        assert not any(name.startswith("bench") for name in provenance.closure(modules_of(step, {})))
     code = "import sys, ask.cli, ask.measure.cells; sys.exit(any(n.startswith('bench') for n in sys.modules))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -136,9 +135,9 @@ def test_plain_training_learns():
 def test_the_floors_arithmetic_is_that_of_the_plan():
     from ask.config.data import DataSpec
     from ask.config.training import NetworkSpec
-    from ask.plan.arithmetic import network_macs, shape_of
+    from ask.plan.cost import network_macs, shape_of
 
-    upto, whole, _ = network_macs(NetworkSpec(name="vgg16"), shape_of(DataSpec(source="cifar10")))
+    upto, whole, *_ = network_macs(NetworkSpec(name="vgg16"), shape_of(DataSpec(source="cifar10")))
     for layer, gmac in FORWARD_GMAC.items():
         macs = upto[int(layer[-1]) - 1] if layer else whole
         assert macs / 1e9 == pytest.approx(gmac, abs=1e-4)
@@ -154,7 +153,7 @@ def test_the_paper_run_fits_a_common_machine():
 def test_stored_activations_are_those_of_the_networks():
     from ask.config.training import NetworkSpec
     from ask.models.networks import build
-    from ask.plan.arithmetic import Shape
+    from ask.plan.cost import Shape
 
     for name, side in (("vgg16", 32), ("resnet18", 128)):
         spec = NetworkSpec(name=name, width=1 / 8)
@@ -214,5 +213,5 @@ def test_no_step_of_the_ascent_waits_for_a_gpu():
 
 
 def test_the_page_of_results_is_what_its_json_files_say():
-    folder = Path(__file__).parent.parent / "results/bench"
+    folder = ROOT / "results/bench"
     assert (folder / "README.md").read_text() == page(folder), "run a part of: python -m ask bench"

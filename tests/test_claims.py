@@ -17,8 +17,7 @@ from ask.paths import Run
 from ask.plan.paper import Paper
 from ask.plan.planner import claims_job, entries, plan_run
 from ask.report.claims import COLUMNS, Evidence, evaluate, write_ledger
-from ask.report.columns import VERDICTS
-from ask.report.values import write_reference
+from ask.report.numbers import VERDICTS, write_reference
 from ask.statistics import over_trials_and_images
 
 ROOT = Path(__file__).parent.parent

@@ -1,19 +1,16 @@
 """Configuration: what loads, what is refused and with which words, and that its documents are true."""
 
 import copy
-from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from plans import PAPER, ROOT, jobs, planned
 
 from ask.config import reference
 from ask.config.run import ConfigError, load_artifacts, load_run, merge, read_run
-from ask.plan.paper import Paper
 from ask.plan.planner import entries, plan_run
 
-ROOT = Path(__file__).parent.parent
-PAPER = Paper.read(ROOT / "config/paper")
 RUNS = {
     "paper": ["config.yaml"],
     "raw-pixels": ["config.yaml", "raw-pixels.yaml"],
@@ -24,11 +21,6 @@ RUNS = {
 @pytest.fixture(scope="module")
 def raw():
     return yaml.safe_load((ROOT / "config/config.yaml").read_text())
-
-
-def plan(run):
-    config = read_run([ROOT / "config" / name for name in RUNS[run]])
-    return plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts), PAPER)
 
 
 def altered(raw, path, value):
@@ -149,10 +141,13 @@ def test_every_option_has_a_description():
 
 
 def test_the_paper_run_is_the_papers_protocol():
-    cells = plan("paper").cells
+    cells = jobs(planned("paper"), "attack")
     cell = cells["cifar10", "at", "ask-cos-L4-K5-e8-s20"]
     assert (cell.trials, cell.references_per_class, cell.test_images) == (20, 2000, None)
-    assert (cell.attack.eps, cell.attack.step_size, cell.attack.steps, cell.tau) == (8, 2, 20, None)
+    attack = cell.attack
+    assert (attack.eps, attack.step_size, attack.steps, attack.tau) == (8 / 255, 2 / 255, 20, None)
+    written = attack.model_dump(mode="json")
+    assert (written["eps"], written["step_size"]) == (8, 2)  # of 255, as the paper and a user write them
     assert cells["imagenette", "at", "ask-cos-L4-K5-e4-s20"].references_per_class == 850
     two = cells["cifar10", "at", "ask-cos-L34-K5-e8-s20"]
     assert two.tau_from == ("tau-ask-cos-L3-e8", "tau-ask-cos-L4-e8")
@@ -160,22 +155,23 @@ def test_the_paper_run_is_the_papers_protocol():
 
 
 def test_artifacts_share_cells_and_cells_serve_all_classifiers():
-    made = plan("paper")
+    made = planned("paper")
     everything = [e for job in made.artifacts.values() for e in entries(job)]
     shown = [e for e in everything if e["metric"].startswith("dknn_")]
-    assert len(made.cells) < len(shown)
-    cell = made.cells["cifar10", "at", "ask-cos-L4-K5-e8-s20"]  # Tables 1, 3, 4, 10, 12 and Figure 4
+    cells = jobs(made, "attack")
+    assert len(cells) < len(shown)
+    cell = cells["cifar10", "at", "ask-cos-L4-K5-e8-s20"]  # Tables 1, 3, 4, 10, 12 and Figure 4
     wanted = {(c.layers, c.k) for c in cell.classifiers}
     assert {(("conv3",), 5), (("conv3", "conv4"), 5), (("conv4",), 1), (("conv4",), 9)} <= wanted
     for entry in shown:
         key = entry["cell"]
-        found = made.cells[key["dataset"], key["model"], key["id"]]
+        found = cells[key["dataset"], key["model"], key["id"]]
         assert entry["classifier"] in [c.model_dump(mode="json") for c in found.classifiers]
 
 
 def test_every_value_of_the_papers_tables_has_its_place():
     """All rows of the tables of this project stand beside a measured cell, with their own value."""
-    made = plan("paper")
+    made = planned("paper")
     for number in (str(n) for n in range(1, 15)):
         rows = [row for row in PAPER.tables if row["table"] == number]
         values = [e["paper_mean"] for e in entries(made.artifacts[f"table{int(number):02}"])]
@@ -184,28 +180,29 @@ def test_every_value_of_the_papers_tables_has_its_place():
 
 
 def test_claimed_values_stand_beside_the_failure_analysis():
-    shown = {e["metric"]: e["paper_mean"] for e in entries(plan("paper").artifacts["failures"])}
+    shown = {e["metric"]: e["paper_mean"] for e in entries(planned("paper").artifacts["failures"])}
     assert shown["failures.confidence_1"] == 86.89
     assert shown["successes.similarity_gap"] == pytest.approx(5.19)
 
 
 def test_analyses_follow_the_cells_that_they_rest_on():
-    made = plan("demo")
-    ((key, failures),) = made.failures.items()
-    whole = made.cells["digits-vgg", "at", "ask-cos-L4-K5-e51.2-s20"]
+    made = planned("demo")
+    cells = jobs(made, "attack")
+    ((key, failures),) = jobs(made, "failures").items()
+    whole = cells["digits-vgg", "at", "ask-cos-L4-K5-e51.2-s20"]
     assert key == ("digits-vgg", "at", f"failures-{whole.id}")
     # Another artifact's classifiers of the cell concern the analysis not, its trials do.
     assert len(whole.classifiers) > len(failures.cell.classifiers) == 1
     assert failures.cell.trials == whole.trials
-    (timing,) = made.timings.values()
+    (timing,) = jobs(made, "timing").values()
     assert [cell.attack.name for cell in timing.cells] == ["ask", "advknn", "dknn", "dknn"]
     assert timing.grid_sizes == (2, 0, 2, 2)
-    assert {block.trials for block in made.blocks.values()} == {3}
-    assert made.cells["digits-vgg", "at", "advknn-cos-L34-K5-e51.2-s20"].blocks_from == ("cos-L3-K5", "cos-L4-K5")
+    assert {block.trials for block in jobs(made, "blocks").values()} == {3}
+    assert cells["digits-vgg", "at", "advknn-cos-L34-K5-e51.2-s20"].blocks_from == ("cos-L3-K5", "cos-L4-K5")
 
 
 def test_gains_rest_on_both_models_and_stand_beside_the_papers():
-    made = plan("paper")
+    made = planned("paper")
     shown = {
         (e["columns"]["dataset"], e["columns"]["model"], e["columns"]["dknn_layers"]): e
         for e in entries(made.artifacts["table06-gain"])
@@ -213,7 +210,7 @@ def test_gains_rest_on_both_models_and_stand_beside_the_papers():
     entry = shown["cifar10", "ask-def", "conv4"]
     assert entry["paper_mean"] == pytest.approx(43.6 - 36.7)
     assert entry["baseline"]["cell"] == {"dataset": "cifar10", "model": "at", "id": entry["cell"]["id"]}
-    assert ("cifar10", "at", entry["cell"]["id"]) in made.cells_of("table06-gain")
+    assert made.run.cell("cifar10", "at", entry["cell"]["id"]) in made.cells_of("table06-gain")
 
 
 def test_values_may_be_asked_for_over_trained_models(raw, tmp_path):
@@ -221,23 +218,24 @@ def test_values_may_be_asked_for_over_trained_models(raw, tmp_path):
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(table))
     made = plan_run(load_run(raw), load_artifacts(tmp_path, "all"))
     names = [f"{model}{suffix}" for model in ("ask-def", "at") for suffix in ("", "-seed1", "-seed2")]
-    assert [model for _, model in made.models] == names
-    assert [job.seed for job in made.models.values()] == [0, 1, 2] * 2
-    assert {job.method.label for job in made.models.values()} == {"ASK-Def", "AT"}
-    assert len({job.seed for job in made.cells.values()}) == 1  # trials are the same for all models
+    models = jobs(made, "train")
+    assert [model for _, model in models] == names
+    assert [job.seed for job in models.values()] == [0, 1, 2] * 2
+    assert {job.method.label for job in models.values()} == {"ASK-Def", "AT"}
+    assert len({job.seed for job in jobs(made, "attack").values()}) == 1  # trials are the same for all models
     (entry,) = entries(made.artifacts["one"])
     assert [cell["model"] for cell in entry["over"]] == ["ask-def-seed1", "ask-def-seed2"]
     assert [cell["model"] for cell in entry["baseline"]["over"]] == ["at-seed1", "at-seed2"]
-    assert {model for _, model, _ in made.cells_of("one")} == set(names)
+    assert {cell.parent.name for cell in made.cells_of("one")} == set(names)
 
 
 def test_a_run_may_leave_data_sets_and_models_out():
     config = read_run([ROOT / "config" / name for name in ("config.yaml", "lite.yaml")])
     made = plan_run(config, load_artifacts(ROOT / "config/artifacts", "all"), PAPER)
-    assert {dataset for dataset, _, _ in made.cells} == {"cifar10"}
+    assert {dataset for dataset, _, _ in jobs(made, "attack")} == {"cifar10"}
     assert {"table02", "table05", "figure-raw-clean"}.isdisjoint(made.artifacts)
     assert len(made.artifacts["table06"]["column_headers"]) == 3
-    assert {"trades", "ask-def-trades"}.isdisjoint(model for _, model, _ in made.cells)
+    assert {"trades", "ask-def-trades"}.isdisjoint(model for _, model, _ in jobs(made, "attack"))
     assert "table13" not in made.artifacts
     assert made.artifacts["training-cost"]["row_headers"] == [["AT"], ["AT+SNN"], ["ASK-Def"]]
 
@@ -253,9 +251,9 @@ def test_a_run_may_choose_the_values_along_figures():
 
 
 def test_training_costs_compare_with_plain_adversarial_training():
-    made = plan("demo")
-    assert made.costs["digits-vgg", "ask-def", "training-cost"].base == "at"
-    assert {model for _, model, _ in made.costs} == {"at", "at-snn", "ask-def", "trades", "ask-def-trades"}
+    costs = jobs(planned("demo"), "cost")
+    assert costs["digits-vgg", "ask-def", "training-cost"].base == "at"
+    assert {model for _, model, _ in costs} == {"at", "at-snn", "ask-def", "trades", "ask-def-trades"}
 
 
 def test_pgd_needs_a_network_and_no_layers(raw, tmp_path):
@@ -266,9 +264,10 @@ def test_pgd_needs_a_network_and_no_layers(raw, tmp_path):
     }
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(table))
     made = plan_run(load_run(raw), load_artifacts(tmp_path, "all"))
-    (cell,) = made.cells.values()
-    assert (cell.id, cell.classifiers, cell.attack.layers) == ("pgd-e8-s20", (), ())
-    assert not made.indexes
+    (cell,) = jobs(made, "attack").values()
+    assert (cell.id, cell.classifiers) == ("pgd-e8-s20", ())
+    assert not hasattr(cell.attack, "layers")
+    assert not made.of("index")
     table["rows"] = [{"values": [{"label": "raw", "model": "raw"}]}]
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(table))
     with pytest.raises(ConfigError, match=r"model 'raw' has no network.*take another model"):
@@ -276,29 +275,50 @@ def test_pgd_needs_a_network_and_no_layers(raw, tmp_path):
 
 
 def test_stand_ins_scale_eps_steps_and_reference_sets():
-    made = plan("demo")
-    cell = made.cells["digits-vgg", "at", "ask-cos-L4-K5-e51.2-s20"]
-    assert (cell.attack.eps, cell.attack.step_size, cell.trials) == (51.2, 12.8, 3)
-    sizes = {c.references_per_class for (d, _, name), c in made.cells.items() if name.startswith("clean")}
+    made = planned("demo")
+    cells = jobs(made, "attack")
+    cell = cells["digits-vgg", "at", "ask-cos-L4-K5-e51.2-s20"]
+    assert (cell.attack.eps, cell.attack.step_size, cell.trials) == (51.2 / 255, 12.8 / 255, 3)
+    sizes = {c.references_per_class for (d, _, name), c in cells.items() if name.startswith("clean")}
     assert sizes == {10, 20, 40, 60, 100}
     assert not made.artifacts["table01"]["comparable"]
-    assert plan("paper").artifacts["table01"]["comparable"]
+    assert planned("paper").artifacts["table01"]["comparable"]
 
 
 def test_calibrations_may_be_shared():
     """The paper run searches tau for every variant, eps and step size, the demo once for all of them."""
-    paper, demo = plan("paper"), plan("demo")
-    targeted = paper.cells["cifar10", "at", "ask-targeted-l2-L4-K5-e8-s20"]
+    paper, demo = planned("paper"), planned("demo")
+    targeted = jobs(paper, "attack")["cifar10", "at", "ask-targeted-l2-L4-K5-e8-s20"]
     assert targeted.tau_from == ("tau-ask-targeted-l2-L4-e8",)
-    shared = demo.cells["digits-vgg", "at", "ask-targeted-l2-L4-K5-e51.2-s20"]
+    shared = jobs(demo, "attack")["digits-vgg", "at", "ask-targeted-l2-L4-K5-e51.2-s20"]
     assert shared.tau_from == ("tau-ask-l2-L4-e51.2",)
-    assert [name for dataset, _, name in demo.calibrations if dataset == "digits-raw"] == [
+    assert [name for dataset, _, name in jobs(demo, "calibrate") if dataset == "digits-raw"] == [
         "tau-ask-l2-Lin-e8",
         "tau-ask-cos-Lin-e8",
     ]
-    assert paper.calibrations["mnist", "raw", "tau-ask-l2-Lin-e40"].attack.step_size == 2
-    assert ("mnist", "raw", "tau-ask-l2-Lin-e60") in paper.calibrations
+    calibrations = jobs(paper, "calibrate")
+    assert calibrations["mnist", "raw", "tau-ask-l2-Lin-e40"].attack.step_size == 2 / 255
+    assert ("mnist", "raw", "tau-ask-l2-Lin-e60") in calibrations
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_job_is_what_its_document_says(run):
+    """Commands receive documents, in which radii are n of 255: not a bit of them is lost on the way."""
+    for task in planned(run).tasks.values():
+        if task.step.job is not None:
+            assert task.step.job.model_validate_json(task.text) == task.job
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_task_comes_after_those_that_it_needs(run):
+    tasks, seen = planned(run).tasks, set()
+    for path, task in tasks.items():
+        assert path == task.output
+        assert set(task.needs) & set(tasks) <= seen, path
+        seen |= set(task.outputs)
+    results = {need for task in tasks.values() for need in task.needs if need.parts[0] in ("results", "data")}
+    assert results <= seen
 
 
 def test_both_runs_make_the_same_artifacts():
-    assert list(plan("paper").artifacts) == list(plan("demo").artifacts)
+    assert list(planned("paper").artifacts) == list(planned("demo").artifacts)

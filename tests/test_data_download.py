@@ -15,12 +15,10 @@ import pytest
 from test_data_images import CONTENTS, write_folder, write_zip
 from test_data_readers import idx_bytes
 
-import ask.data.files
+import ask.data.downloading
 from ask.config.data import DataSpec
 from ask.data import DataError, download
-from ask.data.downloading import Mirror, mirrors
-from ask.data.errors import NotFoundError
-from ask.data.files import fetch
+from ask.data.downloading import Mirror, NotFoundError, fetch, mirrors
 from ask.data.sources import PUBLISHED, File, Published
 
 MNIST = DataSpec(source="mnist")
@@ -79,7 +77,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(ask.data.files, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(ask.data.downloading, "PAUSES", (0.0, 0.0))
     made = Server()
     made.thread.start()
     yield made
@@ -188,8 +186,8 @@ def publish(server: Server, monkeypatch: pytest.MonkeyPatch, files: dict[str, by
         File(
             name=name,
             size=len(data),
-            md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
-            content_sha256=hashlib.sha256(gzip.decompress(data)).hexdigest() if name.endswith("ubyte.gz") else None,
+            sha256=hashlib.sha256(gzip.decompress(data) if name.endswith("ubyte.gz") else data).hexdigest(),
+            repacked=name.endswith("ubyte.gz"),
         )
         for name, data in files.items()
     )
@@ -247,7 +245,7 @@ def test_failed_download_says_what_to_do(tmp_path: Path, server: Server, monkeyp
     server.files[f"/mnist/{name}"] = bytes([files[name][0] ^ 1]) + files[name][1:]
     with pytest.raises(DataError, match="cannot be had") as caught:
         download(MNIST, tmp_path, None)
-    for part in (f"{server.url}/mnist/{name}", "md5", "expected", "ASK_DATA_MIRROR", f"mnist/{name}"):
+    for part in (f"{server.url}/mnist/{name}", "sha256", "expected", "ASK_DATA_MIRROR", f"mnist/{name}"):
         assert part in str(caught.value)
     assert not (tmp_path / "raw" / "mnist" / name).exists()
     assert not (tmp_path / "raw" / "mnist" / "manifest.json").exists()
@@ -304,7 +302,7 @@ def test_wrong_file_in_a_mirrors_own_folder(tmp_path: Path, server: Server, monk
     publish(server, monkeypatch, compressed(idx_files()))
     wrong = write_folder(tmp_path / "mirror" / "mnist", compressed(idx_files(seed=1))).parent
     with pytest.raises(
-        DataError, match=r"mirror/mnist/train-images-idx3-ubyte.gz: .*expected .*; nor is it a copy: content has sha256"
+        DataError, match=r"mirror/mnist/train-images-idx3-ubyte.gz: .*content has sha256 .*, expected .*; get it anew"
     ):
         download(MNIST, tmp_path / "data", str(wrong))
     assert names(tmp_path / "data" / "raw" / "mnist") == []
@@ -388,8 +386,7 @@ def test_table_of_sources_is_well_formed() -> None:
         assert len(published.train_counts) == len(published.test_counts) == len(published.class_names)
         assert len(published.class_folders) in (0, len(published.class_names))
         for file in published.files:
-            assert len(file.md5) == 32
-            assert {len(digest) for digest in (file.sha256, file.content_sha256) if digest} == {64}
+            assert len(file.sha256) == 64
 
 
 def test_digits_manifest(tmp_path: Path) -> None:

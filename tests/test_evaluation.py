@@ -7,25 +7,22 @@ import pytest
 import torch
 from scipy import stats
 
+from ask.config.attacks import ASKAttackConfig
 from ask.config.data import DataSpec
-from ask.config.jobs import AttackSpec, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
+from ask.config.jobs import CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.data import download, prepare
 from ask.errors import AskError
-from ask.measure.cells import (
-    InvalidAttackError,
-    Setting,
-    Validity,
-    run_calibration,
-    run_cell,
-    summarise,
-)
+from ask.measure.cells import InvalidAttackError, Setting, Validity, run_calibration, run_cell
 from ask.measure.evaluator import Evaluator, draw_references, pick_test_images
 from ask.measure.place import Place, build_index
 from ask.paths import Run
 from ask.seeds import derive_seed
+from ask.statistics import summarise
 
 RAW = FeatureSpec(dataset="digits", model="raw", network=None)
-ATTACK = AttackSpec(name="ask", similarity="l2", layers=("input",), k_in=5, k_out=5, eps=40, step_size=4, steps=10)
+ATTACK = ASKAttackConfig(layers=("input",), eps=40 / 255, step_size=4 / 255, steps=10, tau=0.1)
+OPEN = ATTACK.model_copy(update={"tau": None})
+"""Its temperature is to be calibrated."""
 CLASSIFIERS = tuple(ClassifierSpec(similarity="l2", layers=("input",), k=k) for k in (1, 5))
 
 
@@ -36,9 +33,7 @@ def place(tmp_path_factory):
     download(spec, root / "data", None)
     prepare(spec, root / "data", "digits")
     made = Place(run=Run(root / "run"), data=root / "data", device=torch.device("cpu"))
-    path = made.run.index("digits", "raw", "input")
-    path.parent.mkdir(parents=True)
-    build_index(IndexJob(features=RAW, layer="input"), made, path)
+    build_index(IndexJob(features=RAW, layer="input"), made)
     return made
 
 
@@ -47,11 +42,11 @@ def cell(**changes):
         "id": "cell",
         "features": RAW,
         "attack": ATTACK,
+        "similarity": "l2",
         "classifiers": CLASSIFIERS,
         "references_per_class": 80,
         "trials": 2,
         "test_images": 60,
-        "tau": 0.1,
         "tau_from": (),
         "omega_from": None,
         "seed": 0,
@@ -149,8 +144,8 @@ def test_trials_repeat_alone_and_do_not_depend_on_classifiers(place):
 
 def test_attacks_of_a_trial_share_references(place):
     """Clean predictions are the same in all cells of a trial, so that attacks can be compared in pairs."""
-    _, weak = run_cell(cell(attack=ATTACK.model_copy(update={"eps": 4.0})), place)
-    _, none = run_cell(cell(attack=AttackSpec(name="none", variant="", layers=(), eps=0, step_size=0, steps=0)), place)
+    _, weak = run_cell(cell(attack=ATTACK.model_copy(update={"eps": 4 / 255})), place)
+    _, none = run_cell(cell(attack=None), place)
     assert np.array_equal(weak["clean"], none["clean"])
     assert np.array_equal(none["clean"], none["robust"])
 
@@ -166,7 +161,8 @@ def calibration(**changes):
     job = {
         "id": "tau",
         "features": RAW,
-        "attack": ATTACK,
+        "attack": OPEN,
+        "similarity": "l2",
         "classifier": CLASSIFIERS[1],
         "grid": ({"tau": 0.001}, {"tau": 0.1}, {"tau": 100.0}),
         "images": 60,
@@ -185,8 +181,10 @@ def test_calibration_picks_the_lowest_accuracy_and_cells_use_it(place):
     path = place.run.calibration("digits", "raw", "tau")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found))
-    job = cell(tau=None, tau_from=("tau",))
-    assert Setting(job, place).of(0) == {"tau": {"input": found["picked"]["tau"]}, "omega": {"input": 1.0}}
+    job = cell(attack=OPEN, tau_from=("tau",))
+    setting = Setting(job, place)
+    assert setting.known == {"tau": {"input": found["picked"]["tau"]}, "omega": {"input": 1.0}}
+    assert (setting.config.tau, setting.config.omega) == (setting.known["tau"], setting.known["omega"])
     assert run_cell(job, place)[0]["setting"]["tau"] == {"input": found["picked"]["tau"]}
 
 
@@ -195,21 +193,21 @@ def test_layer_weights_come_from_their_calibration(place):
         path = place.run.calibration("digits", "raw", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"picked": picked}))
-    two = ATTACK.model_copy(update={"layers": ("conv3", "conv4")})
-    job = cell(attack=two, tau=None, tau_from=("t3", "t4"), omega_from="omega")
-    assert Setting(job, place).of(0) == {
+    two = OPEN.model_copy(update={"layers": ("conv3", "conv4")})
+    job = cell(attack=two, tau_from=("t3", "t4"), omega_from="omega")
+    assert Setting(job, place).known == {
         "tau": {"conv3": 0.03, "conv4": 0.3},
         "omega": {"conv3": 0.2, "conv4": 0.8},
     }
     three = ATTACK.model_copy(update={"layers": ("conv2", "conv3", "conv4")})
-    assert Setting(cell(attack=three), place).of(0)["omega"] == pytest.approx(dict.fromkeys(three.layers, 1 / 3))
+    assert Setting(cell(attack=three), place).config.omega == pytest.approx(dict.fromkeys(three.layers, 1 / 3))
 
 
 def test_an_evaluator_indexes_only_what_is_asked(place):
-    evaluator = Evaluator(RAW, ATTACK, CLASSIFIERS, 10, place)
+    evaluator = Evaluator(RAW, ATTACK.layers, "l2", CLASSIFIERS, 10, place)
     trial = evaluator.draw(20, seed=0)
     assert list(trial.searches) == [("l2", "input")]
-    attack = trial.attack({"tau": 0.1, "omega": {}}, seed=0)
+    attack = trial.attack(ATTACK, seed=0)
     found = trial.neighbours(evaluator.clean_features, attack)["l2", "input"]
     assert found.indices.shape == (10, 5)
     assert found.class_indices.shape == (10, 10, 5)
@@ -218,8 +216,8 @@ def test_an_evaluator_indexes_only_what_is_asked(place):
 
 def test_attacks_at_once_change_no_prediction(place, monkeypatch):
     """Sixty images a trial: several trials fit into a CPU's batch, and one at a time they give the same."""
-    assert Evaluator(RAW, ATTACK, CLASSIFIERS, 60, place).attacks_at_once == 4
-    assert Evaluator(RAW, ATTACK, CLASSIFIERS, 300, place).attacks_at_once == 1
+    assert Evaluator(RAW, ATTACK.layers, "l2", CLASSIFIERS, 60, place).attacks_at_once == 4
+    assert Evaluator(RAW, ATTACK.layers, "l2", CLASSIFIERS, 300, place).attacks_at_once == 1
     measured, together = run_cell(cell(trials=5), place)
     monkeypatch.setattr(Evaluator, "attacks_at_once", 1)
     measured_alone, alone = run_cell(cell(trials=5), place)
@@ -230,18 +228,7 @@ def test_attacks_at_once_change_no_prediction(place, monkeypatch):
 
 
 def test_points_of_a_grid_at_once_change_no_accuracy(place, monkeypatch):
-    grid = tuple({"tau": tau} for tau in (0.003, 0.03, 0.3, 3.0, 30.0))
-    job = {
-        "id": "tau",
-        "features": RAW,
-        "attack": ATTACK,
-        "classifier": CLASSIFIERS[1],
-        "references_per_class": 80,
-        "images": 60,
-        "grid": grid,
-        "tau_from": (),
-        "seed": 0,
-    }
-    together = run_calibration(CalibrationJob.model_validate(job), place)
+    job = calibration(grid=tuple({"tau": tau} for tau in (0.003, 0.03, 0.3, 3.0, 30.0)))
+    together = run_calibration(job, place)
     monkeypatch.setattr(Evaluator, "attacks_at_once", 1)
-    assert run_calibration(CalibrationJob.model_validate(job), place) == together
+    assert run_calibration(job, place) == together

@@ -9,8 +9,8 @@ from ask.cli import main
 from ask.config.jobs import PlaneJob
 from ask.measure import plane
 from ask.paths import Run
-from ask.report.boundaries import render_boundaries
-from ask.report.values import MissingValueError
+from ask.report.numbers import MissingValueError
+from ask.report.pictures import render_boundaries
 
 JOB = {"id": "figure3", "kind": "boundaries", "title": "Boundaries", "paper": "Figure 3", "caption": "", "notes": []}
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ask.config.training import NetworkSpec
-from ask.models._torchvision import import_torchvision
+from ask.models.hooks import import_torchvision
 from ask.models.networks import (
     BLOCKS,
     Network,

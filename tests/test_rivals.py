@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 
 from ask.attacks import AdvKnn, AdvKnnConfig, ASKAttack, ASKAttackConfig, BlockConfig, DkNNAttack, DkNNAttackConfig
+from ask.attacks.advknn import build as build_advknn
 from ask.attacks.advknn import fit_blocks, vote_distributions
 from ask.attacks.ask import identity_features
 from ask.attacks.dknn_atk import mean_neighbour_distance
 from ask.attacks.linf import BoxSteps, ascend, linf_ascent
-from ask.attacks.subject import leave_one_out
+from ask.attacks.references import Subject, leave_one_out
 from ask.knn.dknn import DkNN
 from ask.knn.search import ExactSearch
 
@@ -130,7 +131,7 @@ def test_dknn_attack_equals_a_naive_implementation(scene, similarity, layers, op
         layer: search.search(features(images, layers)[layer], k_class=config.guides)
         for layer, search in attack.references.items()
     }
-    values = attack.loss(y, attack.choose(neighbours, y))(features(x, layers))
+    values = attack.losses(neighbours, y)(slice(None))(features(x, layers))
     (gradient,) = torch.autograd.grad(values.sum(), x)
     torch.testing.assert_close(values.detach(), torch.stack(expected_values), rtol=2e-4, atol=2e-5)
     torch.testing.assert_close(gradient, torch.stack(expected_gradients), rtol=2e-3, atol=2e-4)
@@ -217,12 +218,8 @@ def test_advknn_equals_a_naive_implementation(scene, similarity, ce_weight):
     found_neighbours = {
         layer: search.search(features(images, layers)[layer], k=3) for layer, search in attack.references.items()
     }
-    captured = {}
-    original = attack.loss
-    attack.loss = lambda voted: captured.setdefault("loss", original(voted))
-    attack(images, y, neighbours=found_neighbours)
     x = moved.clone().requires_grad_()
-    loss = captured["loss"](features(x, layers))
+    loss = attack.losses(found_neighbours, y)(slice(None))(features(x, layers))
     torch.testing.assert_close(loss.detach(), torch.stack(values), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), x)[0], torch.stack(gradients), rtol=1e-3, atol=1e-5)
 
@@ -430,7 +427,7 @@ def test_trials_that_climb_together_end_where_they_would_alone(digits, attack, c
 )
 def test_only_attacks_of_the_same_steps_climb_together(digits, changes, passes):
     config = DkNNAttackConfig(layers=("input",), steps=3, batch_size=40)
-    makers = [maker(DkNNAttack, config, 0), maker(DkNNAttack, replace(config, **changes), 1)]
+    makers = [maker(DkNNAttack, config, 0), maker(DkNNAttack, config.model_copy(update=changes), 1)]
     alone, joined, seen = together(digits, *makers)
     assert seen == passes
     for one, other in zip(alone, joined, strict=True):
@@ -440,16 +437,57 @@ def test_only_attacks_of_the_same_steps_climb_together(digits, changes, passes):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DkNNAttackConfig(layers=("a",), alpha=0.0), "alpha=0.0 must be positive"),
-        (lambda: DkNNAttackConfig(layers=("a",), guides=0), "guides=0 must be positive"),
-        (lambda: AdvKnnConfig(layers=("a",), k=0), "k=0 must be at least 1"),
-        (lambda: BlockConfig(epochs=0), "epochs=0 must be positive"),
+        (lambda: DkNNAttackConfig(layers=("a",), alpha=0.0), "alpha\n.*greater than 0"),
+        (lambda: DkNNAttackConfig(layers=("a",), guides=0), "guides\n.*greater than or equal to 1"),
+        (lambda: AdvKnnConfig(layers=("a",), k=0), "k\n.*greater than or equal to 1"),
+        (lambda: BlockConfig(epochs=0), "epochs\n.*greater than or equal to 1"),
         (lambda: AdvKnnConfig(layers=("a",), eps=8), "write 8 of 255 as 8 / 255"),
     ],
 )
 def test_nonsense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+BLOCK = BlockConfig(epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "config"),
+    [
+        (ASKAttack, ASKAttackConfig(layers=("a", "b"), variant="random-sampling", tau=0.3)),
+        (DkNNAttack, DkNNAttackConfig(layers=("b",), guides=3)),
+        (AdvKnn, AdvKnnConfig(layers=("a",), k=3, block=BLOCK)),
+    ],
+)
+def test_a_cells_attack_is_the_one_that_its_configuration_describes(scene, attack, config):
+    *_, images, y, features = scene
+    subject = Subject(features, searches(scene, config.layers, "cosine"))
+    read = type(config).model_validate_json(config.model_dump_json())
+    made = import_module(config.home).build(read, subject, generator=torch.Generator().manual_seed(2))
+    own = attack(features, subject.references, config, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(made(images, y), own(images, y))
+
+
+def test_a_cells_blocks_may_be_fitted_before(scene):
+    subject = Subject(scene[-1], searches(scene, ("a",), "cosine"))
+    config = AdvKnnConfig(layers=("a",), k=3, block=BLOCK)
+    fitted = build_advknn(config, subject, generator=torch.Generator().manual_seed(1))
+    given = {layer: block.parameters for layer, block in fitted.blocks.items()}
+    again = build_advknn(config, subject, blocks=given, generator=torch.Generator().manual_seed(2))
+    assert again.blocks == fitted.blocks
+
+
+def test_what_is_yet_to_be_calibrated_is_refused_where_it_is_read(scene):
+    def make(**settings):
+        config = DkNNAttackConfig(layers=("a",), **settings)
+        return DkNNAttack(lambda x, _: {}, searches(scene, ("a",), "l2"), config, generator=torch.Generator())
+
+    for name in ("alpha", "learning_rate"):
+        with pytest.raises(ValueError, match=f"{name} is yet to be calibrated; give a value"):
+            make(**{name: None})
+    make(learning_rate=None, optimizer="sign")
+    make(alpha=None, loss="relu")
 
 
 @pytest.mark.gpu

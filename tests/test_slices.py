@@ -7,73 +7,70 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ask import bundle
-from ask.config.run import ConfigError, load_artifacts, load_run, merge, read_run
-from ask.paths import Run
-from ask.plan.paper import Paper
-from ask.plan.planner import plan_run
-from ask.plan.tasks import tasks_of
-from ask.slicing import packing
-from ask.slicing.packing import PackingError
-from ask.slicing.targets import covers, stale, targets_of
+from ask import bundle, slices
+from ask.config.run import ConfigError, load_run, merge
+from ask.errors import AskError
+from ask.files import locked
+from ask.plan.planner import load, plan_run
+from ask.slices import covers, merge_command, pack_command, stale, targets_of
 
 ROOT = Path(__file__).parent.parent
-PAPER = Paper.read(ROOT / "config/paper")
 
 
-def load(*names):
-    config = read_run([ROOT / "config" / name for name in ("config.yaml", *names)])
-    return config, plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts), PAPER)
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A project folder with the configuration and no results, where commands run."""
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_slices_share_no_measurement_and_make_all_that_the_papers_tables_show(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    config, plan = load()
-    run = Run(tmp_path)
-    outputs = {name: targets_of(config, plan, run, name).outputs for name in config.slices}
+def test_slices_share_no_measurement_and_make_all_that_the_papers_tables_show(home):
+    plan = load([])
+    run = plan.run
+    outputs = {name: targets_of(plan, name).outputs for name in plan.config.slices}
     every = [path for paths in outputs.values() for path in paths]
     assert len(every) == len(set(every))
     assert not outputs["slice-1"]
     tables = [f"table{n:02}" for n in range(1, 15) if n != 5]
     for name in [*tables, "figure1-left", "figure1-right", "figure4", "figure5", "failures", "timing"]:
-        assert {run.cell(*key) for key in plan.cells_of(name)} <= set(every), name
-    assert targets_of(config, plan, run, "slice-3").elsewhere == {run.example("figure2"): ["at"]}
-    weights = run.model("cifar10", "at") / "weights.safetensors"
+        assert set(plan.cells_of(name)) <= set(every), name
+    assert targets_of(plan, "slice-3").elsewhere == {run.example("figure2"): ["at"]}
+    weights = run.weights("cifar10", "at")
     weights.parent.mkdir(parents=True)
     weights.touch()
-    assert run.example("figure2") in targets_of(config, plan, run, "slice-3").outputs
+    assert run.example("figure2") in targets_of(plan, "slice-3").outputs
 
 
-def test_mistakes_in_slices_are_named(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_mistakes_in_slices_are_named(home):
     raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    for slices, message in (
+    for part, message in (
         ({"datasets": ["svhn"]}, r"slice 'x': no data set 'svhn'; choose from cifar10"),
         ({"models": ["vgg"]}, r"slice 'x': no model 'vgg'; choose from raw, at"),
     ):
         with pytest.raises(ConfigError, match=message):
-            load_run(merge(raw, {"slices": {"x": slices}}))
-    config, plan = load()
+            load_run(merge(raw, {"slices": {"x": part}}))
     with pytest.raises(ConfigError, match=r"no slice 'slice-9' in run 'paper'; it has slice-1, slice-2"):
-        targets_of(config, plan, Run(Path("none")), "slice-9")
+        targets_of(load([]), "slice-9")
     config = load_run(merge(raw, {"slices": {"x": {"artifacts": ["table99"]}}}))
     with pytest.raises(ConfigError, match=r"slice 'x': no artifact 'table99'"):
-        targets_of(config, plan, Run(Path("none")), "x")
+        targets_of(plan_run(config, {}), "x")
+    with pytest.raises(ConfigError, match=r"--minutes 0: must be above 0"):
+        slices.slice_command("slice-2", minutes=0)
 
 
-def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(tmp_path):
-    _, plan = load("demo.yaml")
-    run = Run(tmp_path)
-    tasks = tasks_of(plan, run)
-    path = next(p for p in tasks if tasks[p].step == "attack" and tasks[p].group == "attacks")
-    assert stale(tasks, run, path) == "not measured"
-    job = tasks[path].job.model_dump(mode="json")
+def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(home):
+    plan = load([Path("config/demo.yaml")])
+    task = next(task for task in plan.of("attack") if task.group == "attacks")
+    path, job = task.output, task.document
+    assert stale(plan, path) == "not measured"
     name = f"{job['features']['dataset']}/{job['features']['model']}"
     path.parent.mkdir(parents=True)
 
@@ -81,20 +78,43 @@ def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(tmp
         path.write_text(json.dumps({"job": job | changes, "weights": {name: hashlib.sha256(b"one").hexdigest()}}))
 
     record()
-    assert not stale(tasks, run, path), "no weights here: any count"
+    assert not stale(plan, path), "no weights here: any count"
     record(trials=job["trials"] + 1)
-    assert not stale(tasks, run, path)
+    assert not stale(plan, path)
     record(seed=5)
-    assert stale(tasks, run, path) == "measured with other settings"
+    assert stale(plan, path) == "measured with other settings"
     record()
-    weights = run.model(*name.split("/")) / "weights.safetensors"
+    weights = plan.run.weights(*name.split("/"))
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"one")
-    assert not stale(tasks, run, path)
+    assert not stale(plan, path)
     weights.write_bytes(b"another")
-    assert stale(tasks, run, path) == f"measured on other weights of {name}"
+    assert stale(plan, path) == f"measured on other weights of {name}"
     assert covers({"trials": 20, "k": 5}, {"trials": 3, "k": 5})
     assert not covers({"trials": 3, "k": 5}, {"trials": 20, "k": 5})
+
+
+def test_one_slice_of_a_run_at_a_time(home, capsys):
+    with locked(load([]).run.root / "scratch/slice.lock"):
+        assert slices.slice_command("slice-2") == slices.FAILED
+    said = capsys.readouterr().out
+    assert "results/paper/scratch/slice.lock: another slice of this run is being made here; wait until it ends" in said
+    assert said.endswith("slice-2: 0 of 136 measurements, failed; see above\n")
+
+
+def test_a_command_is_stopped_at_the_deadline_as_by_ctrl_c_and_killed_if_it_does_not_listen(monkeypatch):
+    monkeypatch.setattr(slices, "GRACE", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    for command, seconds, status in (
+        (["true"], float("inf"), slices.FINISHED),
+        (["false"], 60.0, slices.FAILED),
+        (["true"], 0.0, slices.MORE),
+        (["sleep", "60"], 0.2, slices.MORE),
+        ([sys.executable, "-c", deaf], 1.0, slices.MORE),
+    ):
+        began = time.monotonic()
+        assert slices._within(command, began + seconds) == status
+        assert time.monotonic() - began < 30
 
 
 # Archives.
@@ -117,60 +137,69 @@ def cell(trials=3, value=0.5, **job):
 CELL, PREDICTIONS = "paper/cells/cifar10/at/c.json", "paper/cells/cifar10/at/c.npz"
 
 
-def count(done):
-    return {word: len(names) for word, names in done.items() if names}
+@pytest.fixture
+def merged(tmp_path, capsys):
+    """Merges archives into a folder; returns how many jobs were treated how."""
+
+    def run(*archives, into="results", **options):
+        capsys.readouterr()
+        merge_command(archives, into=tmp_path / into, **options)
+        lines = re.findall(r"^(\d+) ([a-z ]+)", capsys.readouterr().out, re.MULTILINE)
+        return {word: int(number) for number, word in lines if number != "0"}
+
+    return run
 
 
-def test_merging_is_by_content_and_twice_is_once(tmp_path):
+def test_merging_is_by_content_and_twice_is_once(tmp_path, merged):
     one = archive(tmp_path / "1.zip", {CELL: cell(), PREDICTIONS: b"p", "bench/a.json": b"{}"})
-    assert count(packing.merge([one], tmp_path / "results")) == {"new": 2}
-    assert count(packing.merge([tmp_path], tmp_path / "results")) == {"identical": 2}
+    assert merged(one) == {"new": 2}
+    assert merged(tmp_path) == {"identical": 2}
     assert (tmp_path / "results" / PREDICTIONS).read_bytes() == b"p"
     more = archive(tmp_path / "more.zip", {CELL: cell(trials=20), PREDICTIONS: b"pp"})
-    assert count(packing.merge([more], tmp_path / "results")) == {"grown": 1}
+    assert merged(more) == {"grown": 1}
     assert (tmp_path / "results" / PREDICTIONS).read_bytes() == b"pp"
-    assert count(packing.merge([one], tmp_path / "results")) == {"identical": 1, "kept": 1}
+    assert merged(one) == {"identical": 1, "kept": 1}
     assert json.loads((tmp_path / "results" / CELL).read_text())["job"]["trials"] == 20
 
 
-def test_a_conflict_is_named_and_nothing_is_merged_unless_replaced(tmp_path):
-    packing.merge([archive(tmp_path / "1.zip", {CELL: cell()})], tmp_path / "results")
+def test_a_conflict_is_named_and_nothing_is_merged_unless_replaced(tmp_path, merged):
+    merged(archive(tmp_path / "1.zip", {CELL: cell()}))
     other = {CELL: cell(value=0.6), "paper/calibration/cifar10/at/t.json": b"{}"}
     two = archive(tmp_path / "2.zip", other)
-    with pytest.raises(PackingError, match=rf"conflict: {CELL} is here with other content; nothing .*--replace"):
-        packing.merge([two], tmp_path / "results")
+    with pytest.raises(AskError, match=rf"conflict: {CELL} is here with other content; nothing .*--replace"):
+        merged(two)
     assert not (tmp_path / "results/paper/calibration").exists()
-    assert count(packing.merge([two], tmp_path / "results", replace=True)) == {"new": 1, "replaced": 1}
+    assert merged(two, replace=True) == {"new": 1, "replaced": 1}
     assert json.loads((tmp_path / "results" / CELL).read_text())["value"] == 0.6
-    with pytest.raises(PackingError, match=r"differs from the same file of another archive"):
-        packing.merge([tmp_path / "1.zip", two], tmp_path / "elsewhere")
+    with pytest.raises(AskError, match=r"differs from the same file of another archive"):
+        merged(tmp_path / "1.zip", two, into="elsewhere")
 
 
-def test_tables_are_drawn_anew_rather_than_merged(tmp_path):
+def test_tables_are_drawn_anew_rather_than_merged(tmp_path, merged):
     table = "paper/tables/table01.csv"
-    packing.merge([archive(tmp_path / "1.zip", {table: b"a"})], tmp_path / "results")
-    done = packing.merge([archive(tmp_path / "2.zip", {table: b"b"})], tmp_path / "results")
-    assert count(done) == {"drawn here already": 1}
+    merged(archive(tmp_path / "1.zip", {table: b"a"}))
+    done = merged(archive(tmp_path / "2.zip", {table: b"b"}))
+    assert done == {"drawn here already": 1}
     assert (tmp_path / "results" / table).read_bytes() == b"a"
-    assert count(packing.merge([tmp_path], tmp_path / "both")) == {"new": 1}, "two slices draw what each has seen"
+    assert merged(tmp_path, into="both") == {"new": 1}, "two slices draw what each has seen"
 
 
-def test_corrupt_archives_are_refused(tmp_path):
+def test_corrupt_archives_are_refused(tmp_path, merged):
     good = archive(tmp_path / "good.zip", {CELL: cell(), PREDICTIONS: bytes(range(256)) * 40}).read_bytes()
     bad = tmp_path / "bad.zip"
     for content in (good[: len(good) // 2], good[:400] + b"####" + good[404:], b"", b"no zip"):
         bad.write_bytes(content)
-        with pytest.raises(PackingError, match=r"bad\.zip: corrupt .*copy it again"):
-            packing.merge([bad], tmp_path / "results")
+        with pytest.raises(AskError, match=r"bad\.zip: corrupt .*copy it again"):
+            merged(bad)
     for files, sums in (({CELL: b"{}"}, {CELL: "0" * 64}), ({}, {CELL: "0" * 64})):
-        with pytest.raises(PackingError, match=r"not what the manifest says"):
-            packing.merge([archive(bad, files, sums)], tmp_path / "results")
+        with pytest.raises(AskError, match=r"not what the manifest says"):
+            merged(archive(bad, files, sums))
     with zipfile.ZipFile(bad, "w") as file:
         file.writestr(CELL, b"{}")
-    with pytest.raises(PackingError, match=r"corrupt \(KeyError"):
-        packing.merge([bad], tmp_path / "results")
-    with pytest.raises(PackingError, match=r"no such archive"):
-        packing.merge([tmp_path / "none.zip"], tmp_path / "results")
+    with pytest.raises(AskError, match=r"corrupt \(KeyError"):
+        merged(bad)
+    with pytest.raises(AskError, match=r"no such archive"):
+        merged(tmp_path / "none.zip")
     assert not (tmp_path / "results").exists()
 
 
@@ -189,38 +218,40 @@ def test_corrupt_archives_are_refused(tmp_path):
         "bench/../paper/cells/c.json",
     ],
 )
-def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
-    with pytest.raises(PackingError, match=r"refuses '.*', which is no file of a run's evidence"):
-        packing.merge([archive(tmp_path / "1.zip", {name: b"{}"})], tmp_path / "results")
+def test_names_that_lead_elsewhere_are_refused(tmp_path, name, merged):
+    with pytest.raises(AskError, match=r"refuses '.*', which is no file of a run's evidence"):
+        merged(archive(tmp_path / "1.zip", {name: b"{}"}))
     assert not (tmp_path / "results").exists()
 
 
-def test_evidence_fills_as_many_archives_as_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "MOST_BYTES", 60_000)
-    config, plan = load("demo.yaml")
-    run = Run(tmp_path / "results/demo")
-    cells = [run.cell(*key) for key in plan.cells][:6]
-    for path in cells:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
-        path.with_suffix(".npz").write_bytes(os.urandom(20_000))
-    unfinished = run.model("digits-vgg", "at") / "history.csv"
+def test_evidence_fills_as_many_archives_as_it_needs(home, merged, monkeypatch):
+    monkeypatch.setattr(slices, "MOST_BYTES", 60_000)
+    demo, out = [Path("config/demo.yaml")], home / "out"
+    plan = load(demo)
+    for task in plan.of("attack")[:6]:
+        task.output.parent.mkdir(parents=True, exist_ok=True)
+        task.output.write_text("{}")
+        task.output.with_suffix(".npz").write_bytes(os.urandom(20_000))
+    unfinished = plan.run.model("digits-vgg", "at") / "history.csv"
     unfinished.parent.mkdir(parents=True)
     unfinished.touch()
-    written = packing.pack(config, plan, run, tmp_path / "out", "", None)
-    assert len(written) == 3
+    for _ in range(2):
+        pack_command(out=out, configfile=demo)
+        written = sorted(out.iterdir())
+        assert len(written) == 3
     assert all(path.stat().st_size < 60_000 for path in written)
     manifest = json.loads(zipfile.ZipFile(written[0]).read("manifest.json"))
     assert {"run", "slice", "time", "command", "device", "hardware", "versions", "files"} <= set(manifest)
-    assert packing.pack(config, plan, run, tmp_path / "out", "", None) == written
-    assert count(packing.merge([tmp_path / "out"], tmp_path / "copy")) == {"new": 6}
-    assert len([path for path in (tmp_path / "copy").rglob("*") if path.is_file()]) == 12
-    monkeypatch.setattr(packing, "MOST_ARCHIVES", 2)
-    with pytest.raises(PackingError, match=r"pack slice by slice"):
-        packing.pack(config, plan, run, tmp_path / "out", "", None)
-    monkeypatch.setattr(packing, "MOST_BYTES", 25_000)
-    with pytest.raises(PackingError, match=r"\.npz alone exceeds an archive's 25000 bytes"):
-        packing.pack(config, plan, run, tmp_path / "out", "", None)
+    assert merged(out, into="copy") == {"new": 6}
+    assert len([path for path in (home / "copy").rglob("*") if path.is_file()]) == 12
+    with pytest.raises(ConfigError, match=r"no slice 'slice-9'"):
+        pack_command("slice-9", out=out)
+    monkeypatch.setattr(slices, "MOST_ARCHIVES", 2)
+    with pytest.raises(AskError, match=r"pack slice by slice"):
+        pack_command(out=out, configfile=demo)
+    monkeypatch.setattr(slices, "MOST_BYTES", 25_000)
+    with pytest.raises(AskError, match=r"\.npz alone exceeds an archive's 25000 bytes"):
+        pack_command(out=out, configfile=demo)
 
 
 # The bundle.

@@ -31,12 +31,10 @@ from training_jobs import (
 from ask.config.training import ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
 from ask.models.networks import Network, build, fold_batchnorm, load_network, load_weights
 from ask.training import TrainingDivergedError, methods
-from ask.training.augment import augment
-from ask.training.checkpoint import Checkpoint, State
-from ask.training.images import ResidentImages, seeded, split_holdout
+from ask.training.images import ResidentImages, augment, seeded, split_holdout
 from ask.training.methods import AdversarialTraining, BaseOutput, Batch, make_method
-from ask.training.run import Run
-from ask.training.schedule import learning_rate
+from ask.training.record import Checkpoint, State
+from ask.training.run import Run, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -398,6 +396,7 @@ def test_a_checkpoint_returns_what_was_saved(tmp_path: Path) -> None:
     assert found is not None
     assert found[0] == state
     assert list(found[1]) == ["network"]
+    (tmp_path / "scratch" / f".elsewhere-1.{checkpoint.path.name}").write_text("half of a checkpoint")
     checkpoint.remove()
     assert not (tmp_path / "scratch").exists()
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from training_jobs import CPU, Arrays, Interrupted, history, interrupt, load_images, make_job, run, same, weights
 
 from ask.attacks.linf import random_start
-from ask.cli import STEPS
 from ask.config.run import ConfigError, load_run, read_run
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
 from ask.knn.dknn import DkNN
@@ -29,13 +28,12 @@ from ask.losses.snn import pairwise_distance, snn_loss
 from ask.losses.trades import kl_divergence, trades_loss
 from ask.models.networks import Network, build, fold_batchnorm
 from ask.plan import provenance
+from ask.steps import modules_of
 from ask.training import selection
 from ask.training.ask_def import ASKRegulariser, by_class, floored_loss
-from ask.training.checkpoint import Checkpoint
-from ask.training.crafting import Crafting, Replayed, as_it_comes
 from ask.training.images import ResidentImages, seeded
-from ask.training.methods import BaseOutput, Batch, make_method
-from ask.training.passes import count_passes
+from ask.training.methods import BaseOutput, Batch, Crafting, Replayed, as_it_comes, make_method
+from ask.training.record import Checkpoint, count_passes
 from ask.training.run import Run
 from ask.training.selection import Judge, pick_test_images
 from ask.training.snn import SNNRegulariser
@@ -421,7 +419,7 @@ def arithmetic(network: Network, layers: tuple[str, ...] | None) -> int:
     image = torch.rand(1, network.in_channels, 32, 32)
     with torch.no_grad(), count_passes(network.eval()) as passes:
         network.features(image, layers) if layers else network(image)
-    return passes.macs
+    return passes["macs"]
 
 
 def test_a_forward_pass_counts_what_vgg16_is_known_to_take() -> None:
@@ -664,7 +662,7 @@ def test_a_job_holds_the_options_of_its_own_parts_alone() -> None:
 def test_a_methods_code_is_that_of_its_parts() -> None:
     """Editing ASK-Def retrains no AT."""
     codes = {
-        name: provenance.closure((*STEPS["train"], *make_job(method=method).method.modules))
+        name: provenance.closure(modules_of("train", make_job(method=method).model_dump()))
         for name, method in {"at": {}, **METHODS}.items()
     }
     assert not any(name.startswith("ask.losses") for name in codes["at"])

@@ -12,7 +12,7 @@ import pytest
 from ask.config.claims import Contradiction, Part
 from ask.paths import Run
 from ask.report.claims import Evidence, compare
-from ask.report.columns import VERDICTS
+from ask.report.numbers import VERDICTS
 from ask.report.verdicts import Comparison, Finding, judge, region_of
 from ask.statistics import Estimate
 

@@ -140,13 +140,8 @@ def to_torchattacks(attack: ImageAttack, model: nn.Module) -> "Attack":
                 raise ValueError("labels are missing; call attack(images, labels)")
             images = inputs.detach().to(self.device)
             if self.normalization_used is not None:
-                images = _into_range(images)
+                clamped = images.clamp(0, 1)
+                images = torch.where((images - clamped).abs() <= _ROUNDING, clamped, images)
             return self._inner(images, labels.detach().to(self.device))
 
     return TorchattacksAttack()
-
-
-def _into_range(images: Tensor) -> Tensor:
-    """Images (batch, ...) with what rounding carried out of [0, 1] put back; anything further out is left alone."""
-    clamped = images.clamp(0, 1)
-    return torch.where((images - clamped).abs() <= _ROUNDING, clamped, images)

@@ -9,7 +9,7 @@ p being votes of exact neighbours. Under cosine similarity, fitting and attack b
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,34 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ask.attacks.linf import FeatureFunction, FeatureLoss
-from ask.attacks.subject import ReferenceAttack, Subject, leave_one_out, neighbour_classes
-from ask.attacks.validation import check_linf
-from ask.config.jobs import AttackSpec
+from ask.attacks.references import ReferenceAttack, Subject, leave_one_out, neighbour_classes
+from ask.config.attacks import AdvKnnConfig, BlockConfig
 from ask.graphs import cuda_graph
 from ask.knn.dknn import votes
 from ask.knn.search import Neighbours, Search
 from ask.knn.similarity import Similarity, unit
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockConfig:
-    """How deep kNN blocks are fitted: SGD with Nesterov momentum on KL(p || q)."""
-
-    epochs: int = 100
-    """Passes over the reference set (paper, App. D)."""
-    batch_size: int = 128
-    """References a step."""
-    learning_rate: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 2e-4
-    hidden: int | None = None
-    """Units of a hidden layer with ReLU; None: the block is linear."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "hidden"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be positive")
 
 
 @dataclass(frozen=True)
@@ -60,30 +38,6 @@ class DeepKNNBlock:
         """Log-probabilities (batch, classes) of features (batch, dimensions)."""
         features = unit(features) if self.similarity == "cosine" else features
         return _logits(features.unsqueeze(0), [p.unsqueeze(0) for p in self.parameters])[0].log_softmax(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdvKnnConfig:
-    """Settings of AdvKnn; ``eps`` and ``step_size`` in [0, 1]."""
-
-    layers: tuple[str, ...]
-    """Attacked layers; their losses are summed."""
-    eps: float = 8 / 255
-    step_size: float = 2 / 255
-    steps: int = 20
-    k: int = 5
-    """Neighbours that vote."""
-    ce_weight: float = 0.0
-    """Weight w of the cross-entropy (the original: 20 on one layer, 0.3 on several)."""
-    block: BlockConfig = field(default_factory=BlockConfig)
-    """Used when no fitted blocks are given."""
-    batch_size: int | None = None
-    """Images attacked at a time; default: :func:`ask.attacks.linf.fitting_batch`."""
-
-    def __post_init__(self) -> None:
-        check_linf(self.eps, self.step_size, self.steps)
-        if self.k < 1 or self.ce_weight < 0:
-            raise ValueError(f"k={self.k} must be at least 1 and ce_weight={self.ce_weight} at least 0")
 
 
 class AdvKnn(ReferenceAttack[AdvKnnConfig]):
@@ -111,11 +65,10 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
         for layer, search in self.references.items():
             if layer not in self.blocks:
                 rows = torch.arange(len(search.features), device=search.features.device)
-                targets = vote_distributions(search, config.k)
                 (self.blocks[layer],) = fit_blocks(
                     search.features,
                     rows.unsqueeze(0),
-                    targets.unsqueeze(0),
+                    vote_distributions(search, config.k).unsqueeze(0),
                     similarity=search.similarity,
                     config=config.block,
                     generator=self.generator,
@@ -126,26 +79,24 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
         neighbours: Mapping[str, Neighbours],
         labels: Tensor,  # noqa: ARG002  # every attack gets them
     ) -> Callable[[slice], FeatureLoss]:
-        """As :class:`ReferenceAttack`."""
+        """As :class:`ReferenceAttack`, from the clean images' vote distributions at each layer."""
         voted = {
             layer: votes(neighbour_classes(search, neighbours[layer], self.k), self.n_classes) / self.k
             for layer, search in self.references.items()
         }
-        return lambda part: self.loss({layer: p[part] for layer, p in voted.items()})
 
-    def loss(self, voted: Mapping[str, Tensor]) -> FeatureLoss:
-        """What a batch ascends, from its clean images' vote distributions (batch, classes) at each layer."""
-        config = self.config
+        def make_loss(part: slice) -> FeatureLoss:
+            def loss(features: Mapping[str, Tensor]) -> Tensor:
+                terms = []
+                for layer, everyone in voted.items():
+                    p, log_q = everyone[part], self.blocks[layer](features[layer])
+                    cross_entropy = F.nll_loss(log_q, p.argmax(1), reduction="none")
+                    terms.append((torch.xlogy(p, p) - p * log_q).sum(1) + self.config.ce_weight * cross_entropy)
+                return torch.stack(terms).sum(0)
 
-        def loss(features: Mapping[str, Tensor]) -> Tensor:
-            terms = []
-            for layer, p in voted.items():
-                log_q = self.blocks[layer](features[layer])
-                divergence = (torch.xlogy(p, p) - p * log_q).sum(1)
-                terms.append(divergence + config.ce_weight * F.nll_loss(log_q, p.argmax(1), reduction="none"))
-            return torch.stack(terms).sum(0)
+            return loss
 
-        return loss
+        return make_loss
 
 
 def vote_distributions(search: Search, k: int) -> Tensor:
@@ -244,18 +195,10 @@ def _captured(
     return replay
 
 
-def build(spec: AttackSpec, subject: Subject, setting: Mapping[str, Any], **draws: Any) -> AdvKnn:
-    """The attack of a cell, whose eps and step size are n of 255; ``setting`` holds the trial's block parameters."""
-    options = spec.advknn
-    assert options is not None
-    config = AdvKnnConfig(
-        layers=spec.layers,
-        eps=spec.eps / 255,
-        step_size=spec.step_size / 255,
-        steps=spec.steps,
-        k=spec.k_in,
-        ce_weight=options.ce_weight,
-        block=BlockConfig(**options.block.model_dump()),
-    )
-    blocks = {layer: DeepKNNBlock(spec.similarity, tuple(found)) for layer, found in (setting["blocks"] or {}).items()}
-    return AdvKnn(subject.features, subject.references, config, blocks=blocks, **draws)
+def build(
+    config: AdvKnnConfig, subject: Subject, *, blocks: Mapping[str, Sequence[Tensor]] | None = None, **draws: Any
+) -> AdvKnn:
+    """The attack of a cell; ``blocks`` are parameters by layer, None: fitted here."""
+    references = subject.references
+    made = {layer: DeepKNNBlock(references[layer].similarity, tuple(found)) for layer, found in (blocks or {}).items()}
+    return AdvKnn(subject.features, references, config, blocks=made, **draws)

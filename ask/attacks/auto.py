@@ -4,20 +4,17 @@ Both are the authors' own code, package ``pyautoattack`` (extra ``autoattack``).
 whether a DkNN that withstands gradient attacks does so by masking them.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ask.attacks.linf import frozen
-from ask.attacks.subject import Subject, neighbour_classes
-from ask.config.jobs import AutoAttackSpec
+from ask.attacks.references import Subject, neighbour_classes
+from ask.config.attacks import AutoAttackConfig, SquareConfig
 from ask.errors import AskError
 from ask.knn.dknn import votes
-
-if TYPE_CHECKING:
-    from ask.config.jobs import AttackSpec
 
 
 class MissingPackageError(AskError):
@@ -27,13 +24,13 @@ class MissingPackageError(AskError):
 class AutoAttack:
     """AutoAttack on a network, or Square on the votes of a DkNN.
 
-    >>> attack = AutoAttack(network, eps=8 / 255, config=AutoAttackSpec(), seed=0)
+    >>> attack = AutoAttack(network, AutoAttackConfig(eps=8 / 255), seed=0)
     >>> adversarial = attack(images, labels)
 
     Args:
-        scores: maps images (batch, channels, height, width) in [0, 1] to class scores (batch, classes).
-        eps: l-infinity radius in [0, 1].
-        config: parts, iterations and queries; the default is the standard ensemble.
+        scores: maps images (batch, channels, height, width) in [0, 1] to class scores (batch, classes); a network is in
+            evaluation mode, without parameter gradients, as long as the attack runs.
+        config: radius, parts, iterations and queries; the default is the standard ensemble.
         seed: of all that the parts draw.
 
     Raises:
@@ -42,14 +39,16 @@ class AutoAttack:
 
     k = k_class = 0
 
-    def __init__(self, scores: Callable[[Tensor], Tensor], *, eps: float, config: AutoAttackSpec, seed: int) -> None:
+    def __init__(
+        self, scores: Callable[[Tensor], Tensor], config: AutoAttackConfig | SquareConfig, *, seed: int
+    ) -> None:
         try:
             from pyautoattack.autoattack import AutoAttack as Ensemble
         except ImportError as error:
             raise MissingPackageError(
                 "AutoAttack and Square need the package pyautoattack: pip install 'ask-knn[autoattack]'"
             ) from error
-        self.scores, self.eps, self.config, self.seed = scores, eps, config, seed % 2**31
+        self.scores, self.config, self.seed = scores, config, seed % 2**31
         self._make = Ensemble
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -57,8 +56,8 @@ class AutoAttack:
         config = self.config
         ensemble = self._make(
             self.scores,
-            attacks=list(config.parts),
-            eps=self.eps,
+            attacks=["square"] if config.name == "square" else list(config.parts),
+            eps=config.eps,
             seed=self.seed,
             version="custom",
             device=images.device,
@@ -68,43 +67,27 @@ class AutoAttack:
             part.n_iter = config.iterations
         ensemble.square.n_queries = config.queries
         # The package seeds torch's own generator.
-        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        with (
+            torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
+            frozen(self.scores) if isinstance(self.scores, nn.Module) else nullcontext(),
+        ):
             found: Tensor = ensemble.run_standard_evaluation(images, labels, batch_size=config.batch_size)[0]
-        return torch.clamp(found, images - self.eps, images + self.eps).clamp_(0, 1)
+        return torch.clamp(found, images - config.eps, images + config.eps).clamp_(0, 1)
 
 
 def build(
-    spec: "AttackSpec",
+    config: AutoAttackConfig | SquareConfig,
     subject: Subject,
-    setting: Mapping[str, Any],  # noqa: ARG001  # every attack gets it
     *,
+    blocks: object = None,  # noqa: ARG001  # AdvKnn's
     generator: torch.Generator,
-    on_gradient: Callable[[Tensor], None] | None = None,  # noqa: ARG001  # the package shows no gradients
-) -> Callable[[Tensor, Tensor], Tensor]:
+    on_gradient: object = None,  # noqa: ARG001  # the package shows no gradients
+) -> AutoAttack:
     """The attack of a cell: ``autoattack`` on the network, ``square`` on the DkNN of the attacked layers."""
-    config = spec.auto or AutoAttackSpec()
-    seed = generator.initial_seed()
-    eps = spec.eps / 255
-    if spec.name == "square":
-        config = config.model_copy(update={"parts": ("square",)})
-        return AutoAttack(dknn_scores(subject, spec.k_in), eps=eps, config=config, seed=seed)
-    network = subject.network
-    if network is None:
+    scores = dknn_scores(subject, config.k) if isinstance(config, SquareConfig) else subject.network
+    if scores is None:
         raise ValueError("AutoAttack attacks a network's own output, and raw pixels have no network")
-    return _Frozen(AutoAttack(network, eps=eps, config=config, seed=seed), network)
-
-
-class _Frozen:
-    """An attack whose network is in evaluation mode, without parameter gradients, as long as it runs."""
-
-    k = k_class = 0
-
-    def __init__(self, attack: AutoAttack, network: torch.nn.Module) -> None:
-        self.attack, self.network = attack, network
-
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        with frozen(self.network):
-            return self.attack(images, labels)
+    return AutoAttack(scores, config, seed=generator.initial_seed())
 
 
 def dknn_scores(subject: Subject, k: int) -> Callable[[Tensor], Tensor]:

@@ -10,59 +10,16 @@ paper; the options hold the original and its successor.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ask.attacks.linf import BoxSteps, FeatureFunction, FeatureLoss, StepRule
-from ask.attacks.subject import ReferenceAttack, Subject, leave_one_out
-from ask.attacks.validation import check_linf
-from ask.config.jobs import AttackSpec
+from ask.attacks.linf import BoxSteps, FeatureFunction, FeatureLoss
+from ask.attacks.references import ReferenceAttack, calibrated, leave_one_out
+from ask.config.attacks import DkNNAttackConfig
 from ask.knn.search import Neighbours, Search
 from ask.knn.similarity import negative_distance, unit
-
-
-@dataclass(frozen=True, kw_only=True)
-class DkNNAttackConfig:
-    """Settings of DkNN-Atk; ``eps`` and ``step_size`` in [0, 1]."""
-
-    layers: tuple[str, ...]
-    """Attacked layers."""
-    eps: float = 8 / 255
-    """l-infinity radius."""
-    steps: int = 20
-    """Gradient steps."""
-    optimizer: Literal["adam", "rmsprop", "sign"] = "adam"
-    """``adam`` and ``rmsprop`` move the tanh variable of the box; ``sign`` is projected sign-gradient ascent."""
-    learning_rate: float = 0.1
-    """Of ``adam`` and ``rmsprop``."""
-    step_size: float = 2 / 255
-    """Step of ``sign``."""
-    k: int = 5
-    """The threshold eta is the mean distance of references to their k-th nearest other reference (a fifth of them)."""
-    guides: int = 15
-    """Guides m; with ``relu``, half of them of the true class."""
-    alpha: float = 4.0
-    """Slope of the sigmoid."""
-    loss: Literal["sigmoid", "relu"] = "sigmoid"
-    """``relu`` (the successor): push own-class guides beyond the threshold, pull the others within it."""
-    threshold: float | None = None
-    """A constant eta for every layer instead."""
-    relative: bool = True
-    """Divide distances by eta; False compares them as they are (the original)."""
-    refresh: int | None = None
-    """Choose guides anew after so many steps (the successor: 100); None keeps those of the clean image."""
-    batch_size: int | None = None
-    """Images attacked at a time; default: :func:`ask.attacks.linf.fitting_batch`."""
-
-    def __post_init__(self) -> None:
-        check_linf(self.eps, self.step_size, self.steps)
-        for name in ("k", "guides", "alpha", "learning_rate", "threshold", "refresh"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be positive")
 
 
 class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
@@ -77,6 +34,11 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
     ) -> None:
         super().__init__(features, references, config, **draws)
         self.k_class = config.guides
+        self.image_bytes = sum(4 * config.guides * search.features.shape[1] for search in self.references.values())
+        # What the loss or the steps do not read may be left uncalibrated.
+        self.alpha = calibrated("alpha", config.alpha) if config.loss == "sigmoid" else 0.0
+        if config.optimizer != "sign":
+            self.rule = BoxSteps(config.optimizer, calibrated("learning_rate", config.learning_rate))
         self.thresholds = {
             layer: config.threshold or mean_neighbour_distance(search, config.k)
             for layer, search in self.references.items()
@@ -84,13 +46,28 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
 
     def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
         """As :class:`ReferenceAttack`."""
-        guides = self.choose(neighbours, labels)
-        return lambda part: self.loss(labels[part], {layer: rows[part] for layer, rows in guides.items()})
+        everyone, refresh = self.choose(neighbours, labels), self.config.refresh
 
-    def rule(self) -> StepRule:
-        """As :class:`ReferenceAttack`."""
-        config = self.config
-        return super().rule() if config.optimizer == "sign" else BoxSteps(config.optimizer, config.learning_rate)
+        def make_loss(part: slice) -> FeatureLoss:
+            guides = {layer: self.references[layer].features[rows[part]] for layer, rows in everyone.items()}
+            calls = 0
+
+            def loss(features: Mapping[str, Tensor]) -> Tensor:
+                nonlocal calls
+                if refresh and calls and calls % refresh == 0:
+                    found = {
+                        layer: search.search(features[layer].detach(), k_class=self.k_class)
+                        for layer, search in self.references.items()
+                    }
+                    for layer, rows in self.choose(found, labels[part]).items():
+                        guides[layer] = self.references[layer].features[rows]
+                calls += 1
+                terms = [self._guide_loss(layer, features[layer], vectors) for layer, vectors in guides.items()]
+                return -torch.stack(terms).sum(0)
+
+            return loss
+
+        return make_loss
 
     def choose(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> dict[str, Tensor]:
         """Rows (batch, m) of the guides at each layer, all of the wrong class with the least summed mean distance.
@@ -114,26 +91,6 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
                 chosen[layer] = rows[batch, wrong]
         return chosen
 
-    def loss(self, labels: Tensor, guides: Mapping[str, Tensor]) -> FeatureLoss:
-        """What a batch with true classes (batch,) ascends, from its guides' rows (batch, m) at each layer."""
-        config = self.config
-        vectors = {layer: self.references[layer].features[rows] for layer, rows in guides.items()}
-        calls = 0
-
-        def loss(features: Mapping[str, Tensor]) -> Tensor:
-            nonlocal calls
-            if config.refresh and calls and calls % config.refresh == 0:
-                found = {
-                    layer: search.search(features[layer].detach(), k_class=config.guides)
-                    for layer, search in self.references.items()
-                }
-                for layer, rows in self.choose(found, labels).items():
-                    vectors[layer] = self.references[layer].features[rows]
-            calls += 1
-            return -torch.stack([self._guide_loss(layer, features[layer], vectors[layer]) for layer in vectors]).sum(0)
-
-        return loss
-
     def _guide_loss(self, layer: str, features: Tensor, guides: Tensor) -> Tensor:
         """Mean over guides (batch, m, dimensions) of what the attack minimises at one layer, (batch,)."""
         config, eta = self.config, self.thresholds[layer]
@@ -142,13 +99,12 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
         distance = -negative_distance(features.unsqueeze(1), guides, guides.square().sum(2)).squeeze(1)
         excess = distance / eta - 1 if config.relative else distance - eta
         if config.loss == "sigmoid":
-            return torch.sigmoid(config.alpha * excess).mean(1)
+            return torch.sigmoid(self.alpha * excess).mean(1)
         half = guides.shape[1] // 2
         return torch.cat([-excess[:, :half], excess[:, half:]], 1).relu().mean(1)
 
-    def bytes_an_image(self) -> int:
-        """As :class:`ReferenceAttack`."""
-        return sum(4 * self.config.guides * search.features.shape[1] for search in self.references.values())
+
+build = DkNNAttack.build
 
 
 def euclidean(distances: Tensor, search: Search) -> Tensor:
@@ -160,27 +116,3 @@ def mean_neighbour_distance(search: Search, k: int) -> float:
     """Mean Euclidean distance of a fifth of the references to their k-th nearest other reference."""
     distances, _ = leave_one_out(search, k, every=5)
     return float(euclidean(distances[:, -1], search).mean())
-
-
-def build(spec: AttackSpec, subject: Subject, setting: Mapping[str, Any], **draws: Any) -> DkNNAttack:
-    """The attack of a cell, whose eps and step size are n of 255; ``setting`` holds alpha and the learning rate."""
-    options = spec.dknn
-    assert options is not None
-    variants: dict[str, dict[str, Any]] = {
-        "adam": {},
-        "sign": {"optimizer": "sign"},
-        "successor": {"optimizer": "rmsprop", "loss": "relu", "refresh": 100},
-    }
-    config = DkNNAttackConfig(
-        layers=spec.layers,
-        eps=spec.eps / 255,
-        step_size=spec.step_size / 255,
-        steps=spec.steps,
-        k=spec.k_in,
-        guides=options.guides,
-        threshold=options.threshold,
-        relative=options.relative,
-        **variants[spec.variant],
-        **setting,
-    )
-    return DkNNAttack(subject.features, subject.references, config, **draws)

@@ -4,14 +4,18 @@ Algorithm 1 as printed never updates delta and returns the clean image; what sta
 eq. (5) says: a sign step, then projection onto the eps-ball around the clean image and onto [0, 1].
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ask.config.attacks import AttackConfig
+
+C = TypeVar("C", bound=AttackConfig)
 LossFunction = Callable[[Tensor], Tensor]
 """Maps images (batch, channels, height, width) to one loss an image, (batch,)."""
 FeatureFunction = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
@@ -113,40 +117,66 @@ class BoxSteps:
 _EDGE = 0.999
 
 
-@dataclass(frozen=True, kw_only=True)
+class GradientAttack(ABC, Generic[C]):
+    """An attack that climbs a loss on features within the l-infinity ball; a subclass says which loss (:meth:`ascent`).
+
+    Args:
+        features: what is attacked; images must not influence each other's features.
+        layers: layers whose features the loss reads.
+        config: settings.
+        generator: draws the random start, and whatever else the attack draws.
+        on_gradient: called with every step's gradient, for diagnostics.
+    """
+
+    k = 0
+    """Nearest references of all that it wants of clean images."""
+    k_class = 0
+    """Nearest references of each class that it wants of clean images."""
+    image_bytes = 0
+    """Memory that the references of one image take during the ascent."""
+
+    def __init__(
+        self,
+        features: FeatureFunction,
+        layers: tuple[str, ...],
+        config: C,
+        *,
+        generator: torch.Generator,
+        on_gradient: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self.features, self.layers, self.config = features, layers, config
+        self.generator, self.on_gradient = generator, on_gradient
+        self.rule: StepRule = SignSteps(config.step_size)
+
+    @abstractmethod
+    def ascent(self, images: Tensor, labels: Tensor) -> "Ascent":
+        """The attack on images (batch, ...) in [0, 1] of true classes (batch,), int64, ready to climb."""
+
+
+@dataclass(frozen=True)
 class Ascent:
     """An attack that is ready to climb, so that :func:`ascend` can let several share the network's passes."""
 
+    attack: GradientAttack[Any]
+    """Its features, settings and step rule."""
     images: Tensor
     """Clean images (batch, ...) in [0, 1]."""
     start: Tensor
     """Perturbation to start from, like ``images``."""
-    features: FeatureFunction
-    """What is attacked; images must not influence each other's features."""
-    layers: tuple[str, ...]
-    """Layers that the loss reads."""
     losses: Callable[[slice], FeatureLoss]
     """What a part of the images maximises, from the features of that part."""
-    eps: float
-    """Radius in [0, 1]."""
-    steps: int
-    """Gradient steps."""
-    rule: StepRule
-    """How to step."""
-    batch_size: int
-    """Images attacked at a time; of no influence but on memory."""
-    on_gradient: Callable[[Tensor], None] | None = None
-    """Called with every step's gradient of a part, for diagnostics."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images attacked at a time; of no influence but on memory."""
+        return self.attack.config.batch_size or fitting_batch(self.images, self.attack.image_bytes)
 
     def can_join(self, other: "Ascent") -> bool:
         """Whether both climb in the same steps on the same features, towards whatever end."""
-        return (self.features, self.layers, self.eps, self.steps, self.rule) == (
-            other.features,
-            other.layers,
-            other.eps,
-            other.steps,
-            other.rule,
+        own, others = (
+            (a.features, a.layers, a.config.eps, a.config.steps, a.rule) for a in (self.attack, other.attack)
         )
+        return own == others
 
 
 def ascend(ascents: Sequence[Ascent]) -> list[Tensor]:
@@ -155,54 +185,49 @@ def ascend(ascents: Sequence[Ascent]) -> list[Tensor]:
     Neighbours in the sequence that can join do so as long as all their images fit into one batch: small batches leave
     a device idle. An ascent of more images than its batch size climbs part by part.
     """
-    results = [torch.empty_like(ascent.images) for ascent in ascents]
-    waiting = list(zip(ascents, results, strict=True))
-    while waiting:
-        first, result = waiting[0]
-        together = 1
-        images = len(first.images)
-        for other, _ in waiting[1:]:
-            images += len(other.images)
+    results: list[Tensor] = []
+    while len(results) < len(ascents):
+        first, *others = ascents[len(results) :]
+        group = [first]
+        for other in others:
+            images = sum(len(ascent.images) for ascent in (*group, other))
             if images > min(first.batch_size, other.batch_size) or not first.can_join(other):
                 break
-            together += 1
-        if together > 1:
-            group, waiting = waiting[:together], waiting[together:]
-            found = _climb([(ascent, slice(None)) for ascent, _ in group])
-            for (_, into), part in zip(group, found.split([len(ascent.images) for ascent, _ in group]), strict=True):
-                into.copy_(part)
-            continue
-        waiting = waiting[1:]
-        for begin in range(0, len(first.images), first.batch_size):
-            where = slice(begin, begin + first.batch_size)
-            result[where] = _climb([(first, where)])
+            group.append(other)
+        if len(group) > 1:
+            found = _climb([(ascent, slice(None)) for ascent in group])
+            results += found.split([len(ascent.images) for ascent in group])
+        else:
+            size = first.batch_size
+            parts = [slice(begin, begin + size) for begin in range(0, len(first.images), size)]
+            results.append(torch.cat([_climb([(first, part)]) for part in parts]))
     return results
 
 
 def _climb(parts: Sequence[tuple[Ascent, slice]]) -> Tensor:
     """Adversarial images of parts of ascents that can join, one after the other."""
-    first = parts[0][0]
-    images = torch.cat([ascent.images[where] for ascent, where in parts])
-    sizes = [len(ascent.images[where]) for ascent, where in parts]
+    attack = parts[0][0].attack
+    images = [ascent.images[where] for ascent, where in parts]
+    sizes = [len(part) for part in images]
     losses = [ascent.losses(where) for ascent, where in parts]
 
     def loss(current: Tensor) -> Tensor:
-        found = {layer: tensor.split(sizes) for layer, tensor in first.features(current, first.layers).items()}
+        found = {layer: tensor.split(sizes) for layer, tensor in attack.features(current, attack.layers).items()}
         return torch.cat([own({layer: each[i] for layer, each in found.items()}) for i, own in enumerate(losses)])
 
     def see(gradient: Tensor) -> None:
         for (ascent, _), own in zip(parts, gradient.split(sizes), strict=True):
-            if ascent.on_gradient is not None:
-                ascent.on_gradient(own)
+            if ascent.attack.on_gradient is not None:
+                ascent.attack.on_gradient(own)
 
     return linf_ascent(
         loss,
-        images,
-        eps=first.eps,
+        torch.cat(images),
+        eps=attack.config.eps,
         step_size=0.0,  # the rule steps
-        steps=first.steps,
+        steps=attack.config.steps,
         start=torch.cat([ascent.start[where] for ascent, where in parts]),
-        rule=first.rule,
+        rule=attack.rule,
         on_gradient=see,
     )
 
@@ -229,14 +254,12 @@ def frozen(module: nn.Module) -> Iterator[None]:
     Weight gradients would cost a third of a step; a changed mode would pollute batch-norm statistics.
     """
     modes = [(m, m.training) for m in module.modules()]
-    flags = [(p, p.requires_grad) for p in module.parameters()]
+    learning = [p for p in module.parameters() if p.requires_grad]
     try:
-        module.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+        module.eval().requires_grad_(False)
         yield
     finally:
         for submodule, mode in modes:
             submodule.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -4,9 +4,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from ask.config.base import Pixels, Spec
-from ask.config.jobs import AttackName, Layer, Similarity, Variant
+from ask.config.base import Layer, Pixels, Similarity, Spec
 
+AttackName = Literal["none", "ask", "dknn", "advknn", "pgd", "autoattack", "square"]
+Variant = Literal["", "non-targeted", "targeted", "random-sampling", "adam", "sign", "successor"]
 CellMetric = Literal["dknn_robust_accuracy", "dknn_clean_accuracy", "dnn_robust_accuracy", "dnn_clean_accuracy"]
 FailureMetric = Literal["confidence_1", "confidence_95", "similarity_gap"]
 TimingMetric = Literal["ms_per_image", "setup_seconds", "ms_with_setup", "slower", "slower_with_setup"]
@@ -25,6 +26,13 @@ Metric = CellMetric | FailureMetric | TimingMetric | CostMetric | StudyMetric
 Category = Literal["attack", "defence", "beyond the paper"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 Group = Literal["failures", "successes"]
+
+
+SETTING_COLUMNS = (
+    *("dataset", "model", "attack", "variant", "similarity", "attack_layers", "classifier_similarity", "dknn_layers"),
+    *("k_in", "k_out", "classifier_k", "eps", "steps", "about", "metric"),
+)
+"""Columns of tidy tables that describe a measured value."""
 
 
 class Settings(Spec):

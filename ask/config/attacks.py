@@ -7,7 +7,7 @@ No code fingerprint counts this module, for every setting stands in the job that
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationInfo, model_validator
 
 from ask.config.base import Spec
 
@@ -18,42 +18,56 @@ def _of_pixels(value: Any, info: ValidationInfo) -> Any:
     return value / PIXEL if info.mode == "json" and isinstance(value, int | float) else value
 
 
+def _in_range(value: float, info: ValidationInfo) -> float:
+    if not 0 < value <= 1:
+        raise ValueError(
+            f"{info.field_name}={value} is outside (0, 1]; pixels are in [0, 1], so write 8 of 255 as 8 / 255"
+        )
+    return value
+
+
 Fraction = Annotated[
     float,
     BeforeValidator(_of_pixels),
+    AfterValidator(_in_range),
     PlainSerializer(lambda value: round(value * PIXEL, 6), when_used="json"),
 ]
-"""A perturbation size or step: in [0, 1] in Python, n of 255 in JSON, which is the paper's unit."""
+"""A perturbation size or step: in (0, 1] in Python, n of 255 in JSON, which is the paper's unit."""
 
 
-class AttackConfig(Spec):
-    """What all gradient attacks of the l-infinity ball have; ``eps`` and ``step_size`` in (0, 1]."""
+class LinfConfig(Spec):
+    """What all attacks have."""
 
     home: ClassVar[str]
     """Module of the attack; a job imports, and its code fingerprint counts, only its own."""
     name: str
     eps: Fraction = 8 / PIXEL
     """l-infinity radius."""
+
+
+class AttackConfig(LinfConfig):
+    """What all gradient attacks have; ``eps`` and ``step_size`` in (0, 1]."""
+
     step_size: Fraction = 2 / PIXEL
     """Sign step (kappa); silent in the paper, from the released code."""
-    steps: int = 20
+    steps: int = Field(default=20, ge=1)
     """Gradient steps (paper, App. D-e)."""
     batch_size: int | None = Field(default=None, ge=1, exclude=True)
     """Images attacked at a time; default: :func:`ask.attacks.linf.fitting_batch`."""
 
-    @model_validator(mode="after")
-    def _check_linf(self) -> Self:
-        check_linf(self.eps, self.step_size, self.steps)
-        return self
+
+class ReferenceAttackConfig(AttackConfig):
+    """What attacks on nearest-neighbour search have besides."""
+
+    layers: tuple[str, ...] = Field(min_length=1)
+    """Attacked layers."""
 
 
-class ASKAttackConfig(AttackConfig):
+class ASKAttackConfig(ReferenceAttackConfig):
     """Settings of ASK-Atk. Defaults: paper, App. D-e."""
 
     home: ClassVar[str] = "ask.attacks.ask"
     name: Literal["ask"] = "ask"
-    layers: tuple[str, ...] = Field(min_length=1)
-    """Attacked layers."""
     k_in: int = Field(default=5, ge=1)
     """In-class references (K+)."""
     k_out: int = Field(default=5, ge=1)
@@ -70,11 +84,9 @@ class ASKAttackConfig(AttackConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = (
-            {} if self.tau is None else self.tau if isinstance(self.tau, Mapping) else dict.fromkeys(["all"], self.tau)
-        )
+        given = self.tau if isinstance(self.tau, Mapping) else dict.fromkeys(self.layers, self.tau)
         for layer, tau in given.items():
-            if not tau > 0:
+            if tau is not None and not tau > 0:
                 raise ValueError(f"tau={tau} of {layer} must be positive")
         weights = [self.omega.get(layer, 0.0) for layer in self.layers]
         if self.omega and (sum(weights) <= 0 or min(weights) < 0):
@@ -94,13 +106,11 @@ class DkNNOptions(Spec):
     """Compare distances divided by that threshold; false: as they are (the original)."""
 
 
-class DkNNAttackConfig(DkNNOptions, AttackConfig):
+class DkNNAttackConfig(DkNNOptions, ReferenceAttackConfig):
     """Settings of DkNN-Atk."""
 
     home: ClassVar[str] = "ask.attacks.dknn_atk"
     name: Literal["dknn"] = "dknn"
-    layers: tuple[str, ...] = Field(min_length=1)
-    """Attacked layers."""
     k: int = Field(default=5, ge=1)
     """The threshold is the mean distance of references to their k-th nearest other reference."""
     optimizer: Literal["adam", "rmsprop", "sign"] = "adam"
@@ -143,13 +153,11 @@ class AdvKnnOptions(Spec):
     """Fitting of the deep kNN blocks."""
 
 
-class AdvKnnConfig(AdvKnnOptions, AttackConfig):
-    """Settings of AdvKnn; ``block`` is used when no fitted blocks are given."""
+class AdvKnnConfig(AdvKnnOptions, ReferenceAttackConfig):
+    """Settings of AdvKnn, which sums over layers; ``block`` is used when no fitted blocks are given."""
 
     home: ClassVar[str] = "ask.attacks.advknn"
     name: Literal["advknn"] = "advknn"
-    layers: tuple[str, ...] = Field(min_length=1)
-    """Attacked layers; their losses are summed."""
     k: int = Field(default=5, ge=1)
     """Neighbours that vote."""
 
@@ -179,22 +187,18 @@ class AutoAttackOptions(Spec):
     """Images attacked at a time."""
 
 
-class AutoAttackConfig(AutoAttackOptions):
-    """Settings of AutoAttack on a network's output."""
+class AutoAttackConfig(AutoAttackOptions, LinfConfig):
+    """Settings of AutoAttack on a network's output; ``eps`` in (0, 1]."""
 
     home: ClassVar[str] = "ask.attacks.auto"
     name: Literal["autoattack"] = "autoattack"
-    eps: Fraction = 8 / PIXEL
-    """l-infinity radius in (0, 1]."""
 
 
-class SquareConfig(AutoAttackOptions):
-    """Settings of Square on the votes of a DkNN."""
+class SquareConfig(AutoAttackOptions, LinfConfig):
+    """Settings of Square on the votes of a DkNN; ``eps`` in (0, 1]."""
 
     home: ClassVar[str] = "ask.attacks.auto"
     name: Literal["square"] = "square"
-    eps: Fraction = 8 / PIXEL
-    """l-infinity radius in (0, 1]."""
     layers: tuple[str, ...] = Field(min_length=1)
     """Layers that vote."""
     k: int = Field(default=5, ge=1)
@@ -206,7 +210,9 @@ Attack = Annotated[
     Field(discriminator="name"),
 ]
 """Any attack, told by its name."""
-ATTACKS: dict[str, type[Spec]] = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Attack)[0])}
+ATTACKS: dict[str, type[LinfConfig]] = {
+    kind.model_fields["name"].default: kind for kind in get_args(get_args(Attack)[0])
+}
 """Settings of each attack by its name; ``home`` says where the attack is."""
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "none": {"": {}},
@@ -222,12 +228,3 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "square": {"": {}},
 }
 """Variants that artifacts can ask for, each attack's default first, with the settings that they stand for."""
-
-
-def check_linf(eps: float, step_size: float, steps: int) -> None:
-    """Raises ValueError for a radius or step outside (0, 1] or fewer than one step."""
-    for name, value in (("eps", eps), ("step_size", step_size)):
-        if not 0 < value <= 1:
-            raise ValueError(f"{name}={value} is outside (0, 1]; pixels are in [0, 1], so write 8 of 255 as 8 / 255")
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1")

@@ -1,10 +1,12 @@
 """The common base of all configuration types, and value types they share."""
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-LAYERS = ("input", "conv1", "conv2", "conv3", "conv4", "conv5")
+Similarity = Literal["cosine", "l2"]
+Layer = Literal["input", "conv1", "conv2", "conv3", "conv4", "conv5"]
+LAYERS: tuple[Layer, ...] = get_args(Layer)
 """Every layer that can be attacked or searched; ``input`` is the identity feature (raw pixels)."""
 
 

@@ -1,15 +1,12 @@
 """The configuration's JSON schema and reference page, made from its types (``python -m ask reference``)."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
-
+from ask import files
 from ask.config.artifacts import ArtifactConfig
-from ask.config.base import Spec
 from ask.config.run import RunConfig
 
 SCHEMA = Path("config/schema.json")
@@ -23,6 +20,8 @@ A run is `config/config.yaml` (the paper run), or that file overlaid by another 
 mappings merge, everything else is replaced. An artifact (a table or a figure) is one file in `config/artifacts/`.
 eps and step sizes are n of 255, as in the paper; inside the library they are fractions of 1.
 """
+_WORDS = {"string": "text", "boolean": "true or false"}
+_BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
 def schema() -> str:
@@ -34,83 +33,68 @@ def page() -> str:
     """Markdown page of every option with type, default and description (which names unit and source)."""
     parts = [INTRODUCTION]
     for kind, title in ((RunConfig, "A run"), (ArtifactConfig, "An artifact: `config/artifacts/<id>.yaml`")):
+        whole = kind.model_json_schema()
         parts.append(f"\n## {title}\n")
-        for section in _sections(kind):
-            if section is not kind:
-                parts.append(f"\n### {section.__name__}\n")
-            parts.append(f"{_sentence(section)}\n\n| option | type | default | meaning |\n|---|---|---|---|\n")
-            parts.extend(_row(name, field) for name, field in section.model_fields.items())
+        for name in _sections(whole):
+            section = whole if name == kind.__name__ else whole["$defs"][name]
+            parts.append(f"\n### {name}\n" if section is not whole else "")
+            parts.append(
+                f"{_line(section['description'])}\n\n| option | type | default | meaning |\n|---|---|---|---|\n"
+            )
+            required = section.get("required", ())
+            parts.extend(_row(name, of, name in required, whole["$defs"]) for name, of in section["properties"].items())
     return "".join(parts)
 
 
 def write() -> list[Path]:
     """Write both files; returns their paths."""
-    SCHEMA.write_text(schema())
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page())
-    return [SCHEMA, PAGE]
+    return [files.write_text(SCHEMA, schema()), files.write_text(PAGE, page())]
 
 
-def _sections(kind: type[Spec]) -> list[type[Spec]]:
-    """A configuration type and those inside it, outermost first."""
-    found = [kind]
-    for section in found:
-        for field in section.model_fields.values():
-            found.extend(inner for inner in _specs_in(field.annotation) if inner not in found)
-    return found
+def _sections(whole: dict[str, Any]) -> list[str]:
+    """Names of a type and of those inside it, outermost first."""
+    found = [whole["title"]]
+    for name in found:
+        found += [inner for inner in _references(whole["$defs"].get(name, whole["properties"])) if inner not in found]
+    return list(dict.fromkeys(found))
 
 
-def _specs_in(annotation: Any) -> list[type[Spec]]:
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return [annotation]
-    return [spec for argument in get_args(annotation) for spec in _specs_in(argument)]
+def _references(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        if "$ref" in part:
+            yield part["$ref"].rpartition("/")[2]
+        for inner in part.values():
+            yield from _references(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            yield from _references(inner)
 
 
-def _row(name: str, field: FieldInfo) -> str:
-    kind = _type_name(field.annotation, field)
-    text = " ".join((field.description or "").split()).replace("|", "\\|")
-    return f"| `{name}` | {kind} | {_default(field)} | {text} |\n"
+def _row(name: str, of: dict[str, Any], required: bool, types: dict[str, Any]) -> str:
+    default = of.get("default", {})
+    words = "see below" if isinstance(default, dict) else f"`{json.dumps(default)}`"
+    words = "required" if required else "empty" if default in ([], {}, "") else words
+    # The schema leaves out what only repeats the type's own description.
+    meaning = _line(of.get("description") or types[next(_references(of))]["description"]).replace("|", "\\|")
+    return f"| `{name}` | {_type(of)} | {words} | {meaning} |\n"
 
 
-def _default(field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True)
-    if default is PydanticUndefined:
-        return "required"
-    if isinstance(default, Spec):
-        return "see below"
-    if default in ((), {}, ""):
-        return "empty"
-    return "`" + json.dumps(default) + "`"
+def _type(of: dict[str, Any]) -> str:
+    if "$ref" in of:
+        name = of["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if values := of.get("enum") or ([of["const"]] if "const" in of else []):
+        return ", ".join(f"`{value}`" for value in values)
+    if "anyOf" in of:
+        return " or ".join(_type(one) for one in of["anyOf"])
+    if of["type"] == "array":
+        return f"list of {_type(of['items'])}"
+    if of["type"] == "object":
+        values = of.get("additionalProperties") or next(iter(of["patternProperties"].values()))
+        return f"mapping of names to {_type(values)}"
+    bounds = ", ".join(f"{sign} {of[name]:g}" for name, sign in _BOUNDS.items() if name in of)
+    return _WORDS.get(of["type"], str(of["type"])) + (f" ({bounds})" if bounds else "")
 
 
-def _type_name(annotation: Any, field: FieldInfo | None = None) -> str:
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(annotation))
-    if origin in (Union, UnionType):
-        return " or ".join(_type_name(argument) for argument in get_args(annotation))
-    if origin is tuple:
-        return f"list of {_type_name(get_args(annotation)[0])}"
-    if origin is dict:
-        return f"mapping of names to {_type_name(get_args(annotation)[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
-    if hasattr(annotation, "__metadata__"):
-        return _type_name(get_args(annotation)[0])
-    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
-    return names.get(annotation, str(annotation)) + (_bounds(field) if field else "")
-
-
-def _bounds(field: FieldInfo) -> str:
-    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    bounds = [
-        f"{sign} {getattr(limit, name):g}"
-        for limit in field.metadata
-        for name, sign in signs.items()
-        if getattr(limit, name, None) is not None
-    ]
-    return f" ({', '.join(bounds)})" if bounds else ""
-
-
-def _sentence(section: type[Spec]) -> str:
-    return " ".join((section.__doc__ or "").split())
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -9,10 +9,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ask.config.artifacts import CATEGORIES, ArtifactConfig, XSetting
-from ask.config.base import Pixels, Spec
+from ask.config.attacks import AdvKnnOptions, AutoAttackOptions, DkNNOptions
+from ask.config.base import Pixels, Similarity, Spec
 from ask.config.data import DataSpec
-from ask.config.jobs import AdvKnnSpec, AutoAttackSpec, CalibrationSpec, DkNNAttackSpec, Similarity
-from ask.config.slices import SliceSpec
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec
 from ask.errors import AskError
 
@@ -60,6 +59,25 @@ class StandIn(Spec):
     """Factor on every reference-set size that an artifact asks for (the data set's own size stays)."""
 
 
+class CalibrationConfig(Spec):
+    """Search of the temperature tau and the layer weights omega (paper, IV-c and App. D-e)."""
+
+    images: int = Field(default=500, ge=1)
+    """Size of the first test batch, on which both are picked; the first of one fixed shuffle of the test images."""
+    tau_cosine: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 30)
+    """Temperatures tried under cosine similarity."""
+    tau_l2: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+    """Temperatures tried under negative l2 distance."""
+    omega: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Weights tried for the first of two attacked layers; the second gets the rest. More layers weigh the same."""
+    dknn_alpha: tuple[float, ...] = (0.1, 0.3, 1, 4, 10, 30)
+    """Slopes of DkNN-Atk's sigmoid that are tried, each with every learning rate."""
+    dknn_learning_rate: tuple[float, ...] = (0.03, 0.1, 0.3)
+    """Learning rates tried for DkNN-Atk's optimiser (variants `adam` and `successor`)."""
+    own: tuple[Literal["variant", "eps", "step_size"], ...] = ("variant", "eps", "step_size")
+    """Settings of an attack that get a search of their own; for the others, the run's default is searched once."""
+
+
 class EvaluationConfig(Spec):
     """Defaults of every evaluation, which artifacts override."""
 
@@ -84,11 +102,11 @@ class EvaluationConfig(Spec):
     """Upper bound on them, whatever an artifact asks for; null for none."""
     x_values: dict[XSetting, tuple[float, ...]] = Field(default_factory=dict)
     """Values along the horizontal axes of figures, by setting (e.g. `eps`), in place of the artifacts' own."""
-    dknn: DkNNAttackSpec = DkNNAttackSpec()
+    dknn: DkNNOptions = DkNNOptions()
     """Options of DkNN-Atk."""
-    advknn: AdvKnnSpec = AdvKnnSpec()
+    advknn: AdvKnnOptions = AdvKnnOptions()
     """Options of AdvKnn."""
-    auto: AutoAttackSpec = AutoAttackSpec()
+    auto: AutoAttackOptions = AutoAttackOptions()
     """Options of AutoAttack and Square."""
 
 
@@ -99,6 +117,25 @@ class TimingConfig(Spec):
     """Test images attacked in each round."""
     rounds: int = Field(default=5, ge=2)
     """Rounds, in each of which all attacks take their turn."""
+
+
+class SliceSpec(Spec):
+    """A part of a run that is made on its own, e.g. on a machine with a GPU lent for short sessions.
+
+    It measures what its artifacts show of its data sets and models, and trains only its own models; artifacts are
+    rendered once all that they show has been measured, by whichever slices.
+    """
+
+    title: str = ""
+    """What it is, in a line."""
+    artifacts: tuple[str, ...] = ()
+    """Artifacts whose measurements it makes."""
+    datasets: tuple[str, ...] = ()
+    """Only on these of the paper's data sets; empty: on all."""
+    models: tuple[str, ...] = ()
+    """Only of these models; empty: of all."""
+    commands: tuple[str, ...] = ()
+    """Commands that run first, each until it has succeeded once; `python` and `pytest` are those of the run."""
 
 
 class RunConfig(Spec):
@@ -133,7 +170,7 @@ class RunConfig(Spec):
     else."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Defaults of every evaluation."""
-    calibration: CalibrationSpec = CalibrationSpec()
+    calibration: CalibrationConfig = CalibrationConfig()
     """Search of tau, omega, and DkNN-Atk's alpha and learning rate."""
     timing: TimingConfig = TimingConfig()
     """How attacks are timed."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from ask.config.base import Pixels, Spec
 
 Block = Literal["conv1", "conv2", "conv3", "conv4", "conv5"]
+Augmentation = Literal["crop-flip", "crop", "none"]
 METHOD_HOMES = {"trades": "ask.training.trades", "snn": "ask.training.snn", "ask": "ask.training.ask_def"}
 """Module of each base or regulariser that has one of its own; a training job imports, and its code fingerprint counts,
 only those of its method."""
@@ -53,7 +54,7 @@ class TrainingSpec(Spec):
     """L2 penalty of SGD on every parameter."""
     schedule: ScheduleSpec = ScheduleSpec()
     """Learning-rate schedule."""
-    augment: Literal["crop-flip", "crop", "none"] = "crop-flip"
+    augment: Augmentation = "crop-flip"
     """Random crop after padding by an eighth of the side (4 of 32), and horizontal flip."""
     eps: Pixels = 4
     """l-infinity radius of the training attack, n/255."""
@@ -161,11 +162,6 @@ class ModelSpec(Spec):
     """Options of regulariser `snn`."""
     ask: ASKSpec | None = None
     """Options of regulariser `ask`."""
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Modules of this method's own code, beyond the loop's."""
-        return tuple(METHOD_HOMES[part] for part in (self.base, self.regulariser) if part in METHOD_HOMES)
 
     @model_validator(mode="before")
     @classmethod

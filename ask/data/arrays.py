@@ -1,16 +1,21 @@
-"""Prepared arrays, memory-mapped."""
+"""Prepared arrays, memory-mapped, and the one exception of this package that users meet."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ask.data.errors import DataError
+from ask.errors import AskError
 
 SPLITS = ("train", "test")
 
-_T = TypeVar("_T", np.uint8, np.int64)
+
+class DataError(AskError):
+    """A data set is missing, damaged or not what it should be.
+
+    The message names the file, what is wrong with it, what was expected and what to do about it.
+    """
 
 
 def load(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -34,7 +39,7 @@ def load(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     return images, labels
 
 
-def _open(path: Path, dtype: type[_T], dims: int) -> NDArray[_T]:
+def _open(path: Path, dtype: type[np.generic], dims: int) -> NDArray[Any]:
     fix = "make it with `python -m ask prepare`"
     if not path.is_file():
         raise DataError(f"{path}: missing; {fix}")
@@ -46,8 +51,6 @@ def _open(path: Path, dtype: type[_T], dims: int) -> NDArray[_T]:
         array.close()
         raise DataError(f"{path}: an archive of arrays, expected one array; delete it and {fix}")
     if array.dtype != dtype or array.ndim != dims or not array.flags.c_contiguous:
-        raise DataError(
-            f"{path}: holds {array.dtype} of shape {array.shape}, expected C-contiguous {np.dtype(dtype)} with "
-            f"{dims} dimension(s); delete it and {fix}"
-        )
+        found, expected = f"{array.dtype} of shape {array.shape}", f"C-contiguous {dtype.__name__}"
+        raise DataError(f"{path}: holds {found}, expected {expected} with {dims} dimension(s); delete it and {fix}")
     return array

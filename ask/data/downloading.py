@@ -4,52 +4,63 @@ import json
 import os
 import re
 import shutil
-from contextlib import suppress
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from hashlib import sha256
+from http.client import HTTPException
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 from ask import paths
 from ask.config.data import DataSpec
-from ask.data.errors import DataError, DigestError, NotFoundError
-from ask.data.files import Verify, digest, fetch, locked, write_json
+from ask.data.arrays import DataError
 from ask.data.readers import content
 from ask.data.sources import PUBLISHED, File
+from ask.files import digest, locked, write, write_json
 
 MANIFEST = "manifest.json"
 ZIP_FORM = "image zips"
 SUMS = "SHA256SUMS"
 
+PAUSES = (1.0, 5.0)  # seconds to wait before the second and the third try of a download
+
 Record = dict[str, Any]
+Verify = Callable[[Path, str], None]
+"""Checks a file, named to users by the second argument; raises DataError if it is not the expected one."""
+
+
+class NotFoundError(DataError):
+    """A place does not hold a file; the next place may."""
+
+
+class DigestError(DataError):
+    """A file's digest is not the expected one."""
 
 
 def download(spec: DataSpec, root: Path, mirror: str | None) -> Path:
     """Make the raw files of a data set complete: from the mirror if it has them, else from the publisher.
 
     Files that are already there and pass their checks are kept, and an interrupted download goes on where it stopped.
-    Runs at the same time wait for each other.
+    Runs at the same time wait for each other. ``root`` is the project's data folder (``data``); ``mirror`` names
+    folders or addresses to look in first, separated as in PATH (layout: docs/data.md).
 
-    Args:
-        spec: The data set.
-        root: Data folder of the project (``data``).
-        mirror: Folders or addresses to look in first, separated as in PATH (layout: docs/data.md), or None.
-
-    Returns:
-        Path of ``raw/<source>/manifest.json``, written last: names, sizes, sha256 and origins of the files; for
-        `digits`, scikit-learn's version. A user's own `images` stay where they are.
+    Returns the path of ``raw/<source>/manifest.json``, written last: names, sizes, sha256 and origins of the files; for
+    `digits`, scikit-learn's version. A user's own `images` stay where they are.
 
     Raises:
         DataError: a file cannot be had, or is not the published one.
     """
     raw = paths.raw(root, spec.source)
     manifest = raw / MANIFEST
-    with locked(raw.with_name(f".{spec.source}.lock")):
-        raw.mkdir(parents=True, exist_ok=True)
+    with lock(raw):
         found: Record = {"source": spec.source}
         if spec.source == "digits":
             found["scikit-learn"] = version("scikit-learn")
@@ -59,9 +70,19 @@ def download(spec: DataSpec, root: Path, mirror: str | None) -> Path:
             with suppress(DataError):
                 read_manifest(manifest)
                 return manifest
+            raw.mkdir(exist_ok=True)
             found |= _obtain(spec.source, raw, mirrors(mirror))
-        write_json(manifest, found)
-    return manifest
+        return write_json(manifest, found)
+
+
+def lock(path: Path) -> ExitStack:
+    """Hold the lock of a folder, which need not exist, to the end of the context; DataError if it cannot be locked."""
+    stack, file = ExitStack(), path.with_name(f".{path.name}.lock")
+    try:
+        stack.enter_context(locked(file))
+    except OSError as error:  # some network file systems have no locks
+        raise DataError(f"{file}: cannot be locked ({error}); put the data on another file system") from error
+    return stack
 
 
 def own_images(spec: DataSpec) -> Path:
@@ -114,16 +135,10 @@ class Mirror:
                 fetch(f"{self.address}/{quote(relative)}", target, check)
                 return True
             return False
-        origin, part = self.folder / relative, target.with_name(f".{target.name}.part")
-        if not origin.is_file():
-            return False
-        try:
-            shutil.copyfile(origin, part)
-            check(part, str(origin))
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        return True
+        origin = self.folder / relative
+        if origin.is_file():
+            write(target, lambda part: check(shutil.copyfile(origin, part), str(origin)))
+        return origin.is_file()
 
     @cached_property
     def sums(self) -> dict[str, str]:
@@ -136,13 +151,6 @@ class Mirror:
             raise DataError(f"{self.address}/{SUMS}: has other lines than `<sha256>  <path>`; use sha256sum")
         return {match[2]: match[1].lower() for match in found if match}
 
-    def image_zips(self, source: str, names: tuple[str, ...]) -> list[list[str]]:
-        """Sets of image zips to try, as paths below the mirror; ``names`` where the mirror cannot be listed."""
-        own = [f"{source}/{name}" for name in names]
-        if self.folder is not None and names:
-            own = [f"{source}/{path.name}" for path in sorted((self.folder / source).glob("*.zip"))]
-        return [zips for zips in (own, list(names)) if zips]
-
 
 def mirrors(value: str | None) -> list[Mirror]:
     """The mirrors named in a ``data.mirror`` value, in order."""
@@ -152,26 +160,36 @@ def mirrors(value: str | None) -> list[Mirror]:
 
 
 def _obtain(source: str, raw: Path, places: list[Mirror]) -> Record:
-    records: list[Record] = []
-    for file in PUBLISHED[source].files:
-        record = _present(file, raw) or _from_mirrors(source, file, raw, places)
+    """Form and records of a published data set's files, or of the image zips that a mirror has in their place."""
+    published, records = PUBLISHED[source], []
+    for file in published.files:
+        record = _at_hand(source, file, raw, places)
         if record is None and (zips := _image_zips(source, raw, places)):
             return {"form": ZIP_FORM, "files": zips}
-        records.append(record or _from_publisher(source, file, raw))
+        if record is None:
+            url, target = published.url + file.name, raw / file.name
+            try:
+                fetch(url, target, partial(_verify, file), size=file.size)
+            except DataError as error:
+                raise DataError(
+                    f"{published.title}: {file.name} is in no mirror, and cannot be had from its publisher: {error}\n"
+                    f"Name a mirror that holds {source}/{file.name} in data.mirror or ASK_DATA_MIRROR, or put the file "
+                    f"at {target}."
+                ) from error
+            record = _record(target, url)
+        records.append(record)
     return {"form": "published", "files": sorted(records, key=lambda record: str(record["name"]))}
 
 
-def _present(file: File, raw: Path) -> Record | None:
-    for path in (raw / name for name in _names(file)):
+def _at_hand(source: str, file: File, raw: Path, places: list[Mirror]) -> Record | None:
+    """A file that lies in its place already, or in a mirror."""
+    names = dict.fromkeys([file.name, file.name.removesuffix(".gz") if file.repacked else file.name])
+    for path in (raw / name for name in names):
         with suppress(DigestError):
             if path.is_file():
                 _verify(file, path, str(path))
                 return _record(path, "already present")
-    return None
-
-
-def _from_mirrors(source: str, file: File, raw: Path, places: list[Mirror]) -> Record | None:
-    for place, folder, name in product(places, (f"{source}/", ""), _names(file)):
+    for place, folder, name in product(places, (f"{source}/", ""), names):
         try:
             if place.get(folder + name, raw / name, partial(_verify, file)):
                 return _record(raw / name, "mirror")
@@ -183,32 +201,16 @@ def _from_mirrors(source: str, file: File, raw: Path, places: list[Mirror]) -> R
 
 
 def _image_zips(source: str, raw: Path, places: list[Mirror]) -> list[Record]:
-    for place in places:
-        for zips in place.image_zips(source, PUBLISHED[source].image_zips):
-            targets = [raw / relative.rpartition("/")[2] for relative in zips]
-            if all(place.get(relative, target) for relative, target in zip(zips, targets, strict=True)):
-                return [_record(target, "mirror") for target in targets]
-            for target in targets:
-                target.unlink(missing_ok=True)
+    """The image zips that the first mirror to have them all holds; in a folder of the source, all zips are taken."""
+    known = PUBLISHED[source].image_zips
+    for place, below in product(places if known else [], (f"{source}/", "")):
+        listed = sorted(place.folder.glob(f"{source}/*.zip")) if place.folder and below else map(Path, known)
+        names = [path.name for path in listed]
+        if names and all(place.get(below + name, raw / name) for name in names):
+            return [_record(raw / name, "mirror") for name in names]
+        for name in names:
+            (raw / name).unlink(missing_ok=True)
     return []
-
-
-def _from_publisher(source: str, file: File, raw: Path) -> Record:
-    url = PUBLISHED[source].url + file.name
-    try:
-        fetch(url, raw / file.name, partial(_verify, file), size=file.size)
-    except DataError as error:
-        raise DataError(
-            f"{PUBLISHED[source].title}: {file.name} is in no mirror, and cannot be had from its publisher: {error}\n"
-            f"Name a mirror that holds {source}/{file.name} in data.mirror or ASK_DATA_MIRROR, or put the file at "
-            f"{raw / file.name}."
-        ) from error
-    return _record(raw / file.name, url)
-
-
-def _names(file: File) -> tuple[str, ...]:
-    """Names under which a file may be found: IDX files also decompressed."""
-    return (file.name, file.name.removesuffix(".gz")) if file.content_sha256 else (file.name,)
 
 
 def _record(path: Path, origin: str) -> Record:
@@ -216,15 +218,62 @@ def _record(path: Path, origin: str) -> Record:
 
 
 def _verify(file: File, path: Path, label: str) -> None:
-    size, md5 = path.stat().st_size, digest(path, "md5")
-    if (size, md5) == (file.size, file.md5) and file.sha256 in (None, digest(path)):
-        return
-    wrong = f"{label}: {size} bytes with md5 {md5}, expected {file.size} with {file.md5}"
-    if file.content_sha256 is None:
-        raise DigestError(f"{wrong}; get it anew")
     try:
-        found = sha256(content(path)).hexdigest()
+        found = sha256(content(path)).hexdigest() if file.repacked else digest(path)
     except DataError as error:
-        raise DigestError(f"{wrong}; nor is it a copy: {error}") from error
-    if found != file.content_sha256:
-        raise DigestError(f"{wrong}; nor is it a copy: content has sha256 {found}, expected {file.content_sha256}")
+        raise DigestError(f"{label}: {error}") from error
+    if found != file.sha256:
+        size, what = path.stat().st_size, "content has sha256" if file.repacked else "with sha256"
+        raise DigestError(
+            f"{label}: {size} bytes, {what} {found}, expected {file.size} with {file.sha256}; get it anew"
+        )
+
+
+def fetch(url: str, target: Path, verify: Verify, size: int = 4 << 30) -> None:
+    """Download a file of at most ``size`` bytes to ``target``, whose folder exists, once ``verify`` has passed it.
+
+    Goes on from where an earlier, broken download of the same ``http://`` or ``https://`` address stopped.
+
+    Raises:
+        NotFoundError: the server refuses the file (HTTP 4xx).
+        DataError: no try gave a file that passes ``verify``.
+    """
+    # Named by the address, so that the beginning of one copy is never continued with the end of another.
+    part = target.with_name(f".{target.name}.{sha256(url.encode()).hexdigest()[:8]}.part")
+    for pause in (0.0, *PAUSES):
+        time.sleep(pause)
+        try:
+            _receive(url, part, size)
+            verify(part, url)
+            write(target, part.replace)
+            return
+        except HTTPError as error:
+            error.close()
+            failure: Exception = error
+            if error.code == 416:  # nothing is left to send: begin anew
+                part.unlink(missing_ok=True)
+            elif 400 <= error.code < 500 and error.code not in (408, 429):
+                raise NotFoundError(f"{url}: HTTP {error.code} {error.reason}") from error
+        except DataError as error:
+            part.unlink(missing_ok=True)
+            failure = error
+        except (OSError, HTTPException) as error:
+            failure = error
+    raise DataError(f"{url}: gave up after {len(PAUSES) + 1} tries; the last one: {failure}") from failure
+
+
+def _receive(url: str, part: Path, limit: int) -> None:
+    """Append to a part of a file what a server sends of the rest; a server that cannot resume sends it all again."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "ask-data"} | ({"Range": f"bytes={have}-"} if have else {})
+    with urlopen(Request(url, headers=headers), timeout=60) as response:
+        have = have if response.status == 206 else 0
+        total = have + int(response.headers.get("Content-Length", 0))
+        with part.open("ab" if have else "wb") as stream:
+            while chunk := response.read(1 << 20):
+                have += len(chunk)
+                if have > limit:
+                    raise DataError(f"{url}: more than the {limit} bytes expected")
+                stream.write(chunk)
+    if have < total:
+        raise ConnectionError(f"the connection closed after {have} of {total} bytes")

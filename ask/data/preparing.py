@@ -1,8 +1,9 @@
 """The step that turns raw files into arrays, and checks them."""
 
-import hashlib
+import json
 import re
 import shutil
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,30 +14,24 @@ from numpy.typing import NDArray
 
 from ask import paths
 from ask.config.data import DataSpec
-from ask.data.downloading import MANIFEST, ZIP_FORM, own_images, read_manifest
-from ask.data.errors import DataError
-from ask.data.files import locked, write_json
+from ask.data.arrays import SPLITS, DataError
+from ask.data.downloading import MANIFEST, ZIP_FORM, lock, own_images, read_manifest
 from ask.data.images import read_images, resize
 from ask.data.readers import Split, read_cifar, read_digits, read_mnist
 from ask.data.sources import PUBLISHED
+from ask.files import write_text
 
-TOLERANCE = 1e-4
-"""Largest difference from known means and deviations, which are published to four digits."""
+TOLERANCE = 1e-4  # largest difference from known means and deviations, which are published to four digits
 
 
 def prepare(spec: DataSpec, root: Path, name: str) -> Path:
     """Make the arrays of a data set from its raw files, and check them against what is known about it.
 
-    The files appear together or not at all; earlier ones of the same name are replaced.
+    The files appear together or not at all; earlier ones of the same name are replaced. ``root`` is the project's data
+    folder (``data``), where `download` put the raw files; ``name`` is the data set's name in the configuration.
 
-    Args:
-        spec: The data set.
-        root: Data folder of the project (``data``), where `download` put the raw files.
-        name: The data set's name in the configuration.
-
-    Returns:
-        The folder ``prepared/<name>``: ``{train,test}_images.npy`` (uint8 (N, C, H, W)), ``{train,test}_labels.npy``
-        (int64 (N,)) and ``facts.json``.
+    Returns the folder ``prepared/<name>``: ``{train,test}_images.npy`` (uint8 (N, C, H, W)),
+    ``{train,test}_labels.npy`` (int64 (N,)) and ``facts.json``.
 
     Raises:
         DataError: raw files are missing or damaged, or counts or channel means are not the known ones.
@@ -45,7 +40,7 @@ def prepare(spec: DataSpec, root: Path, name: str) -> Path:
         raise DataError(f"data set name {name!r}: use letters, digits, `_`, `-` and `.` only")
     target = paths.prepared(root, name)
     build, old = target.with_name(f".{name}.tmp"), target.with_name(f".{name}.old")
-    with locked(target.with_name(f".{name}.lock")):
+    with lock(target):
         # Left over from a run that was killed: nobody else can be at work in it, for the lock is ours.
         shutil.rmtree(build, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -53,11 +48,12 @@ def prepare(spec: DataSpec, root: Path, name: str) -> Path:
         try:
             note, classes, splits = _read(spec, root)
             facts: dict[str, Any] = {"source": spec.source, "note": note, "image_size": spec.image_size}
-            written = {split: _write(split, splits[split], spec.image_size, build) for split in ("train", "test")}
+            written = {split: _write(split, splits[split], spec.image_size, build) for split in SPLITS}
             facts |= {"image_shape": list(written["train"].shape[1:]), "class_names": list(classes)}
-            facts["splits"] = {split: _facts(written[split], splits[split].labels, len(classes)) for split in written}
+            facts["splits"] = {split: _facts(written[split], splits[split].labels, len(classes)) for split in SPLITS}
             check(facts)
-            write_json(build / "facts.json", facts)
+            # Not write_json's layout: facts made anew are to be the same bytes.
+            write_text(build / "facts.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
             if target.exists():
                 target.replace(old)
             build.replace(target)
@@ -80,7 +76,7 @@ def _read(spec: DataSpec, root: Path) -> tuple[str, tuple[str, ...], dict[str, S
     files = [manifest.parent / record["name"] for record in found["files"]]
     zips = found["form"] == ZIP_FORM
     if zips or spec.source == "imagenette":
-        _, splits = read_images(files, spec.image_size, published.class_folders)
+        _, splits = read_images(files, spec.image_size, published.class_folders or published.class_names)
     else:
         splits = read_cifar(*files) if spec.source == "cifar10" else read_mnist(files)
     return published.image_zip_note if zips else "", published.class_names, splits
@@ -115,12 +111,9 @@ def _facts(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: int) -
     return {
         "images": len(images),
         "per_class": np.bincount(labels, minlength=classes).tolist(),
-        "mean": [round(float(value), 8) for value in mean],
-        "std": [round(float(value), 8) for value in std],
-        "sha256": {
-            "images": hashlib.sha256(images.data).hexdigest(),
-            "labels": hashlib.sha256(labels.data).hexdigest(),
-        },
+        "mean": [round(value, 8) for value in mean.tolist()],
+        "std": [round(value, 8) for value in std.tolist()],
+        "sha256": {"images": sha256(images.data).hexdigest(), "labels": sha256(labels.data).hexdigest()},
     }
 
 
@@ -134,17 +127,15 @@ def check(facts: dict[str, Any]) -> None:
     if known is None:  # a user's own images
         return
     train, test = facts["splits"]["train"], facts["splits"]["test"]
-    compared: list[tuple[str, list[float], tuple[float, ...], float]] = [
+    # Resizing moves the means a little, so that the published ones no longer apply.
+    mean, std = (known.mean, known.std) if tuple(facts["image_shape"]) == known.shape else ((), ())
+    for what, found, expected, tolerance in (
         ("training images a class", train["per_class"], known.train_counts, 0),
         ("test images a class", test["per_class"], known.test_counts, 0),
-    ]
-    # Resizing moves the means a little, so that the published ones no longer apply.
-    if known.mean and tuple(facts["image_shape"]) == known.shape:
-        compared.append(("channel means of the training images", train["mean"], known.mean, TOLERANCE))
-        compared.append(("channel deviations of the training images", train["std"], known.std, TOLERANCE))
-    for what, found, expected, tolerance in compared:
-        if len(found) != len(expected) or np.abs(np.subtract(found, expected)).max() > tolerance:
+        ("channel means of the training images", train["mean"], mean, TOLERANCE),
+        ("channel deviations of the training images", train["std"], std, TOLERANCE),
+    ):
+        if expected and (len(found) != len(expected) or np.abs(np.subtract(found, expected)).max() > tolerance):
             right = f"{list(expected)}, within {tolerance}" if tolerance else list(expected)
-            raise DataError(
-                f"{known.title}: {what} are {found}, expected {right}; delete its raw files and run the download again"
-            )
+            fix = "delete its raw files and run the download again"
+            raise DataError(f"{known.title}: {what} are {found}, expected {right}; {fix}")

@@ -1,21 +1,30 @@
-"""Readers of IDX files, CIFAR-10's binary version and scikit-learn's digits."""
+"""Readers of folders and archives, IDX files, CIFAR-10's binary version and scikit-learn's digits."""
 
 import gzip
 import math
+import os
+import stat
 import struct
+import tarfile
+import zipfile
 import zlib
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ask.data.archives import members
-from ask.data.errors import DataError
+from ask.data.arrays import DataError
 
-LARGEST = 256 << 20
-"""Bytes of decompressed content that are read of a file; no known file has more."""
+# What is read at most, a guard against decompression bombs: of a file, and of an archive; an ImageNet fits.
+FILE_BYTES = 256 << 20
+TOTAL_BYTES = 256 << 30
+MOST_FILES = 2_000_000
+
+# What damaged files raise; RuntimeError: the member is encrypted or of an unknown compression.
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 class Split(NamedTuple):
@@ -25,13 +34,80 @@ class Split(NamedTuple):
     labels: NDArray[np.int64]  # class numbers, shape (N,)
 
 
+class Member(NamedTuple):
+    """A file in an archive or folder."""
+
+    name: str  # path inside, with forward slashes
+    origin: str  # the archive or folder, for messages
+    content: Callable[[], bytes]
+
+    def read(self) -> bytes:
+        """The content; DataError if it is damaged."""
+        try:
+            return self.content()
+        except DAMAGE as error:
+            raise DataError(f"{self}: unreadable ({error}); get it anew, or remove it") from error
+
+    def __str__(self) -> str:
+        return f"{self.origin}/{self.name}"
+
+
+def members(path: Path) -> list[Member]:
+    """The files of a folder (links are followed), a zip or a compressed tar archive (then held in memory).
+
+    Raises:
+        DataError: not an archive, a damaged one, or one with unsafe or too large members.
+    """
+    if path.is_dir():
+        files = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
+        return [Member(file.relative_to(path).as_posix(), str(path), file.read_bytes) for file in files]
+    found: list[Member] = []
+    tar, total = path.name.endswith((".tgz", ".tar.gz")), 0
+    try:
+        for name, size, regular, content in _entries(path, tar):
+            total += size
+            wrong = ""
+            if name.startswith("/") or "\\" in name or ".." in name.split("/") or name[1:2] == ":":
+                wrong = "its path is absolute, climbs with `..` or has backslashes"
+            elif not regular:
+                wrong = "it is a link or a device"
+            elif len(found) == MOST_FILES or size > FILE_BYTES or total > TOTAL_BYTES:
+                wrong = f"at most {MOST_FILES} files of {FILE_BYTES} bytes, {TOTAL_BYTES} in all, are read"
+            if wrong:
+                raise DataError(
+                    f"{path}: member {name!r} refused: {wrong}; make the archive anew, with plain files only"
+                )
+            member = Member(PurePosixPath(name).as_posix(), str(path), content)
+            found.append(member._replace(content=partial(bytes, member.read())) if tar else member)
+    except DAMAGE as error:
+        raise DataError(f"{path}: not a readable archive ({error}); get it anew") from error
+    return found
+
+
+def _entries(path: Path, tar: bool) -> Iterator[tuple[str, int, bool, Callable[[], bytes]]]:
+    """Files in an archive, in its order: name, size, whether each is a regular file, and its content."""
+    if tar:
+        # Read from front to back, which is the only fast way in a compressed tar archive.
+        with tarfile.open(path, "r|*") as archive:
+            for info in archive:
+                stream = archive.extractfile(info) if info.isreg() else None
+                if not info.isdir():
+                    yield info.name, info.size, info.isreg(), stream.read if stream else bytes
+    else:
+        zipped = zipfile.ZipFile(path)  # closes itself with the last of its members
+        for entry in zipped.infolist():
+            regular = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG)
+            if not entry.is_dir():
+                yield entry.orig_filename, entry.file_size, regular, partial(zipped.read, entry)
+
+
 def content(path: Path) -> bytes:
     """A file's content, decompressed if it is gzip, whatever its name; DataError if that is damaged."""
     with path.open("rb") as stream:
         zipped = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
         try:
-            return (gzip.GzipFile(fileobj=stream) if zipped else stream).read(LARGEST)
+            return (gzip.GzipFile(fileobj=stream) if zipped else stream).read(FILE_BYTES)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path}: damaged or truncated gzip file ({error}); delete it and get it anew") from error
 
@@ -54,13 +130,11 @@ def read_idx(path: Path, dims: int) -> NDArray[np.uint8]:
 def read_mnist(paths: Iterable[Path]) -> dict[str, Split]:
     """Read the four files of MNIST or Fashion-MNIST, named as published, with or without ``.gz``, by `read_idx`."""
     named = {path.name.removesuffix(".gz"): path for path in paths}
-    return {
-        split: Split(
-            read_idx(named[f"{prefix}-images-idx3-ubyte"], 3)[:, None],
-            read_idx(named[f"{prefix}-labels-idx1-ubyte"], 1).astype(np.int64),
-        )
-        for split, prefix in (("train", "train"), ("test", "t10k"))
-    }
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        labels = read_idx(named[f"{prefix}-labels-idx1-ubyte"], 1).astype(np.int64)
+        splits[split] = Split(read_idx(named[f"{prefix}-images-idx3-ubyte"], 3)[:, None], labels)
+    return splits
 
 
 def read_cifar(path: Path) -> dict[str, Split]:
@@ -69,7 +143,7 @@ def read_cifar(path: Path) -> dict[str, Split]:
     Raises:
         DataError: the archive is damaged, lacks a batch, or a batch is not a whole number of records.
     """
-    batches = {member.name: member.read() for member in members(path) if member.name.endswith(".bin")}
+    batches = {member.name: member.read() for member in members(path)}
     splits = {}
     for split, names in (("train", [f"data_batch_{number}" for number in range(1, 6)]), ("test", ["test_batch"])):
         data = [batches.get(f"cifar-10-batches-bin/{name}.bin", b"") for name in names]

@@ -9,9 +9,8 @@ class File:
 
     name: str
     size: int  # bytes
-    md5: str
-    sha256: str | None = None  # where it is published
-    content_sha256: str | None = None  # of the decompressed file: tells re-compressed copies
+    sha256: str
+    repacked: bool = False  # the digest is of the decompressed content, so that re-compressed copies pass too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,7 @@ class Published:
     url: str = ""  # where the files lie, with a slash at the end
     files: tuple[File, ...] = ()
     class_names: tuple[str, ...]
-    class_folders: tuple[str, ...] = ()  # in image archives, where these exist
+    class_folders: tuple[str, ...] = ()  # in image archives, where they are not the names
     image_zips: tuple[str, ...] = ()  # what a mirror may hold in place of the one file
     image_zip_note: str = ""  # what a result made from image zips has to say
     train_counts: tuple[int, ...]  # images of each class
@@ -36,47 +35,26 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(", "))
 
 
-def _idx_files(*known: tuple[int, str, str]) -> tuple[File, ...]:
-    """The four files of an MNIST-like data set, from size, md5 and sha256 of the content of each."""
+def _idx_files(*known: tuple[int, str]) -> tuple[File, ...]:
+    """The four files of an MNIST-like data set, from size and sha256 of the decompressed content of each."""
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return tuple(
-        File(f"{name}-ubyte.gz", size, md5, content_sha256=content)
-        for name, (size, md5, content) in zip(names, known, strict=True)
-    )
+    return tuple(File(f"{name}-ubyte.gz", *facts, repacked=True) for name, facts in zip(names, known, strict=True))
 
 
-# Sources of the digests: torchvision.datasets (md5), the publishers' pages, fastai and TensorFlow Datasets (sha256).
-_CIFAR10 = File(
-    "cifar-10-binary.tar.gz",  # the Python version is pickled, and nothing here is unpickled
-    170052171,
-    md5="c32a1d4ab5d03f1284b67883e8d87530",
-    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-)
-_IMAGENETTE = File(
-    "imagenette2-160.tgz",
-    99003388,
-    md5="e793b78cc4c9e9a4ccc0c1155377a412",
-    sha256="64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5",
-)
+# Digests: the publishers' pages, fastai and TensorFlow Datasets. CIFAR-10's Python version would have to be unpickled.
+_CIFAR10 = File("cifar-10-binary.tar.gz", 170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd")
+_IMAGENETTE = File("imagenette2-160.tgz", 99003388, "64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5")
 _MNIST = _idx_files(
-    (9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
-    (28881, "d53e105ee54ea40749a09fcbcd1e9432", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-    (1648877, "9fb629c4189551a2d022fa330f9573f3", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
-    (4542, "ec29112dd5afa0611ce80d1b7f02629c", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    (9912422, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+    (28881, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+    (1648877, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+    (4542, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
 )
 _FASHION_MNIST = _idx_files(
-    (26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
-    (29515, "25c81989df183df01b3e8a0aad5dffbe", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
-    (4422102, "bef4ecab320f06d8554ea6380940ec79", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
-    (5148, "bb300cfdad3c16e7a12a480ee83cd310", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
-)
-_CIFAR10_CLASSES = _names("airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck")
-_IMAGENETTE_CLASSES = _names(
-    "tench, English springer, cassette player, chain saw, church, "
-    "French horn, garbage truck, gas pump, golf ball, parachute"
-)
-_IMAGENETTE_FOLDERS = _names(
-    "n01440764, n02102040, n02979186, n03000684, n03028079, n03394916, n03417042, n03425413, n03445777, n03888257"
+    (26421880, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+    (29515, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+    (4422102, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+    (5148, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
 )
 
 PUBLISHED = {
@@ -84,8 +62,7 @@ PUBLISHED = {
         title="CIFAR-10",
         url="https://www.cs.toronto.edu/~kriz/",
         files=(_CIFAR10,),
-        class_names=_CIFAR10_CLASSES,
-        class_folders=_CIFAR10_CLASSES,
+        class_names=_names("airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"),
         image_zips=("train-0.zip", "train-1.zip", "test.zip"),
         image_zip_note="Made from a mirror's image zips, in order of class and file name, not in the publisher's.",
         train_counts=(5000,) * 10,
@@ -98,8 +75,14 @@ PUBLISHED = {
         title="Imagenette",
         url="https://s3.amazonaws.com/fast-ai-imageclas/",
         files=(_IMAGENETTE,),
-        class_names=_IMAGENETTE_CLASSES,
-        class_folders=_IMAGENETTE_FOLDERS,
+        class_names=_names(
+            "tench, English springer, cassette player, chain saw, church, "
+            "French horn, garbage truck, gas pump, golf ball, parachute"
+        ),
+        class_folders=_names(
+            "n01440764, n02102040, n02979186, n03000684, n03028079, "
+            "n03394916, n03417042, n03425413, n03445777, n03888257"
+        ),
         image_zips=("imagenette-128.zip",),
         image_zip_note="Made from a mirror's resized, lossily compressed copy, not from imagenette2-160.tgz.",
         train_counts=(963, 955, 993, 858, 941, 956, 961, 931, 951, 960),

@@ -100,7 +100,7 @@ class DkNN:
         codes = torch.from_numpy(encoded.astype(np.int64)).to(images.device)
         self.search_ = {
             layer: make_search(features, codes.to(features.device), self.metric, self.backend)
-            for layer, features in self._features(images).items()
+            for layer, features in self._features(images, self.layers).items()
         }
         self._codes = codes
         return self
@@ -137,12 +137,11 @@ class DkNN:
         features = self._features(_tensor(X), layers)
         return {layer: self.search_[layer].search(f, k=k) for layer, f in features.items()}
 
-    def _features(self, images: Tensor, layers: Sequence[str] | None = None) -> dict[str, Tensor]:
-        layers = tuple(layers or self.layers)
+    def _features(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         if self.features is None:
             return {layer: images.flatten(1) for layer in layers}
         with torch.inference_mode():
-            parts = [self.features(batch, layers) for batch in images.split(self.batch_size)]
+            parts = [self.features(batch, tuple(layers)) for batch in images.split(self.batch_size)]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ask.knn.search import Neighbours, ReferenceSet
+from ask.knn.search import Neighbours, Search
 from ask.knn.similarity import Similarity
 
 
-class FaissSearch(ReferenceSet):
+class FaissSearch(Search):
     """Neighbours under cosine similarity or l2 distance by faiss; arguments as :class:`ask.knn.search.ExactSearch`.
 
     Args:
@@ -37,24 +37,20 @@ class FaissSearch(ReferenceSet):
         self._by_class: list[Any] = []
 
     def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
-        """As :meth:`ask.knn.search.ExactSearch.search`."""
-        array = np.ascontiguousarray(self.checked(queries, k, k_class).detach().cpu().numpy())
+        """As :class:`ask.knn.search.Search`."""
+        array = np.ascontiguousarray(self._checked(queries, k, k_class).detach().cpu().numpy())
         distances, ids = self._ask(self._global, array, k)
-        by_class = []
         if k_class and not self._by_class:
             self._by_class = [self._index(self.features[start:end], False) for start, end in self.bounds]
-        for index, (start, _) in zip(self._by_class, self.bounds, strict=False):
-            class_distances, class_ids = self._ask(index, array, k_class)
-            by_class.append((class_distances, class_ids + start))
+        found = [self._ask(index, array, k_class) for index in self._by_class or [None] * self.n_classes]
+        class_ids = torch.stack([own + start for (_, own), (start, _) in zip(found, self.bounds, strict=True)], 1)
+        class_distances = torch.stack([own for own, _ in found], 1)
         device = self.features.device
-        shape = (len(queries), self.n_classes, 0)
         return Neighbours(
             self.order[ids.to(device)],
             distances.to(device),
-            self.order[torch.stack([i for _, i in by_class], 1).to(device)]
-            if k_class
-            else torch.empty(shape, dtype=torch.int64, device=device),
-            torch.stack([d for d, _ in by_class], 1).to(device) if k_class else torch.empty(shape, device=device),
+            self.order[class_ids.to(device)],
+            class_distances.to(device),
         )
 
     def _index(self, features: Tensor, approximate: bool) -> Any:

@@ -5,8 +5,8 @@ closer than float32 can tell apart, those queries alone are ranked again in floa
 are equidistant even then are ordered by their position. Ids therefore equal those of a float64 search.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,24 +39,70 @@ class Neighbours:
     """(queries, classes, k_class), from the matrix product (good to float32 of the squared norms)."""
 
 
-class Search(Protocol):
-    """What attacks and classifiers need of a reference set; :class:`ExactSearch` and the faiss backends have it."""
+class Search(ABC):
+    """A reference set as attacks and classifiers need it: sorted by class, with the way back to the order given.
 
-    similarity: Similarity
-    n_classes: int
-    features: Tensor
-    """References sorted by class (references, dimensions); unit length under cosine."""
-    counts: Tensor
-    """References of each class (classes,)."""
+    Attributes:
+        similarity: ``cosine`` or ``l2``.
+        n_classes: number of classes.
+        features: references sorted by class (references, dimensions); unit length under cosine.
+        counts: references of each class (classes,).
+        bounds: first row and row behind the last of each class.
+        order: position of each of ``features`` in the set as given.
 
+    Raises ValueError, with the fix, for references that can't be searched.
+    """
+
+    def __init__(
+        self, features: Tensor, labels: Tensor, *, n_classes: int | None = None, similarity: Similarity = "cosine"
+    ) -> None:
+        self.similarity: Similarity = similarity
+        self.n_classes = n_classes or int(labels.max()) + 1
+        self.counts = _counts(features, labels, self.n_classes)
+        self.order = torch.argsort(labels, stable=True)
+        self._row = torch.empty_like(self.order)
+        self._row[self.order] = torch.arange(len(self.order), device=self.order.device)
+        ordered = features[self.order]
+        ordered = ordered if ordered.dtype == torch.float64 else ordered.float()
+        self.features = unit(ordered) if similarity == "cosine" else ordered
+        ends = self.counts.cumsum(0).tolist()
+        self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+
+    @abstractmethod
     def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
-        """The ``k`` nearest of all and the ``k_class`` nearest of each class, for queries (queries, dimensions)."""
+        """The ``k`` nearest of all and the ``k_class`` nearest of each class, for queries (queries, dimensions).
+
+        Raises ValueError for queries of another shape or device, NaN, or more neighbours than there are references.
+        """
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of ``features`` for positions in the reference set as it was given."""
+        return self._row[indices]
+
+    def _checked(self, queries: Tensor, k: int, k_class: int) -> Tensor:
+        """Queries (queries, dimensions) ready for comparison."""
+        count, dimensions = self.features.shape
+        fewest = int(self.counts.min())
+        if queries.ndim != 2 or queries.shape[1] != dimensions:
+            raise ValueError(f"queries must be (queries, {dimensions}) like the references, got {tuple(queries.shape)}")
+        if queries.device != self.features.device:
+            raise ValueError(
+                f"queries are on {queries.device}, references on {self.features.device}; move one with .to()"
+            )
+        if k > count:
+            raise ValueError(f"k={k} exceeds the {count} references; lower k or add references")
+        if k_class > fewest:
+            raise ValueError(
+                f"k={k_class} exceeds the {fewest} references of class {int(self.counts.argmin())};"
+                " lower k or add references of that class"
+            )
+        if not torch.isfinite(queries).all():
+            raise ValueError("queries hold NaN or infinite values")
+        queries = queries.to(self.features.dtype)
+        return unit(queries) if self.similarity == "cosine" else queries
 
 
-def check_references(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+def _counts(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """Class counts (classes,) of a reference set; raises ValueError with the fix if it can't be searched."""
     if features.ndim != 2 or not len(features):
         raise ValueError(f"references must be (references, dimensions), got shape {tuple(features.shape)}; flatten(1)?")
@@ -74,55 +120,7 @@ def check_references(features: Tensor, labels: Tensor, n_classes: int) -> Tensor
     return counts
 
 
-def check_queries(queries: Tensor, references: Tensor, counts: Tensor, k: int, k_class: int) -> None:
-    """Raises ValueError for queries of another shape or device, NaN, or more neighbours than there are references."""
-    if queries.ndim != 2 or queries.shape[1] != references.shape[1]:
-        raise ValueError(
-            f"queries must be (queries, {references.shape[1]}) like the references, got {tuple(queries.shape)}"
-        )
-    if queries.device != references.device:
-        raise ValueError(f"queries are on {queries.device}, references on {references.device}; move one with .to()")
-    if k > len(references):
-        raise ValueError(f"k={k} exceeds the {len(references)} references; lower k or add references")
-    if k_class > int(counts.min()):
-        raise ValueError(
-            f"k={k_class} exceeds the {int(counts.min())} references of class {int(counts.argmin())};"
-            " lower k or add references of that class"
-        )
-    if not torch.isfinite(queries).all():
-        raise ValueError("queries hold NaN or infinite values")
-
-
-class ReferenceSet:
-    """References sorted by class, and the way back to the order in which they were given."""
-
-    def __init__(
-        self, features: Tensor, labels: Tensor, *, n_classes: int | None = None, similarity: Similarity = "cosine"
-    ) -> None:
-        self.n_classes = n_classes or int(labels.max()) + 1
-        self.counts = check_references(features, labels, self.n_classes)
-        self.similarity: Similarity = similarity
-        self.order = torch.argsort(labels, stable=True)
-        self._row = torch.empty_like(self.order)
-        self._row[self.order] = torch.arange(len(self.order), device=self.order.device)
-        ordered = features[self.order]
-        ordered = ordered if ordered.dtype == torch.float64 else ordered.float()
-        self.features = unit(ordered) if similarity == "cosine" else ordered
-        ends = self.counts.cumsum(0).tolist()
-        self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Rows of ``features`` for positions in the reference set as it was given."""
-        return self._row[indices]
-
-    def checked(self, queries: Tensor, k: int, k_class: int) -> Tensor:
-        """Queries (queries, dimensions) ready for comparison; raises ValueError for what can't be searched."""
-        check_queries(queries, self.features, self.counts, k, k_class)
-        queries = queries.to(self.features.dtype)
-        return unit(queries) if self.similarity == "cosine" else queries
-
-
-class ExactSearch(ReferenceSet):
+class ExactSearch(Search):
     """Exact neighbours under cosine similarity or l2 distance, on the device of the references.
 
     Args:
@@ -132,9 +130,7 @@ class ExactSearch(ReferenceSet):
         similarity: ``cosine`` or ``l2``.
         memory: bytes that the scores of one chunk of queries may take.
 
-    Attributes:
-        features: references as given (unit length under cosine), sorted by class.
-        order: position of each of ``features`` in the set as given.
+    Attributes as :class:`Search`.
     """
 
     def __init__(
@@ -152,8 +148,8 @@ class ExactSearch(ReferenceSet):
         self._max_norm = self.square_norms.max().sqrt()
 
     def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
-        """The ``k`` nearest of all and the ``k_class`` nearest of each class, for queries (queries, dimensions)."""
-        queries = self.checked(queries, k, k_class)
+        """As :class:`Search`."""
+        queries = self._checked(queries, k, k_class)
         blocks = self._blocks(len(queries))
         widest = max(self.bounds[last - 1][1] - self.bounds[first][0] for first, last in blocks)
         chunk = max(1, self.memory // (4 * widest))
@@ -184,7 +180,10 @@ class ExactSearch(ReferenceSet):
     def _search(
         self, queries: Tensor, k: int, k_class: int, blocks: list[tuple[int, int]], buffer: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        tolerance = self._tolerance(queries)
+        # How far rounding can move one score (queries, 1); tested against float64.
+        rounding = torch.finfo(queries.dtype).eps * (4 + queries.shape[1] ** 0.5 / 8)
+        norms = queries.norm(dim=1, keepdim=True)
+        tolerance = torch.maximum(norms * self._max_norm, self._max_norm.square() / 2) * rounding
         per_class, per_class_scores, class_ids, class_scores = [], [], [], []
         for first, last in blocks:
             begin, stop = self.bounds[first][0], self.bounds[last - 1][1]
@@ -219,13 +218,6 @@ class ExactSearch(ReferenceSet):
         if self.similarity == "cosine":
             return 0.5 - scores
         return (queries.square().sum(1, keepdim=True) - 2 * scores).clamp_min_(0).sqrt_()
-
-    def _tolerance(self, queries: Tensor) -> Tensor:
-        """Bound (queries, 1) on how far rounding can move one score; tested against float64."""
-        rounding: float = torch.finfo(queries.dtype).eps * (4 + queries.shape[1] ** 0.5 / 8)
-        norms = queries.norm(dim=1, keepdim=True)
-        largest: Tensor = torch.maximum(norms * self._max_norm, self._max_norm.square() / 2)
-        return largest * rounding
 
     def _settle(
         self, queries: Tensor, scores: Tensor | None, best: Tensor, ids: Tensor, tolerance: Tensor, k: int, start: int

@@ -11,12 +11,10 @@ a cross-entropy over class similarities a (batch, classes). With A the similarit
 * defence (V), instance-wise: a_c = logsumexp_k A(f, r_ck).
 
 Under cosine similarity the class-wise form collapses exactly, mean_k cos(f, r_k) = f^ . mean_k r^_k,
-so K references a class become one vector (:class:`CosineMeans`). Negative l2 has no such form.
+so K references a class become one vector (:func:`class_wise`). Negative l2 has no such form.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,47 +45,9 @@ def ask_loss(class_similarity: Tensor, labels: Tensor, targets: Tensor | None = 
     return F.softplus(ask_margin(class_similarity, labels, targets))
 
 
-class ClassSimilarity(Protocol):
-    """References of a batch, ready to be compared with its features (batch, dimensions) -> (batch, classes)."""
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Class similarities, divided by tau."""
-
-
-@dataclass(frozen=True)
-class CosineMeans:
-    """Class-wise cosine similarity over tau, collapsed to one mean unit vector a class."""
-
-    means: Tensor
-    """(batch, classes, dimensions)."""
-    tau: float
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """As :class:`ClassSimilarity`."""
-        return torch.bmm(self.means, unit(features).unsqueeze(2)).squeeze(2) / self.tau
-
-
-@dataclass(frozen=True)
-class L2References:
-    """Class-wise negative l2 distance over tau."""
-
-    vectors: Tensor
-    """(batch, classes x k, dimensions)."""
-    square_norms: Tensor
-    """(batch, classes x k)."""
-    weights: Tensor
-    """(batch, classes, k): 1 / K for each reference of a class, 0 for padding."""
-    tau: float
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """As :class:`ClassSimilarity`."""
-        similarity = negative_distance(features.unsqueeze(1), self.vectors, self.square_norms)
-        return (similarity.reshape(self.weights.shape) * self.weights).sum(2) / self.tau
-
-
 def class_wise(
     references: Tensor, indices: Tensor, *, weights: Tensor | None = None, similarity: Similarity, tau: float
-) -> ClassSimilarity:
+) -> Callable[[Tensor], Tensor]:
     """Prepare the class-wise similarity of a batch (the attack's form).
 
     Args:
@@ -97,18 +57,28 @@ def class_wise(
             classes of different K (K+ and K-).
         similarity: ``cosine`` or ``l2``.
         tau: temperature, > 0.
+
+    Returns:
+        A function of the batch's features (batch, dimensions): their class similarities (batch, classes), over tau.
     """
     batch, classes, k = indices.shape
     if weights is None:
         weights = references.new_full(indices.shape, 1 / k)
     if similarity == "cosine":
         # A bag's weighted sum, without ever holding the k references of all classes at once.
-        means = F.embedding_bag(
+        bags = F.embedding_bag(
             indices.reshape(-1, k), unit(references), mode="sum", per_sample_weights=weights.reshape(-1, k)
         )
-        return CosineMeans(means.reshape(batch, classes, -1), tau)
+        means = bags.reshape(batch, classes, -1)
+        return lambda features: torch.bmm(means, unit(features).unsqueeze(2)).squeeze(2) / tau
     vectors = references[indices.reshape(batch, -1)]
-    return L2References(vectors, vectors.square().sum(2), weights, tau)
+    square_norms = vectors.square().sum(2)
+
+    def l2(features: Tensor) -> Tensor:
+        found = negative_distance(features.unsqueeze(1), vectors, square_norms)
+        return (found.reshape(weights.shape) * weights).sum(2) / tau
+
+    return l2
 
 
 def instance_wise(

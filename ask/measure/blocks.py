@@ -1,11 +1,9 @@
 """AdvKnn's deep kNN blocks: one for each trial's reference set, all fitted together."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from ask.attacks.advknn import BlockConfig, fit_blocks, vote_distributions
+from ask.attacks.advknn import fit_blocks, vote_distributions
 from ask.config.jobs import BlockJob
 from ask.data.arrays import load
 from ask.knn.search import ExactSearch
@@ -18,7 +16,7 @@ from ask.seeds import derive_seed
 from ask.tensorfile import save_tensors
 
 
-def fit(job: BlockJob, place: Place, out: Path) -> None:
+def fit(job: BlockJob, place: Place) -> None:
     """Write the parameters of every trial's block, stacked, as ``0``, ``1``, … (trials, …)."""
     features = job.features
     labels = np.array(load(prepared(place.data, features.dataset), "train")[1])
@@ -36,8 +34,9 @@ def fit(job: BlockJob, place: Place, out: Path) -> None:
         torch.stack(rows),
         torch.stack(targets),
         similarity=job.similarity,
-        config=BlockConfig(**job.block.model_dump()),
+        config=job.block,
         generator=torch.Generator().manual_seed(derive_seed(job.seed, features.dataset, "blocks")),
     )
     stacked = [torch.stack(parameters) for parameters in zip(*(block.parameters for block in blocks), strict=True)]
+    out = place.run.blocks(features.dataset, features.model, job.id)
     save_tensors(out, {str(i): tensor for i, tensor in enumerate(stacked)}, {"job": job.model_dump_json()})

@@ -6,7 +6,8 @@ trial only, so that all attacks and models of a trial share them and can be comp
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -33,24 +34,24 @@ class InvalidAttackError(AskError):
 
 def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
     """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first."""
-    evaluator = Evaluator(job.features, job.attack, [job.classifier], job.images, place)
+    layers = layers_of(job.attack)
+    evaluator = Evaluator(job.features, layers, job.similarity, [job.classifier], job.images, place)
     seed = derive_seed(job.seed, job.features.dataset, "calibration")
     trial = evaluator.draw(job.references_per_class, derive_seed(seed, "references"))
-    layers = job.attack.layers
     taus = {layer: read_picked(place.run, job, name)["tau"] for layer, name in zip(layers, job.tau_from, strict=False)}
 
-    def setting(point: Mapping[str, float]) -> Mapping[str, Any]:
+    def at(point: Mapping[str, float]) -> Any:
+        """The attack at a point of the grid."""
+        changes: dict[str, Any] = dict(point)
         if "omega" in point:
-            return {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
-        if "tau" in point:
-            return {"tau": dict.fromkeys(layers, point["tau"]), "omega": {}}
-        return point
+            changes = {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
+        return job.attack.model_copy(update=changes)
 
     clean = None
     accuracies = []
     for first in range(0, len(job.grid), evaluator.attacks_at_once):
         points = job.grid[first : first + evaluator.attacks_at_once]
-        attacks = [trial.attack(setting(point), seed) for point in points]
+        attacks = [trial.attack(at(point), seed) for point in points]
         clean = clean or trial.neighbours(evaluator.clean_features, attacks[0])
         for adversarial in evaluator.run(attacks, [clean] * len(attacks)):
             predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
@@ -59,9 +60,7 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
     return {"picked": picked, "grid": list(job.grid), "accuracies": accuracies}
 
 
-def run_cell(
-    job: CellJob, place: Place, log: Callable[[str], object] = str
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Evaluate one attack over all trials.
 
     Returns:
@@ -72,7 +71,7 @@ def run_cell(
     began = time.perf_counter()
     seconds = {"attack": 0.0, "search": 0.0}
     setting = Setting(job, place)
-    evaluator = Evaluator(job.features, job.attack, job.classifiers, job.test_images, place)
+    evaluator = Evaluator(job.features, layers_of(job.attack), job.similarity, job.classifiers, job.test_images, place)
     labels = evaluator.labels.cpu().numpy()
     shape = (len(job.classifiers), job.trials, len(labels))
     predictions = {"clean": np.zeros(shape, np.uint8), "robust": np.zeros(shape, np.uint8)}
@@ -84,9 +83,9 @@ def run_cell(
         numbers = range(first, min(first + evaluator.attacks_at_once, job.trials))
         trials = [evaluator.draw(job.references_per_class, reference_seed(job, number)) for number in numbers]
         attacks: list[Attack] = []
-        if job.attack.name != "none":
+        if job.attack is not None:
             attacks = [
-                trial.attack(setting.of(number), start_seed(job, number), validity.see_gradient)
+                trial.attack(setting.config, start_seed(job, number), setting.blocks(number), validity.see_gradient)
                 for number, trial in zip(numbers, trials, strict=True)
             ]
         with _Clock(seconds, "search", place.device):
@@ -99,7 +98,7 @@ def run_cell(
                 adversarial = evaluator.run(attacks, clean)
             robust = []
             for number, trial, images in zip(numbers, trials, adversarial, strict=True):
-                validity.see_images(evaluator.images, images, job.attack.eps / 255)
+                validity.see_images(evaluator.images, images, setting.config.eps)
                 with _Clock(seconds, "search", place.device):
                     features, classes = evaluator.look(images)
                     robust.append(trial.neighbours(features))
@@ -111,7 +110,7 @@ def run_cell(
                     predictions[kind][i, number] = trial.classify(neighbours, classifier).cpu().numpy()
             shown = predictions["robust"][:, number] if job.classifiers else predictions["network_robust"][[number]]
             accuracies = ", ".join(f"{100 * (classes == labels).mean():.2f} %" for classes in shown)
-            log(f"trial {number + 1}/{job.trials}: accuracy {accuracies}")
+            place.log(f"trial {number + 1}/{job.trials}: accuracy {accuracies}")
     results = [
         classifier.model_dump(mode="json")
         | {kind: summarise((predictions[kind][i] == labels).mean(1)) for kind in ("robust", "clean")}
@@ -174,14 +173,15 @@ class Validity:
 
 
 class Setting:
-    """Parameters of a cell's attack that other jobs found: tau and omega, alpha and learning rate, or blocks."""
+    """A cell's attack with what other jobs found for it: tau and omega, alpha and learning rate, or blocks."""
 
     def __init__(self, job: CellJob, place: Place) -> None:
+        self.job, self.place = job, place
         self.known: dict[str, Any] = {}
-        layers: tuple[str, ...] = job.attack.layers
-        if job.attack.name == "ask":
-            tau = dict.fromkeys(layers, job.tau)
-            if job.tau is None:
+        layers, attack = layers_of(job.attack), job.attack
+        if attack is not None and attack.name == "ask":
+            tau = dict.fromkeys(layers, attack.tau)
+            if attack.tau is None:
                 picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
                 tau = dict(zip(layers, picked, strict=True))
             shares = [1 / len(layers)] * len(layers)
@@ -190,24 +190,27 @@ class Setting:
             self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
         if job.alpha_from:
             self.known = read_picked(place.run, job, job.alpha_from)
-        self._blocks = {
-            layer: _load_blocks(job, name, place) for layer, name in zip(layers, job.blocks_from, strict=False)
-        }
+        self.config: Any = attack and attack.model_copy(update=self.known)
 
-    def of(self, trial: int) -> dict[str, Any]:
-        """All parameters in one trial."""
-        if not self._blocks:
-            return self.known
-        return {"blocks": {layer: blocks(trial) for layer, blocks in self._blocks.items()}}
+    @cached_property
+    def _stacked(self) -> dict[str, list[Tensor]]:
+        """Parameters of AdvKnn's blocks of all trials, by layer."""
+        from ask.tensorfile import load_tensors
+
+        found, features, run = {}, self.job.features, self.place.run
+        for layer, name in zip(layers_of(self.job.attack), self.job.blocks_from, strict=False):
+            tensors, _ = load_tensors(run.blocks(features.dataset, features.model, name))
+            found[layer] = [tensors[key].to(self.place.device) for key in sorted(tensors)]
+        return found
+
+    def blocks(self, trial: int) -> dict[str, tuple[Tensor, ...]]:
+        """A trial's parameters of AdvKnn's blocks by layer; empty for other attacks."""
+        return {layer: tuple(tensor[trial] for tensor in stacked) for layer, stacked in self._stacked.items()}
 
 
-def _load_blocks(job: CellJob, name: str, place: Place) -> Callable[[int], tuple[Tensor, ...]]:
-    """A trial's parameters of AdvKnn's block of one layer."""
-    from ask.tensorfile import load_tensors
-
-    tensors, _ = load_tensors(place.run.blocks(job.features.dataset, job.features.model, name))
-    stacked = [tensors[key].to(place.device) for key in sorted(tensors)]
-    return lambda trial: tuple(tensor[trial] for tensor in stacked)
+def layers_of(attack: Any) -> tuple[str, ...]:
+    """Attacked layers; none for clean images and attacks on a network's output."""
+    return tuple(getattr(attack, "layers", ()))
 
 
 def _shares(first: float) -> list[float]:

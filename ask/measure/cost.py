@@ -5,16 +5,17 @@ from typing import Any
 import yaml
 
 from ask.config.jobs import CostJob
+from ask.measure.place import Place
 from ask.paths import Run
 
 
-def compare(job: CostJob, run: Run) -> dict[str, Any]:
+def compare(job: CostJob, place: Place) -> dict[str, Any]:
     """Training seconds without validation, image passes and multiply-adds a training image, and factors to the base.
 
     A pass is one image forward or backward through the network, whether to its end or to the attacked layer; the
     multiply-adds count how far. Seconds were measured where each model was trained, beside whatever else ran there.
     """
-    own, base = (_record(run, job.dataset, model) for model in (job.model, job.base))
+    own, base = (_record(place.run, job.dataset, model) for model in (job.model, job.base))
     images, base_images = (record["passes_per_step"]["images"] for record in (own, base))
     passes, base_passes = (
         (record["passes_per_step"]["forward"] + record["passes_per_step"]["backward"]) / count

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ask.attacks import HOMES
 from ask.attacks.linf import Ascent, ascend, fitting_batch, frozen
-from ask.attacks.subject import Subject
-from ask.config.jobs import AttackSpec, ClassifierSpec, FeatureSpec
+from ask.attacks.references import Subject
+from ask.config.base import Similarity
+from ask.config.jobs import ClassifierSpec, FeatureSpec
 from ask.data.arrays import load
 from ask.errors import AskError
 from ask.knn.dknn import classify, votes
@@ -45,20 +45,21 @@ class GradientAttack(Attack, Protocol):
 
 
 class Evaluator:
-    """A model and its test images; :meth:`draw` gives a trial's reference set."""
+    """A model, its test images and the layers under attack; :meth:`draw` gives a trial's reference set."""
 
     def __init__(
         self,
         features: FeatureSpec,
-        attack: AttackSpec,
+        attacked: Sequence[str],
+        similarity: Similarity,
         classifiers: Sequence[ClassifierSpec],
         test_images: int | None,
         place: Place,
     ) -> None:
         self.extract, self.network = load_subject(features, place)
         self.classifiers = classifiers
-        self.spec = attack
-        self.layers = tuple(sorted({*attack.layers, *(layer for c in classifiers for layer in c.layers)}))
+        self.attacked, self.similarity = attacked, similarity
+        self.layers = tuple(sorted({*attacked, *(layer for c in classifiers for layer in c.layers)}))
         self.place = place
         folder = prepared(place.data, features.dataset)
         images, labels = load(folder, "test")
@@ -78,8 +79,8 @@ class Evaluator:
         chosen = draw_references(self.pool_labels, per_class, seed)
         labels = torch.from_numpy(self.pool_labels[chosen]).to(self.place.device)
         searches: dict[tuple[str, str], ExactSearch] = {}
-        wanted = {(c.similarity, layer) for c in self.classifiers for layer in c.layers}
-        wanted |= {(self.spec.similarity, layer) for layer in self.spec.layers}
+        wanted: set[tuple[str, str]] = {(c.similarity, layer) for c in self.classifiers for layer in c.layers}
+        wanted |= {(self.similarity, layer) for layer in self.attacked}
         for layer in self.layers:
             features = torch.from_numpy(self.pools[layer][chosen]).to(self.place.device)
             for similarity in SIMILARITIES:
@@ -99,7 +100,7 @@ class Evaluator:
         known: list[dict[str, Any]] = [{} for _ in attacks]
         for attack, options, found in zip(attacks, known, clean, strict=True):
             if attack.k or attack.k_class:
-                options["neighbours"] = {layer: found[self.spec.similarity, layer] for layer in self.spec.layers}
+                options["neighbours"] = {layer: found[self.similarity, layer] for layer in self.attacked}
         climbers = [attack for attack in attacks if isinstance(attack, GradientAttack)]
         if len(climbers) < len(attacks):
             return [attack(self.images, self.labels, **options) for attack, options in zip(attacks, known, strict=True)]
@@ -138,11 +139,7 @@ class Trial:
         """Neighbours by similarity and layer: as many as the classifiers need, and as ``attack`` wants."""
         found = {}
         for (similarity, layer), search in self.searches.items():
-            aimed = (
-                attack is not None
-                and similarity == self.evaluator.spec.similarity
-                and layer in self.evaluator.spec.layers
-            )
+            aimed = attack is not None and similarity == self.evaluator.similarity and layer in self.evaluator.attacked
             wanted = [c.k for c in self.evaluator.classifiers if c.similarity == similarity and layer in c.layers]
             wanted += [attack.k] if attack and aimed else []
             k_class = attack.k_class if attack and aimed else 0
@@ -163,15 +160,24 @@ class Trial:
         )
 
     def attack(
-        self, setting: Mapping[str, Any], seed: int, on_gradient: Callable[[Tensor], None] | None = None
+        self,
+        config: Any,
+        seed: int,
+        blocks: Mapping[str, tuple[Tensor, ...]] | None = None,
+        on_gradient: Callable[[Tensor], None] | None = None,
     ) -> Attack:
-        """The attack on this reference set, with its calibrated parameters."""
-        spec = self.evaluator.spec
-        references: dict[str, Search] = {layer: self.searches[spec.similarity, layer] for layer in spec.layers}
-        made: Attack = import_module(HOMES[spec.name]).build(
-            spec,
-            Subject(self.evaluator.extract, references, self.evaluator.network),
-            setting,
+        """The attack of a complete :data:`ask.config.attacks.Attack` on this reference set.
+
+        ``blocks`` are AdvKnn's parameters by layer; None lets it fit its own.
+        """
+        evaluator = self.evaluator
+        references: dict[str, Search] = {
+            layer: self.searches[evaluator.similarity, layer] for layer in evaluator.attacked
+        }
+        made: Attack = import_module(config.home).build(
+            config,
+            Subject(evaluator.extract, references, evaluator.network),
+            blocks=blocks,
             generator=torch.Generator().manual_seed(seed),
             on_gradient=on_gradient,
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ask.config.jobs import CellJob, ExampleJob
 from ask.data.arrays import load
-from ask.measure.cells import Setting, reference_seed, start_seed
+from ask.measure.cells import Setting, layers_of, reference_seed, start_seed
 from ask.measure.evaluator import Evaluator, Trial, draw_references, pick_test_images
 from ask.measure.place import Place
 from ask.paths import prepared
@@ -38,7 +38,9 @@ def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArr
     train_images, train_labels = load(folder, "train")
     shown, images, neighbours = [], [], []
     for cell in job.cells:
-        evaluator = Evaluator(cell.features, cell.attack, [job.classifier], cell.test_images, place)
+        evaluator = Evaluator(
+            cell.features, layers_of(cell.attack), cell.similarity, [job.classifier], cell.test_images, place
+        )
         trial = evaluator.draw(cell.references_per_class, reference_seed(cell, 0))
         references = draw_references(evaluator.pool_labels, cell.references_per_class, reference_seed(cell, 0))
         image = _attacked(evaluator, trial, cell, place)[chosen : chosen + 1]
@@ -66,9 +68,10 @@ def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArr
 
 def _attacked(evaluator: Evaluator, trial: Trial, cell: CellJob, place: Place) -> Tensor:
     """All test images under the cell's attack: only so is the random start the one that the cell measured."""
-    if cell.attack.name == "none":
+    if cell.attack is None:
         return evaluator.images
-    attack = trial.attack(Setting(cell, place).of(0), start_seed(cell, 0))
+    setting = Setting(cell, place)
+    attack = trial.attack(setting.config, start_seed(cell, 0), setting.blocks(0))
     return evaluator.run([attack], [trial.neighbours(evaluator.clean_features, attack)])[0]
 
 
@@ -83,7 +86,7 @@ def _choose(job: ExampleJob, labels: NDArray[np.int64], place: Place) -> tuple[i
         position = [{key: result[key] for key in wanted} for result in results].index(wanted)
         with np.load(path.with_suffix(".npz")) as stored:
             clean_right &= stored["clean"][position, 0] == labels
-            if cell.attack.name != "none" and not fooled.any():
+            if cell.attack is not None and not fooled.any():
                 fooled = stored["robust"][position, 0] != labels
     words = "" if job.class_index is None else f" of class {job.class_index}"
     for candidates, rule in zip((clean_right & fooled, clean_right, of_class), RULES, strict=True):

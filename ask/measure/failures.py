@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ask.config.jobs import AttackSpec, ClassifierSpec, FailureJob
+from ask.config.jobs import ClassifierSpec, FailureJob
 from ask.knn.dknn import votes
 from ask.measure.cells import reference_seed
 from ask.measure.evaluator import Evaluator
@@ -35,8 +35,7 @@ def analyse(job: FailureJob, place: Place) -> dict[str, Any]:
     path = place.run.cell(cell.features.dataset, cell.features.model, cell.id).with_suffix(".npz")
     clean_right, robust_right = _right(path, classifier)
     looked_at = ClassifierSpec(similarity=job.similarity, layers=(job.layer,), k=job.confidence_k)
-    none = AttackSpec(name="none", variant="", similarity=job.similarity, layers=(), eps=0, step_size=0, steps=0)
-    evaluator = Evaluator(cell.features, none, [looked_at], cell.test_images, place)
+    evaluator = Evaluator(cell.features, (), job.similarity, [looked_at], cell.test_images, place)
     found: dict[str, list[float]] = {}
     for number in range(cell.trials):
         trial = evaluator.draw(cell.references_per_class, reference_seed(cell, number))

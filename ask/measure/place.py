@@ -1,4 +1,4 @@
-"""Feature functions of trained models, and the index of the training images' features."""
+"""Where a job runs, feature functions of trained models, and the index of the training images' features."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ask import files
 from ask.config.jobs import FeatureSpec, IndexJob
 from ask.data.arrays import load
 from ask.paths import Run, prepared
@@ -24,14 +25,22 @@ FORWARD_BATCH = 250
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job reads its data and on which device it runs."""
+    """Where a job reads, writes and computes; of no influence on what it finds but for rounding."""
 
     run: Run
     data: Path
     device: torch.device
+    code: str = ""
+    """Fingerprint of the step's code, for the record."""
+    mirror: str | None = None
+    """Folder(s) or URL of published data sets."""
+    cuda_graphs: bool = False
+    """Whether a training on a GPU replays its crafting as CUDA graphs."""
+    log: Callable[[str], object] = str
+    """Takes lines for who watches."""
 
 
-def build_index(job: IndexJob, place: Place, out: Path) -> None:
+def build_index(job: IndexJob, place: Place) -> None:
     """Write the training images' features at one layer: float32 (images, dimensions)."""
     images, _ = load(prepared(place.data, job.features.dataset), "train")
     extract, _ = load_subject(job.features, place)
@@ -41,12 +50,15 @@ def build_index(job: IndexJob, place: Place, out: Path) -> None:
             found = extract(to_float(images[rows], place.device), (job.layer,))[job.layer]
         return np.asarray(found.float().cpu().numpy())
 
-    shape = (len(images), features_of(slice(0, 1)).shape[1])
-    written = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=shape)
-    for start in range(0, len(images), FORWARD_BATCH):
-        rows = slice(start, start + FORWARD_BATCH)
-        written[rows] = features_of(rows)
-    written.flush()
+    def fill(part: Path) -> None:
+        shape = (len(images), features_of(slice(0, 1)).shape[1])
+        written = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        for start in range(0, len(images), FORWARD_BATCH):
+            rows = slice(start, start + FORWARD_BATCH)
+            written[rows] = features_of(rows)
+        written.flush()
+
+    files.write(place.run.index(job.features.dataset, job.features.model, job.layer), fill)
 
 
 def load_subject(spec: FeatureSpec, place: Place) -> tuple[Features, "Network | None"]:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ask.attacks.ask import ASKAttack, ASKAttackConfig
-from ask.attacks.pgd import PGD, PGDConfig
+from ask.attacks.ask import ASKAttack
+from ask.attacks.pgd import PGD
+from ask.config.attacks import ASKAttackConfig, PGDConfig
 from ask.config.jobs import PlaneJob
 from ask.config.training import NetworkSpec
 from ask.knn.dknn import DkNN
@@ -40,7 +41,7 @@ class Points(ResidentImages):
         return self.images[indices], self.labels[indices]
 
 
-def show(job: PlaneJob) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def show(job: PlaneJob, _place: object = None) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Train both models from every seed and attack them.
 
     Returns:

@@ -32,7 +32,7 @@ MANY_DRAWS = 4000
 SIGMA_R = 0.5
 
 
-def simulate(job: StudyJob) -> dict[str, Any]:
+def simulate(job: StudyJob, _place: object = None) -> dict[str, Any]:
     """Mutual information, loss and bounds of every case, in nats, each over independent batches of draws."""
     results = []
     for k, rho in GAUSSIAN:

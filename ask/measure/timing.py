@@ -9,7 +9,7 @@ import torch
 
 from ask.config.jobs import CellJob, TimingJob
 from ask.data.arrays import load
-from ask.measure.cells import Setting, reference_seed, start_seed
+from ask.measure.cells import Setting, layers_of, reference_seed, start_seed
 from ask.measure.evaluator import Attack, Evaluator, draw_references
 from ask.measure.place import FORWARD_BATCH, Place, to_float
 from ask.paths import prepared
@@ -54,7 +54,7 @@ class _Racer:
         labels = load(prepared(place.data, cell.features.dataset), "test")[1]
         self.available = min(cell.test_images or len(labels), len(labels))
         self.images = min(job.images, self.available)
-        self.evaluator = Evaluator(cell.features, cell.attack, (), self.images, place)
+        self.evaluator = Evaluator(cell.features, layers_of(cell.attack), cell.similarity, (), self.images, place)
         self.setup_seconds = _timed(place, lambda: self._index(cell, place))
         self.setup_seconds += _timed(place, lambda: self._make(cell, place))
 
@@ -66,13 +66,12 @@ class _Racer:
         with torch.inference_mode():
             for start in range(0, len(chosen), FORWARD_BATCH):
                 batch = to_float(images[chosen[start : start + FORWARD_BATCH]], place.device)
-                self.evaluator.extract(batch, cell.attack.layers)
+                self.evaluator.extract(batch, layers_of(cell.attack))
         self.trial = self.evaluator.draw(cell.references_per_class, seed)
 
     def _make(self, cell: CellJob, place: Place) -> None:
         # AdvKnn's blocks are fitted here, for this trial alone, and not read from disk.
-        setting = {"blocks": None} if cell.attack.name == "advknn" else Setting(cell, place).of(0)
-        self.attack: Attack = self.trial.attack(setting, start_seed(cell, 0))
+        self.attack: Attack = self.trial.attack(Setting(cell, place).config, start_seed(cell, 0))
 
     def attack_once(self) -> None:
         """Attack all images, from the search for their neighbours on."""

@@ -9,13 +9,5 @@ if TYPE_CHECKING:
     from ask.models.networks import Network, build, load_network
 
 __all__ = ["Network", "build", "hook_features", "import_torchvision", "load_network"]
-__getattr__ = exports(
-    __name__,
-    {
-        "Network": "networks",
-        "build": "networks",
-        "hook_features": "hooks",
-        "import_torchvision": "hooks",
-        "load_network": "networks",
-    },
-)
+_HOOKS = dict.fromkeys(("hook_features", "import_torchvision"), "hooks")
+__getattr__ = exports(__name__, _HOOKS | dict.fromkeys(("Network", "build", "load_network"), "networks"))

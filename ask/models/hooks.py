@@ -1,15 +1,14 @@
 """Feature functions of any PyTorch module, by forward hooks: nothing of the module has to change."""
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from ask.models._torchvision import import_torchvision
-
-__all__ = ["hook_features", "import_torchvision"]
 
 
 class _AllFound(Exception):  # noqa: N818  # good news, no error
@@ -55,41 +54,67 @@ def hook_features(
             raise ValueError(f"{type(module).__name__} has no submodule {path!r}; it consists of: {top}")
 
     def features(images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        unknown = [layer for layer in layers if layer not in paths]
-        if unknown:
-            raise ValueError(f"unknown layer {unknown[0]!r}; choose from {', '.join(paths)}")
-        wanted = {paths[layer] for layer in layers}
-        found: dict[str, Tensor] = {}
-
-        def keep(path: str) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                if path in found:
-                    return
-                if not isinstance(output, Tensor) or output.ndim < 2:
-                    raise ValueError(
-                        f"submodule {path!r} returns {_described(output)}, not a tensor (batch, ...);"
-                        " take one inside or after it"
-                    )
-                complete = len(found) + 1 == len(wanted)
-                # What follows may work in place, as ReLU(inplace=True) does.
-                found[path] = output if complete else output.clone()
-                if complete:
-                    raise _AllFound
-
-            return hook
-
-        with ExitStack() as hooks:
-            for path in wanted:
-                hooks.enter_context(known[path].register_forward_hook(keep(path)))
-            with suppress(_AllFound):
-                module(images)
-        missing = sorted(wanted - set(found))
-        if missing:
-            raise ValueError(f"the forward pass does not run submodule {missing[0]!r}; take another one")
+        for layer in layers:
+            if layer not in paths:
+                raise ValueError(f"unknown layer {layer!r}; choose from {', '.join(paths)}")
+        found = _outputs(module, {paths[layer]: known[paths[layer]] for layer in layers}, images)
         return {layer: found[paths[layer]].flatten(1) for layer in layers}
 
     return features
 
 
-def _described(output: object) -> str:
-    return f"one of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+def _outputs(module: nn.Module, wanted: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
+    """What submodules, given by path, return in a forward pass that ends at the last of them."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if path in found:
+            return
+        if not isinstance(output, Tensor) or output.ndim < 2:
+            what = f"one of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ValueError(
+                f"submodule {path!r} returns {what}, not a tensor (batch, ...); take one inside or after it"
+            )
+        complete = len(found) + 1 == len(wanted)
+        # What follows may work in place, as ReLU(inplace=True) does.
+        found[path] = output if complete else output.clone()
+        if complete:
+            raise _AllFound
+
+    with ExitStack() as hooks:
+        for path, submodule in wanted.items():
+            hooks.enter_context(submodule.register_forward_hook(partial(keep, path)))
+        with suppress(_AllFound):
+            module(images)
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise ValueError(f"the forward pass does not run submodule {missing[0]!r}; take another one")
+    return found
+
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_library: torch.library.Library | None = None
+
+
+def import_torchvision() -> ModuleType:
+    """``torchvision``, importable even where its extension does not fit the installed torch.
+
+    A torchvision wheel built for another torch fails at import with *operator torchvision::nms does not exist*, for it
+    registers shape functions of two box operators that only the extension defines. The networks and transforms need
+    neither, so that on this failure alone, both schemas are declared (calling them still fails) and the import is
+    tried again. Any other error passes through.
+    """
+    global _library
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error) or _library is not None:
+            raise
+        # The declarations live as long as this object.
+        _library = torch.library.Library("torchvision", "DEF")
+        for schema in _SCHEMAS:
+            _library.define(schema)
+        return importlib.import_module("torchvision")

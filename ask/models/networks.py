@@ -57,24 +57,21 @@ class Network(nn.Module):
         No block beyond the deepest layer asked for is computed. ``input`` is the images themselves.
         Raises ValueError for a name that is not in ``LAYERS``.
         """
-        return self._walk(x, layers, len(self._blocks_up_to(layers)))[1]
+        return self._walk(x, layers)[1]
 
     def forward_with_features(self, x: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits and the features at ``layers`` from one pass; shapes as in :meth:`forward` and :meth:`features`."""
-        self._blocks_up_to(layers)
         x, found = self._walk(x, layers, len(BLOCKS))
         logits: Tensor = self.head(x)
         return logits, found
 
-    def _blocks_up_to(self, layers: Sequence[str]) -> Sequence[str]:
+    def _walk(self, x: Tensor, layers: Sequence[str], depth: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output of the deepest block asked for, or beyond it of the first ``depth`` blocks; and the features."""
         unknown = [layer for layer in layers if layer not in LAYERS]
         if unknown:
             raise ValueError(f"unknown layer {unknown[0]!r}; choose from {', '.join(LAYERS)}")
-        return BLOCKS[: max((LAYERS.index(layer) for layer in layers), default=0)]
-
-    def _walk(self, x: Tensor, layers: Sequence[str], depth: int) -> tuple[Tensor, dict[str, Tensor]]:
         found = {"input": x.flatten(1)} if "input" in layers else {}
-        for name in BLOCKS[:depth]:
+        for name in BLOCKS[: max([depth, *(LAYERS.index(layer) for layer in layers)])]:
             x = self.blocks[name](x)
             if name in layers:
                 found[name] = x.flatten(1)

@@ -1,224 +1,180 @@
-"""``python -m ask plan``, ``status`` and ``why``: the terminal's view of a run."""
+"""``python -m ask check``, ``plan``, ``status`` and ``why``: the terminal's view of a run; no step depends on this."""
 
-import argparse
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ask.config.run import RunConfig, load_artifacts, read_run
-from ask.errors import AskError
+from ask.config.run import load_artifacts, read_run
 from ask.paths import Run
+from ask.plan.cost import costs
+from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
-from ask.plan.planner import Plan, entries, plan_run
-from ask.plan.predict import MACHINES, Predictor, hardware_of, predictor
-from ask.plan.tasks import Task, required, tasks_of
-from ask.slicing.targets import targets_of
+from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
+from ask.plan.predict import MACHINES, Measured, finished, kind_of, predictor
+from ask.plan.why import reasons
 
-BASE = Path("config/config.yaml")
+ASSUMED = """
+Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
+there counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs.
+Assumed: CPU 150 GFLOP/s a core in training, 105 in attacks; GPU 280 TFLOP/s in training (35 % of 800 in
+bf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20."""
+Overlays = Annotated[Sequence[Path], "overlays, as for snakemake"]
 
 
-def plan(options: argparse.Namespace) -> None:
+def check(config: Annotated[Sequence[Path], "configuration files, later ones winning"]) -> None:
+    """Validate a configuration and count its jobs."""
+    read = read_run(list(config))
+    planned = plan_run(read, load_artifacts(ARTIFACTS, read.artifacts), Paper.read(PAPER))
+    models, calibrations, cells = (len(planned.of(step)) for step in ("train", "calibrate", "attack"))
+    print(f"{read.run}: {models} models, {calibrations} calibrations, {cells} cells")
+
+
+def plan(
+    names: Annotated[Sequence[str], "artifacts and slices to plan (default: all)"] = (),
+    *,
+    configfile: Overlays = (),
+    trials: Annotated[int | None, "at most so many trials (evaluation.max_trials)"] = None,
+    json_: Annotated[bool, "print everything as JSON"] = False,
+) -> None:
     """Print what each artifact, slice and the whole run take, and after a run what they took."""
-    config, planned = _plan([BASE, *options.configfile], options.trials)
-    run = Run(Path("results") / config.run)
-    tasks = tasks_of(planned, run)
-    slices = {name: targets_of(config, planned, run, name).outputs for name in config.slices}
-    artifacts = [name for name in options.names if name not in slices]
-    targets = _targets(planned, run, artifacts) if artifacts or not options.names else {}
-    parts = {name: paths for name, paths in slices.items() if paths and (name in options.names or not options.names)}
-    runs = list(_known_runs(run, tasks))
-    known, before = predictor(runs), predictor([(run, {}), *runs[1:]])
-    rows = [{"artifact": name, **_sum(tasks, paths, known)} for name, paths in {**targets, **parts}.items()]
-    paths = [path for paths in {**targets, **parts}.values() for path in paths]
-    wanted, left = required(tasks, paths), required(tasks, paths, undone=True)
-    groups = []
-    for group in dict.fromkeys(task.group for task in tasks.values()):
-        own = {path: task for path, task in tasks.items() if path in wanted and task.group == group}
-        took = [(task, seconds) for task in own.values() if (seconds := task.seconds(run)) is not None]
-        expected = sum(before.seconds(task, _kind_of(task, run)) for task, _ in took)
-        row = {"stage": group, **_sum(own, own, known, left), "basis": known.basis(group)}
-        groups.append({**row, "predicted": expected, "actual": sum(seconds for _, seconds in took)})
-    total = _sum(tasks, paths, known)
-    if options.json:
-        print(json.dumps({"run": run.root.name, "artifacts": rows, "stages": groups, "total": total}, indent=1))
-        return
-    print(f"Run {run.root.name}: jobs, and of those still to do their arithmetic, time and disk\n")
-    head = ("jobs", "to do", "TFLOP", *MACHINES, "disk")
-    shown = [*rows, {"artifact": "all, shared jobs once", **total}]
-    print(_table(("artifact", *head), [(r["artifact"], *_cells(r)) for r in shown]))
-    print("\nBy stage, and for finished jobs what was to be expected without them against what they took\n")
-    cells = [
-        (r["stage"], *_cells(r), r["basis"], _time(r["predicted"]), _time(r["actual"])) for r in groups if r["jobs"]
+    planned = load(configfile, trials)
+    tasks, run, counted = planned.tasks, planned.run, costs(planned)
+    others = list(_elsewhere(run))
+    known, before = predictor(finished(planned, counted), others), predictor({}, others)
+
+    def total(wanted: set[Path], left: set[Path]) -> dict[str, Any]:
+        todo = [(task.group, counted[path]) for path, task in tasks.items() if path in wanted and path in left]
+        times = {kind: sum(known.speed(group, kind).seconds(cost.flop) for group, cost in todo) for kind in MACHINES}
+        flop, size = (sum(getattr(cost, name) for _, cost in todo) for name in ("flop", "size"))
+        jobs = {"jobs": len(wanted), "left": len(todo)}
+        return {**jobs, "flop": flop, "seconds": times[known.here], **times, "bytes": size}
+
+    def of_stage(group: str, wanted: set[Path], left: set[Path]) -> dict[str, Any]:
+        own = {path for path in wanted if tasks[path].group == group}
+        took = {path: seconds for path in own if (seconds := tasks[path].seconds(run)) is not None}
+        predicted = sum(before.speed(group, kind_of(tasks[path], run)).seconds(counted[path].flop) for path in took)
+        about = {"basis": known.basis(group), "predicted": predicted, "actual": sum(took.values())}
+        return {"stage": group, **total(own, left), **about}
+
+    parts = _targets(planned, names)
+    rows = [
+        {"artifact": name, **total(required(tasks, paths), required(tasks, paths, undone=True))}
+        for name, paths in parts.items()
     ]
-    print(_table(("stage", *head, f"basis ({known.here})", "predicted", "actual"), cells))
-    print(
-        "\nTime is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is"
-        "\nthere counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs."
-        "\nAssumed: CPU 150 GFLOP/s a core in training, 105 in attacks; GPU 280 TFLOP/s in training (35 % of 800 in"
-        "\nbf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20. Preparing data is left out."
-    )
+    every = [*itertools.chain(*parts.values()), *([] if names else [run.report])]
+    wanted, left = required(tasks, every), required(tasks, every, undone=True)
+    groups = dict.fromkeys(task.group for path, task in tasks.items() if path in wanted)
+    stages = [of_stage(group, wanted, left) for group in groups]
+    found = {"run": run.root.name, "artifacts": rows, "stages": stages, "total": total(wanted, left)}
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        _show(found, known.here)
 
 
-def _kind_of(task: Task, run: Run) -> str:
-    """Kind of machine that a finished job ran on."""
-    return "CPU" if " cores" in (found := hardware_of(task, run)) or not found else "GPU"
-
-
-def status(options: argparse.Namespace) -> None:
+def status(
+    names: Annotated[Sequence[str], "artifacts whose partial tables to print"] = (), *, configfile: Overlays = ()
+) -> None:
     """Print what of each artifact is done; partial tables of those that are named."""
-    planned, run, tasks = _load(options.configfile)
-    if options.names:
-        _targets(planned, run, options.names)
-        for name in options.names:
-            print(_partial(planned.artifacts[name], run))
+    planned = load(configfile)
+    targets = planned.targets(names)
+    if names:
+        from ask.report.tables import partial_table
+
+        for name in targets:
+            print(partial_table(planned.artifacts[name], planned.run))
         return
     rows = []
-    for name, paths in _targets(planned, run, []).items():
-        needs = [tasks[path] for path in required(tasks, paths) - set(paths)]
-        measured = [task for task in needs if task.stage in ("attacks", "analyses")]
-        trained = [task for task in needs if task.stage == "training"]
-        rendered = "yes" if all(tasks[path].done for path in paths) else "no"
+    for name, paths in targets.items():
+        needs = [planned.tasks[path] for path in required(planned.tasks, paths) - set(paths)]
+        measured = [task for task in needs if task.step.stage in ("attacks", "analyses")]
+        trained = [task for task in needs if task.step.stage == "training"]
+        rendered = "yes" if all(planned.tasks[path].done for path in paths) else "no"
         rows.append((name, _of(trained), _of(measured), rendered))
     print(_table(("artifact", "models", "measurements", "rendered"), rows))
 
 
-def why(options: argparse.Namespace) -> None:
+def why(
+    names: Annotated[Sequence[str], "artifacts or outputs to explain (default: all)"] = (), *, configfile: Overlays = ()
+) -> None:
     """Print which jobs would run, and for what reason."""
-    from ask.plan.why import reasons
-
-    planned, run, tasks = _load(options.configfile)
-    files = [Path(name) for name in options.names if "/" in name]
-    artifacts = [name for name in options.names if "/" not in name]
-    targets = files
-    if artifacts or not files:
-        targets = files + [path for paths in _targets(planned, run, artifacts).values() for path in paths]
-    wanted = required(tasks, targets)
-    found = {path: reason for path, reason in reasons(tasks).items() if path in wanted}
+    planned = load(configfile)
+    tasks, counted = planned.tasks, costs(planned)
+    targets = [
+        *itertools.chain(*_targets(planned, names).values()),
+        *map(Path, names),
+        *([] if names else [planned.run.report]),
+    ]
+    found = reasons(tasks, targets)
     if not found:
         print("Nothing would run.")
         return
-    known = predictor(_known_runs(run, tasks))
-    own = {path: reason for path, reason in found.items() if not reason.startswith("needs ")}
     groups: dict[str, list[Task]] = {}
-    for path, reason in own.items():
-        groups.setdefault(reason, []).append(tasks[path])
+    for path, reason in sorted(found.items(), key=lambda item: item[1].startswith("needs ")):
+        groups.setdefault("because of those" if reason.startswith("needs ") else reason, []).append(tasks[path])
     for reason, members in groups.items():
-        print(f"{reason}\n  {_count(members)}: {_few(str(task.output) for task in members)}")
-    followers = [tasks[path] for path in found if path not in own]
-    if followers:
-        print(f"because of those\n  {_count(followers)}: {_few(str(task.output) for task in followers)}")
-    took = sum(known.seconds(tasks[path]) for path in found)
-    print(f"\n{len(found)} of {len(wanted)} jobs, about {_time(took)} of job time.")
+        steps = ", ".join(f"{count} {step}" for step, count in Counter(task.name for task in members).items())
+        more = f" and {len(members) - 3} more" if len(members) > 3 else ""
+        print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
+    known = predictor(finished(planned, counted), _elsewhere(planned.run))
+    took = sum(known.speed(tasks[path].group).seconds(counted[path].flop) for path in found)
+    print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
 
 
-def _load(overlays: Sequence[Path]) -> tuple[Plan, Run, dict[Path, Task]]:
-    config, planned = _plan([BASE, *overlays])
-    run = Run(Path("results") / config.run)
-    return planned, run, tasks_of(planned, run)
+def _targets(planned: Plan, names: Sequence[str]) -> dict[str, list[Path]]:
+    """Main outputs of artifacts, slices and files by name (default: all artifacts and slices)."""
+    makers = {str(output): path for path, task in planned.tasks.items() for output in task.outputs}
+    found = {}
+    for name in names or (*planned.artifacts, *planned.config.slices):
+        if name in planned.config.slices:
+            from ask.slices import targets_of
+
+            found[name] = targets_of(planned, name).outputs
+        else:
+            found |= {name: [makers[name]]} if name in makers else planned.targets([name])
+    return {name: paths for name, paths in found.items() if paths}
 
 
-def _plan(files: Sequence[Path], trials: int | None = None) -> tuple[RunConfig, Plan]:
-    config = read_run(list(files))
-    if trials:
-        config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_trials": trials})})
-    artifacts = load_artifacts(Path("config/artifacts"), config.artifacts)
-    return config, plan_run(config, artifacts, Paper.read(Path("config/paper")))
-
-
-def _known_runs(run: Run, tasks: dict[Path, Task]) -> Iterable[tuple[Run, dict[Path, Task]]]:
-    """The run itself and all other runs that have results and a configuration of their name."""
-    yield run, tasks
+def _elsewhere(run: Run) -> Iterator[Measured]:
+    """What all other runs have measured that have results and a configuration of their name."""
     for folder in sorted(Path("results").glob("*/benchmarks")):
-        name = folder.parent.name
-        overlay = Path(f"config/{name}.yaml")
-        if folder.parent == run.root or not (name == "paper" or overlay.is_file()):
-            continue
-        other = Run(folder.parent)
-        yield other, tasks_of(_plan([BASE] if name == "paper" else [BASE, overlay])[1], other)
+        overlays = [] if folder.parent.name == "paper" else [Path(f"config/{folder.parent.name}.yaml")]
+        if folder.parent != run.root and all(overlay.is_file() for overlay in overlays):
+            other = load(overlays)
+            yield finished(other, costs(other))
 
 
-def _targets(planned: Plan, run: Run, names: Sequence[str]) -> dict[str, list[Path]]:
-    unknown = [name for name in names if name not in planned.artifacts]
-    if unknown:
-        raise AskError(f"no artifact {unknown[0]!r} in this run; it has {', '.join(planned.artifacts)}")
-    return {
-        name: [run.table(name) if planned.artifacts[name]["kind"] == "table" else run.figure(name)]
-        for name in names or planned.artifacts
-    }
+def _show(found: Mapping[str, Any], here: str) -> None:
+    """Print what `plan` found, as two tables."""
 
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+        flop = row["flop"] / 1e12
+        counts = f"{row['jobs']:,}", f"{row['left']:,}", f"{flop:,.0f}" if flop >= 10 else f"{flop:.2f}"
+        return (*counts, *(_time(row[kind]) for kind in MACHINES), _size(row["bytes"]))
 
-def _sum(
-    tasks: dict[Path, Task], targets: Iterable[Path], known: Predictor, left: set[Path] | None = None
-) -> dict[str, Any]:
-    targets = list(targets)
-    wanted = required(tasks, targets)
-    todo = [tasks[path] for path in (required(tasks, targets, undone=True) if left is None else wanted & left)]
-    times = {kind: sum(known.seconds(task, kind) for task in todo) for kind in MACHINES}
-    return {
-        "jobs": len(wanted),
-        "left": len(todo),
-        "flop": sum(task.flop for task in todo),
-        "seconds": times[known.here],
-        **times,
-        "bytes": sum(task.size for task in todo),
-    }
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    flop = row["flop"] / 1e12
-    return (
-        f"{row['jobs']:,}",
-        f"{row['left']:,}",
-        f"{flop:,.0f}" if flop >= 10 else f"{flop:.2f}",
-        *(_time(row[kind]) for kind in MACHINES),
-        _size(row["bytes"]),
-    )
-
-
-def _partial(job: Mapping[str, Any], run: Run) -> str:
-    """A table from the numbers that can be read already; of a figure, how many points there are."""
-    from ask.report.grid import Number
-    from ask.report.tables import as_markdown
-    from ask.report.values import MissingValueError, lookup
-
-    wanted, numbers = list(entries(job)), {}
-    for place, entry in enumerate(wanted):
-        try:
-            value = lookup(entry, run)
-        except MissingValueError:
-            continue
-        paper = entry.get("paper_mean"), entry.get("paper_ci95")
-        numbers[entry.get("row", place), entry.get("column", 0)] = Number(value, *paper, "", job["comparable"])
-    count = f"{len(numbers)} of {len(wanted)} numbers measured\n"
-    if job["kind"] != "table":
-        return f"{job['title']}: {count}" if wanted else f"{job['title']}: no table\n"
-    return f"{as_markdown(job, numbers)}\n\n{count}"
+    head = ("jobs", "to do", "TFLOP", *MACHINES, "disk")
+    rows = [*found["artifacts"], {"artifact": "all, shared jobs once", **found["total"]}]
+    print(f"Run {found['run']}: jobs, and of those still to do their arithmetic, time and disk\n")
+    print(_table(("artifact", *head), [(row["artifact"], *cells(row)) for row in rows]))
+    print("\nBy stage, and for finished jobs what was to be expected without them against what they took\n")
+    times = [(row["basis"], _time(row["predicted"]), _time(row["actual"])) for row in found["stages"]]
+    stages = [(row["stage"], *cells(row), *time) for row, time in zip(found["stages"], times, strict=True)]
+    print(_table(("stage", *head, f"basis ({here})", "predicted", "actual"), stages))
+    print(ASSUMED)
 
 
 def _of(tasks: Sequence[Task]) -> str:
     return f"{sum(task.done for task in tasks)} of {len(tasks)}" if tasks else "–"
 
 
-def _count(tasks: Sequence[Task]) -> str:
-    steps = [task.step for task in tasks]
-    return ", ".join(f"{steps.count(step)} {step}" for step in dict.fromkeys(steps))
-
-
-def _few(names: Iterable[str], most: int = 3) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
-
-
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        pairs = enumerate(zip(row, widths, strict=True))
-        return "  ".join(text.rjust(width) if place else text.ljust(width) for place, (text, width) in pairs).rstrip()
-
-    return "\n".join([line(head), "  ".join("-" * width for width in widths), *map(line, rows)])
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def _time(seconds: float) -> str:

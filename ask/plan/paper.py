@@ -50,7 +50,7 @@ class Paper:
         wanted = {
             "dataset": asked["dataset"],
             "model_training": model,
-            "attack": ATTACKS[asked["attack"]],
+            "attack": ATTACKS.get(asked["attack"], asked["attack"]),
             "attack_variant": asked["variant"] if ask else "",
             "similarity": asked["similarity"],
             "attack_layers": "" if clean else "+".join(asked["attack_layers"] or ()),

@@ -4,11 +4,13 @@ A pure function of the configuration (and of the paper's reference values), fast
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 from ask.config.artifacts import (
+    SETTING_COLUMNS,
     ArtifactConfig,
     AxisValue,
     CostMetric,
@@ -16,31 +18,61 @@ from ask.config.artifacts import (
     Settings,
     TimingMetric,
 )
+from ask.config.attacks import PIXEL
 from ask.config.jobs import CellJob, ClassifierSpec
-from ask.config.run import ConfigError, RunConfig
-from ask.plan.jobs import JobMaker, Jobs, Key, Subject
+from ask.config.run import ConfigError, RunConfig, load_artifacts, read_run
+from ask.errors import AskError
+from ask.paths import Run
+from ask.plan.graph import Task
 from ask.plan.paper import Paper
 from ask.plan.settings import Resolver, leave_out, merge_levels, product
-from ask.report.columns import SETTING_COLUMNS
+from ask.plan.tasks import Subject, TaskMaker
+
+SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes")
+"""What every artifact's document holds."""
+ARTIFACTS, PAPER = Path("config/artifacts"), Path("config/paper")
+MEASUREMENTS = ("attack", "failures", "timing", "cost", "study")
+"""Steps whose records artifacts show."""
 
 
 @dataclass
-class Plan(Jobs):
-    """All jobs of a run, and its artifacts' own jobs by id."""
+class Plan:
+    """A run: its configuration, its tasks by their main outputs, and its artifacts' documents by id."""
 
+    config: RunConfig
+    run: Run
+    tasks: dict[Path, Task] = field(default_factory=dict)
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def cells_of(self, artifact: str) -> list[Key]:
-        """The cells (or failure analyses and timings, which have the same form) that an artifact shows."""
+    def cells_of(self, artifact: str) -> list[Path]:
+        """The cells (or analyses, which have the same form) that an artifact shows."""
         shown = list(entries(self.artifacts[artifact]))
         shown += [entry["baseline"] for entry in shown if "baseline" in entry]
         cells = [cell for entry in shown for cell in (entry["cell"], *entry.get("over", ()))]
-        return sorted({(cell["dataset"], cell["model"], cell["id"]) for cell in cells})
+        return sorted({self.run.cell(cell["dataset"], cell["model"], cell["id"]) for cell in cells})
 
-    @property
-    def measurements(self) -> list[Key]:
-        """Everything that artifacts read."""
-        return [*self.cells, *self.failures, *self.timings, *self.costs, *self.studies]
+    def of(self, *steps: str) -> list[Task]:
+        """The tasks of some steps."""
+        return [task for task in self.tasks.values() if task.name in steps]
+
+    def targets(self, names: Iterable[str] = ()) -> dict[str, list[Path]]:
+        """Main outputs of artifacts by id (default: all); raises AskError with what there is for an unknown one."""
+        names = list(names) or list(self.artifacts)
+        if unknown := [name for name in names if name not in self.artifacts]:
+            raise AskError(f"no artifact {unknown[0]!r} in this run; it has {', '.join(self.artifacts)}")
+        return {name: [self.shown(name)] for name in names}
+
+    def shown(self, artifact: str) -> Path:
+        """Main output of an artifact."""
+        return (self.run.table if self.artifacts[artifact]["kind"] == "table" else self.run.figure)(artifact)
+
+
+def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
+    """The plan of the base configuration and overlays, from the project's folder; at most so many trials."""
+    config = read_run([Path("config/config.yaml"), *overlays])
+    if trials:
+        config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_trials": trials})})
+    return plan_run(config, load_artifacts(ARTIFACTS, config.artifacts), Paper.read(PAPER))
 
 
 def entries(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -53,14 +85,14 @@ def entries(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def plan_run(config: RunConfig, artifacts: Mapping[str, ArtifactConfig], paper: Paper | None = None) -> Plan:
-    """Expand artifacts into jobs; raises ConfigError for settings that contradict each other."""
+    """Expand artifacts into tasks; raises ConfigError for settings that contradict each other."""
     return _Planner(config, paper or Paper()).plan(artifacts)
 
 
 def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """What the report step reads: the run's summary and the artifacts in order."""
-    shown = ("id", "kind", "title", "caption", "category", "paper", "notes")
-    used = {dataset for dataset, _, _ in plan.cells}
+    cells = [task.job for task in plan.of("attack")]
+    used = {cell.features.dataset for cell in cells}
     replaced = [
         f"{config.datasets[stand_in.dataset].label} in place of {config.datasets[name].label}"
         for name, stand_in in config.stand_ins.items()
@@ -71,12 +103,12 @@ def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
         "title": config.title,
         "note": config.note,
         "configfile": _configfile(config),
-        "artifacts": [{key: job[key] for key in shown} for job in plan.artifacts.values()],
+        "artifacts": [{key: job[key] for key in SHOWN} for job in plan.artifacts.values()],
         "configuration": {
             "data sets": [config.datasets[name].label for name in config.datasets if name in used],
             "stand_ins": replaced,
-            "trials": max((cell.trials for cell in plan.cells.values()), default=0),
-            "attack cells": len(plan.cells),
+            "trials": max((cell.trials for cell in cells), default=0),
+            "attack cells": len(cells),
             "seed": config.seed,
         },
     }
@@ -92,6 +124,7 @@ def claims_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
     overlay = f" --configfile {_configfile(config)}" if _configfile(config) else ""
     names = {name: config.datasets[stand_in.dataset].label for name, stand_in in config.stand_ins.items()}
     return {
+        "claims": str(PAPER / "claims.csv"),
         "kinds": {name: job["kind"] for name, job in plan.artifacts.items()},
         "stand_ins": {name: stand_in.model_dump(mode="json") for name, stand_in in config.stand_ins.items()},
         "labels": {name: names.get(name, dataset.label) for name, dataset in config.datasets.items()},
@@ -101,49 +134,64 @@ def claims_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 class _Planner:
     def __init__(self, config: RunConfig, paper: Paper) -> None:
-        self.config = config
-        self.paper = paper
+        self.config, self.paper = config, paper
         self.settings = Resolver(config)
-        self.result = Plan()
-        self.make = JobMaker(config, self.result)
+        self.result = Plan(config, Run(Path("results") / config.run))
+        self.make = TaskMaker(config, self.result.run)
 
     def plan(self, artifacts: Mapping[str, ArtifactConfig]) -> Plan:
+        result, make = self.result, self.make
         for name, whole in artifacts.items():
-            artifact = leave_out(whole, set(self.config.without))
-            if artifact is None:
-                continue
-            make = {
-                "table": self._table,
-                "figure": self._figure,
-                "pictures": self._pictures,
-                "boundaries": self._boundaries,
-            }[artifact.kind]
-            try:
-                self.result.artifacts[name] = make(name, artifact)
-            except ConfigError as error:
-                raise ConfigError(f"config/artifacts/{name}.yaml: {error}") from None
-        self.make.finish()
-        return self.result
+            if artifact := leave_out(whole, set(self.config.without)):
+                head = {"id": name} | {key: artifact.model_dump(mode="json")[key] for key in SHOWN if key != "id"}
+                try:
+                    result.artifacts[name] = head | getattr(self, f"_{artifact.kind}")(name, artifact)
+                except ConfigError as error:
+                    raise ConfigError(f"config/artifacts/{name}.yaml: {error}") from None
+        result.tasks = make.finish()
+        for name, document in result.artifacts.items():
+            example = result.run.example(name)
+            drawn = [example, example.with_suffix(".npz")] if document["kind"] in ("pictures", "boundaries") else None
+            make.put(document["kind"], document, drawn or result.cells_of(name))
+        shown = [path for name in result.artifacts for path in make.tasks[result.shown(name)].outputs]
+        make.put("claims", claims_job(self.config, result), [*shown, PAPER / "claims.csv", PAPER / "claims.yaml"])
+        measured = [task.output for task in result.of(*MEASUREMENTS)]
+        make.put("report", report_job(self.config, result), [*shown, result.run.claims, *measured])
+        result.tasks = make.finish()
+        return result
 
-    def _table(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
+    def _grid(self, artifact: ArtifactConfig) -> dict[str, Any]:
+        """What tables and pictures have in common: an entry for each row and column."""
         if not artifact.rows or not artifact.columns:
-            raise ConfigError("a table needs rows and columns; add at least one axis of each")
+            raise ConfigError(f"a {artifact.kind.rstrip('s')} needs rows and columns; add at least one axis of each")
         rows, columns = product(artifact.rows), product(artifact.columns)
-        found = []
-        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-            entry = self._entry(artifact, [artifact.settings, *row, *column])
-            found.append({"row": i, "column": j, **entry})
-        self._compare_seconds(found)
+        found = [
+            {"row": i, "column": j, **self._entry(artifact, [artifact.settings, *row, *column])}
+            for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns))
+        ]
         return {
-            **_head(name, artifact),
             "comparable": self._comparable(found),
-            "row_names": [axis.name for axis in artifact.rows],
             "row_headers": [self._labels(artifact, row) for row in rows],
             "column_headers": [self._labels(artifact, column) for column in columns],
             "entries": found,
         }
 
-    def _figure(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
+    def _table(self, _: str, artifact: ArtifactConfig) -> dict[str, Any]:
+        grid = self._grid(artifact)
+        self._compare_seconds(grid["entries"])
+        return {"row_names": [axis.name for axis in artifact.rows], **grid}
+
+    def _pictures(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
+        grid = self._grid(artifact)
+        classifier = ClassifierSpec.model_validate(grid["entries"][0]["classifier"])
+        self.make.example(name, map(self._cell, grid["entries"]), classifier, artifact.class_index)
+        return grid
+
+    def _boundaries(self, name: str, _: ArtifactConfig) -> dict[str, Any]:
+        self.make.plane(name)
+        return {}
+
+    def _figure(self, _: str, artifact: ArtifactConfig) -> dict[str, Any]:
         if not artifact.panels:
             raise ConfigError("a figure needs panels; add at least one")
         panels: list[dict[str, Any]] = []
@@ -161,48 +209,31 @@ class _Planner:
             title = panel.title.replace("{dataset}", self.settings.label(dataset) if dataset else "")
             panels.append({"title": title, "x_label": panel.x.label, "y_label": panel.y_label, "lines": lines})
         points = [point["entry"] for panel in panels for line in panel["lines"] for point in line["points"]]
-        return {**_head(name, artifact), "comparable": self._comparable(points), "panels": panels}
-
-    def _pictures(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
-        if not artifact.rows or not artifact.columns:
-            raise ConfigError("pictures need rows and columns; add at least one axis of each")
-        rows, columns = product(artifact.rows), product(artifact.columns)
-        found = []
-        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-            found.append({"row": i, "column": j, **self._entry(artifact, [artifact.settings, *row, *column])})
-        keys = [(e["cell"]["dataset"], e["cell"]["model"], e["cell"]["id"]) for e in found]
-        classifier = ClassifierSpec.model_validate(found[0]["classifier"])
-        self.make.example(name, [self.result.cells[key] for key in keys], classifier, artifact.class_index)
-        return {
-            **_head(name, artifact),
-            "comparable": self._comparable(found),
-            "row_headers": [self._labels(artifact, row) for row in rows],
-            "column_headers": [self._labels(artifact, column) for column in columns],
-            "entries": found,
-        }
-
-    def _boundaries(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
-        self.make.plane(name)
-        return _head(name, artifact)
+        return {"comparable": self._comparable(points), "panels": panels}
 
     def _compare_seconds(self, found: list[dict[str, Any]]) -> None:
         """Let timing metrics of a table read one common measurement, in which attacks take turns."""
         timed = [entry for entry in found if entry["metric"] in get_args(TimingMetric)]
-        keys = [(e["cell"]["dataset"], e["cell"]["model"], e["cell"]["id"]) for e in timed]
         if not timed:
             return
-        job = self.make.timing([self.result.cells[key] for key in dict.fromkeys(keys)])
-        for entry, key in zip(timed, keys, strict=True):
-            entry["classifier"] = {"timed": key[2]}
-            entry["cell"] = {**entry["cell"], "id": job.id}
+        cells = {cell.id: cell for cell in map(self._cell, timed)}
+        job = self.make.timing(cells.values())
+        for entry in timed:
+            entry["classifier"] = {"timed": entry["cell"]["id"]}
+            entry["cell"] = {**entry["cell"], "id": job}
+
+    def _cell(self, entry: Mapping[str, Any]) -> CellJob:
+        """The cell of an entry, as it is asked for so far."""
+        cell = entry["cell"]
+        job: CellJob = self.make.tasks[self.result.run.cell(cell["dataset"], cell["model"], cell["id"])].job
+        return job
 
     def _x(self, setting: str, asked: float, entry: Mapping[str, Any]) -> float:
         """Position of a point: what was really used where a stand-in scales what was asked for."""
         if setting == "eps":
             return float(entry["columns"]["eps"])
         if setting == "references_per_class":
-            cell = entry["cell"]
-            return self.result.cells[cell["dataset"], cell["model"], cell["id"]].references_per_class
+            return self._cell(entry).references_per_class
         return asked
 
     def _comparable(self, found: Iterable[Mapping[str, Any]]) -> bool:
@@ -262,32 +293,26 @@ class _Planner:
             similarity, layers = asked["classifier_similarity"], asked["dknn_layers"]
             classifier = ClassifierSpec(similarity=similarity, layers=layers, k=asked["classifier_k"])
         cell = self.make.cell(subject, asked, classifier)
-        attack, aimed = cell.attack, bool(cell.attack.layers)
-        mean, ci95 = self._paper_value(artifact, asked)
+        attack, aimed = cell.attack, bool(getattr(cell.attack, "layers", ()))
         metric = ".".join(filter(None, [asked["group"], asked["metric"]]))
-        return {
-            "columns": {
-                "dataset": dataset,
-                "model": model,
-                "attack": attack.name,
-                "variant": attack.variant,
-                "similarity": asked["similarity"] if aimed or classifier else "",
-                "attack_layers": "+".join(attack.layers),
-                "classifier_similarity": classifier.similarity if classifier else "",
-                "dknn_layers": "+".join(classifier.layers) if classifier else "",
-                "k_in": attack.k_in if aimed else "",
-                "k_out": attack.k_out if attack.name == "ask" else "",
-                "classifier_k": classifier.k if classifier else "",
-                "eps": attack.eps,
-                "steps": attack.steps,
-                "metric": metric,
-            },
-            "cell": {"dataset": dataset, "model": features.model, "id": self._measured_by(cell, classifier, asked)},
-            "classifier": classifier.model_dump(mode="json") if classifier else {},
-            "metric": metric,
-            "paper_mean": mean,
-            "paper_ci95": ci95,
+        columns = {
+            "dataset": dataset,
+            "model": model,
+            "attack": asked["attack"],
+            "variant": asked["variant"],
+            "similarity": asked["similarity"] if aimed or classifier else "",
+            "attack_layers": "+".join(getattr(attack, "layers", ())),
+            "classifier_similarity": classifier.similarity if classifier else "",
+            "dknn_layers": "+".join(classifier.layers) if classifier else "",
+            "k_in": asked["k_in"] if aimed else "",
+            "k_out": asked["k_out"] if asked["attack"] == "ask" else "",
+            "classifier_k": classifier.k if classifier else "",
+            "eps": round(attack.eps * PIXEL, 6) if attack else 0.0,
+            "steps": getattr(attack, "steps", 0),
         }
+        key = (dataset, features.model, self._measured_by(cell, classifier, asked))
+        shown = classifier.model_dump(mode="json") if classifier else {}
+        return _value(columns, metric, key, shown, self._paper_value(artifact, asked))
 
     def _cost(self, subject: Subject, metric: str) -> dict[str, Any]:
         """A value of the comparison of a model's training with plain adversarial training."""
@@ -295,28 +320,16 @@ class _Planner:
         if "at" not in self.config.models or subject.features.network is None:
             raise ConfigError(f"metric {metric!r} compares a trained model with model 'at'; name both in `models`")
         name = self.make.cost(subject, "at")
-        return {
-            "columns": dict.fromkeys(SETTING_COLUMNS, "") | {"dataset": dataset, "model": model, "metric": metric},
-            "cell": {"dataset": dataset, "model": model, "id": name},
-            "classifier": {},
-            "metric": metric,
-            "paper_mean": None,
-            "paper_ci95": None,
-        }
+        columns = dict.fromkeys(SETTING_COLUMNS, "") | {"dataset": dataset, "model": model}
+        return _value(columns, metric, (dataset, model, name), {})
 
     def _simulated(self, study: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """A value of a simulation, which settings select by what they name."""
         selected = {name: asked[name] for name in ("case", "form", "classes", "k", "spread") if name in asked}
-        dataset, model, name = self.make.study(study)
+        self.make.study(study)
         about = " ".join(f"{key}={value}" for key, value in selected.items())
-        return {
-            "columns": dict.fromkeys(SETTING_COLUMNS, "") | {"about": about, "metric": asked["metric"], **selected},
-            "cell": {"dataset": dataset, "model": model, "id": name},
-            "classifier": selected,
-            "metric": asked["metric"],
-            "paper_mean": None,
-            "paper_ci95": None,
-        }
+        columns = dict.fromkeys(SETTING_COLUMNS, "") | {"about": about, **selected}
+        return _value(columns, asked["metric"], ("simulated", "none", study), selected)
 
     def _measured_by(self, cell: CellJob, classifier: ClassifierSpec | None, asked: Mapping[str, Any]) -> str:
         """Id of the measurement that holds a metric: the cell, or the analysis of its failures."""
@@ -324,7 +337,7 @@ class _Planner:
             return cell.id
         if asked["group"] is None or classifier is None:
             raise ConfigError(f"metric {asked['metric']!r} needs `group: failures` or `group: successes`")
-        return self.make.failures(cell, classifier).id
+        return self.make.failures(cell, classifier)
 
     def _paper_value(self, artifact: ArtifactConfig, asked: Mapping[str, Any]) -> tuple[float | None, float | None]:
         claim = artifact.paper_claims.get(".".join(filter(None, [asked["group"], asked["metric"]])))
@@ -334,6 +347,19 @@ class _Planner:
         return self.paper.value(artifact.paper_table, asked, self.config.models[asked["model"]].label)
 
 
-def _head(name: str, artifact: ArtifactConfig) -> dict[str, Any]:
-    fields = ("kind", "title", "caption", "category", "paper", "notes")
-    return {"id": name} | {key: artifact.model_dump(mode="json")[key] for key in fields}
+def _value(
+    columns: dict[str, Any],
+    metric: str,
+    cell: tuple[str, str, str],
+    classifier: dict[str, Any],
+    paper: tuple[float | None, float | None] = (None, None),
+) -> dict[str, Any]:
+    """An entry: a measured value's tidy columns, where it is kept (data set, model, id), and the paper's value."""
+    return {
+        "columns": columns | {"metric": metric},
+        "cell": dict(zip(("dataset", "model", "id"), cell, strict=True)),
+        "classifier": classifier,
+        "metric": metric,
+        "paper_mean": paper[0],
+        "paper_ci95": paper[1],
+    }

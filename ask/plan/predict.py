@@ -1,22 +1,30 @@
 """What a run would take: operations over a throughput, which earlier runs on this machine reached or we assume."""
 
 import json
+import math
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 from ask.hardware import processor
 from ask.paths import Run
-from ask.plan.tasks import Task
+from ask.plan.cost import Cost
+from ask.plan.graph import Task
+from ask.plan.planner import Plan
+from ask.steps import LAST, RENDERED
 
 FEWEST = 5
 """Finished jobs of a group from which overhead and rate are both learned; fewer tell the rate alone."""
-TABLES = "tables and figures"
+Measured = Mapping[str, Sequence[tuple[float, float]]]
+"""Operations and seconds of finished jobs, by group (:attr:`Task.group`)."""
+LIGHT = ("data", RENDERED, LAST)
+"""Groups of jobs that take a second whatever the machine, and do not speak for it."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +37,13 @@ class Machine:
     overhead: float
     """Seconds of a job beside its arithmetic: start, imports, loading."""
 
-    def speed(self, group: str) -> "Speed":
-        """Speed where nothing was measured; tables take a second whatever the machine."""
-        if group == TABLES:
-            return Speed(float("inf"), 1.0)
-        return Speed(self.rates.get(group, self.other), self.overhead)
-
 
 MACHINES = {
     # What results/lite (training, and what follows on networks) and results/paper (pixels) reached on one core of a
     # server with AVX-512.
     "CPU": Machine(
-        {
-            "training": 150e9,
-            "calibration": 85e9,
-            "AdvKnn's blocks": 43e9,
-            "calibration on pixels": 15e9,
-            "attacks on pixels": 28e9,
-        },
+        {"training": 150e9, "calibration": 85e9, "AdvKnn's blocks": 43e9}
+        | {"calibration on pixels": 15e9, "attacks on pixels": 28e9},
         105e9,
         3.0,
     ),
@@ -68,9 +65,9 @@ class Speed:
     measured: int = 0
     """Finished jobs that it was learned from; 0: an assumption."""
 
-    def seconds(self, task: Task) -> float:
-        """Predicted wall-clock seconds of a job."""
-        return self.overhead + task.flop / self.rate
+    def seconds(self, flop: float) -> float:
+        """Predicted wall-clock seconds of a job of so many operations."""
+        return self.overhead + flop / self.rate
 
 
 @dataclass(frozen=True)
@@ -83,23 +80,21 @@ class Predictor:
     factor: float = 1.0
     """Measured over assumed seconds of all learned groups together, for groups without a measurement."""
 
-    def speed(self, group: str, kind: str) -> Speed:
-        """Speed of a group of jobs on a kind of machine."""
+    def speed(self, group: str, kind: str = "") -> Speed:
+        """Speed of a group of jobs on a kind of machine (default: this one)."""
+        kind = kind or self.here
         if kind == self.here and group in self.learned:
             return self.learned[group]
-        speed = MACHINES[kind].speed(group)
-        return Speed(speed.rate / self.factor, speed.overhead) if kind == self.here and group != TABLES else speed
-
-    def seconds(self, task: Task, kind: str | None = None) -> float:
-        """Predicted wall-clock seconds of a job on a kind of machine (default: this one)."""
-        return self.speed(task.group, kind or self.here).seconds(task)
+        machine, factor = MACHINES[kind], self.factor if kind == self.here else 1.0
+        light = Speed(math.inf, 1.0)
+        return light if group in LIGHT else Speed(machine.rates.get(group, machine.other) / factor, machine.overhead)
 
     def basis(self, group: str) -> str:
         """Where the prediction for this machine comes from, in words."""
         if group in self.learned:
             count = self.learned[group].measured
             return f"{count} job{'s' * (count > 1)} here"
-        return "assumed" if self.factor == 1 or group == TABLES else f"assumed, times {self.factor:.2g}"
+        return "assumed" if self.factor == 1 or group in LIGHT else f"assumed, times {self.factor:.2g}"
 
 
 def learn(finished: Iterable[tuple[float, float]], overhead: float | None = None) -> Speed | None:
@@ -115,53 +110,45 @@ def learn(finished: Iterable[tuple[float, float]], overhead: float | None = None
         known = overhead is not None and pairs and flops > 0
         return Speed(flops / max(left, 0.1 * total), overhead or 0.0, len(pairs)) if known else None
     speed = _fit(pairs)
-    scale = total / sum(speed.overhead + flop / speed.rate for flop, _ in pairs)
+    scale = total / sum(speed.seconds(flop) for flop, _ in pairs)
     return Speed(speed.rate / scale, speed.overhead * scale, len(pairs))
 
 
-def _fit(pairs: list[tuple[float, float]]) -> Speed:
+def _fit(pairs: Sequence[tuple[float, float]]) -> Speed:
     weights = [1 / seconds**2 for _, seconds in pairs]
-    total = sum(weights)
-    mean_flop, mean_seconds = (sum(w * pair[i] for w, pair in zip(weights, pairs, strict=True)) / total for i in (0, 1))
-    around = [(w, flop - mean_flop, seconds - mean_seconds) for w, (flop, seconds) in zip(weights, pairs, strict=True)]
-    spread = sum(w * f * f for w, f, _ in around)
-    slope = sum(w * f * s for w, f, s in around) / spread if spread else 0.0
-    overhead = mean_seconds - slope * mean_flop
+    flop, took = (fmean(values, weights) for values in zip(*pairs, strict=True))
+    spread = fmean([(f - flop) ** 2 for f, _ in pairs], weights)
+    slope = fmean([(f - flop) * (s - took) for f, s in pairs], weights) / spread if spread else 0.0
     if slope <= 0:
-        return Speed(float("inf"), mean_seconds)
-    if overhead < 0:
-        squares = sum(w * flop * flop for w, (flop, _) in zip(weights, pairs, strict=True))
-        products = sum(w * flop * seconds for w, (flop, seconds) in zip(weights, pairs, strict=True))
-        return Speed(squares / products, 0.0)
-    return Speed(1 / slope, overhead)
+        return Speed(math.inf, took)
+    if took < slope * flop:
+        return Speed(fmean([f * f for f, _ in pairs], weights) / fmean([f * s for f, s in pairs], weights), 0.0)
+    return Speed(1 / slope, took - slope * flop)
 
 
-def predictor(runs: Iterable[tuple[Run, dict[Path, Task]]]) -> Predictor:
-    """What is known of this machine: for each group, the first run's own finished jobs, or those of all runs."""
-    name = machine()
-    kind = "GPU" if gpu() else "CPU"
-    own: dict[str, list[tuple[float, float]]] = {}
-    every: dict[str, list[tuple[float, float]]] = {}
-    for place, (run, tasks) in enumerate(runs):
-        for task in tasks.values():
-            seconds = task.seconds(run)
-            if seconds is None or not (task.group == TABLES or hardware_of(task, run).startswith(name)):
-                continue
-            for measured in [every] if place else [own, every]:
-                measured.setdefault(task.group, []).append((task.flop, seconds))
-    found: dict[str, Speed] = {}
-    seconds_of = {"measured": 0.0, "assumed": 0.0}
-    for group, pairs in every.items():
+def predictor(own: Measured, others: Iterable[Measured] = ()) -> Predictor:
+    """What finished jobs tell of this machine: of each group, a run's own ones if they suffice, or those of all."""
+    parts, assumed = [own, *others], Predictor("GPU" if gpu() else "CPU")
+    learned, measured, expected = {}, 0.0, 0.0
+    for group in dict.fromkeys(group for part in parts for group in part):
+        pairs, speed = [pair for part in parts for pair in part.get(group, ())], assumed.speed(group)
         chosen = own[group] if len(own.get(group, ())) >= FEWEST else pairs
-        assumed = MACHINES[kind].speed(group)
-        speed = learn(chosen, None if group == TABLES else assumed.overhead)
-        if speed:
-            found[group] = speed
-        if group != TABLES and "pixels" not in group:
-            seconds_of["measured"] += sum(seconds for flop, seconds in pairs if flop)
-            seconds_of["assumed"] += sum(assumed.overhead + flop / assumed.rate for flop, _ in pairs if flop)
-    factor = seconds_of["measured"] / seconds_of["assumed"] if seconds_of["assumed"] else 1.0
-    return Predictor(kind, found, factor)
+        if found := learn(chosen, None if group in LIGHT else speed.overhead):
+            learned[group] = found
+        if group not in LIGHT and "pixels" not in group:
+            measured += sum(seconds for flop, seconds in pairs if flop)
+            expected += sum(speed.seconds(flop) for flop, _ in pairs if flop)
+    return Predictor(assumed.here, learned, measured / expected if expected else 1.0)
+
+
+def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
+    """A run's jobs that this machine has finished, of those that Snakemake noted the time of."""
+    found, name = defaultdict[str, list[tuple[float, float]]](list), machine()
+    for path, task in plan.tasks.items():
+        seconds = task.seconds(plan.run)
+        if seconds is not None and (task.group in LIGHT or hardware_of(task, plan.run).startswith(name)):
+            found[task.group].append((costs[path].flop, seconds))
+    return found
 
 
 def hardware_of(task: Task, run: Run) -> str:
@@ -177,6 +164,11 @@ def hardware_of(task: Task, run: Run) -> str:
     return found[1] if found else ""
 
 
+def kind_of(task: Task, run: Run) -> str:
+    """Kind of machine that a finished job ran on."""
+    return "CPU" if " cores" in (found := hardware_of(task, run)) or not found else "GPU"
+
+
 def machine() -> str:
     """How records of this machine's jobs begin."""
     return gpu() or f"{processor()}, {os.cpu_count()} cores"
@@ -185,8 +177,6 @@ def machine() -> str:
 @cache
 def gpu() -> str:
     """Name of this machine's first GPU, without asking torch; empty if there is none."""
-    if not shutil.which("nvidia-smi"):
-        return ""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         names = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 from ask.config.artifacts import ArtifactConfig, Axis, AxisValue, CostMetric, Settings
-from ask.config.jobs import VARIANTS, FeatureSpec
+from ask.config.attacks import VARIANTS
+from ask.config.jobs import FeatureSpec
 from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn
 
 
@@ -24,9 +25,9 @@ class Resolver:
         layers = asked.get("layers") or (("input",) if self.is_raw(asked["model"]) else None)
         k = asked.get("k", default.k)
         attack = asked.get("attack", "ask")
-        variants = VARIANTS[attack]
+        variants = list(VARIANTS[attack])
         if asked.get("variant", variants[0]) not in variants:
-            raise ConfigError(f"attack {attack!r} has no variant {asked['variant']!r}; choose from {list(variants)}")
+            raise ConfigError(f"attack {attack!r} has no variant {asked['variant']!r}; choose from {variants}")
         full = {
             "attack": attack,
             "variant": variants[0],

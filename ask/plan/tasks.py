@@ -1,135 +1,363 @@
-"""The jobs of a plan with what they cost, what they need, and whether they are done."""
+"""Tasks of measured values: each is made together with all that it needs, and shared by all that ask for it.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+Ids are for people and are never parsed.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ask.paths import Run
-from ask.plan.arithmetic import Arithmetic
-from ask.plan.planner import Plan
+from ask.config.attacks import ATTACKS, PIXEL, VARIANTS
+from ask.config.base import Spec
+from ask.config.data import DataSpec
+from ask.config.jobs import (
+    BlockJob,
+    CalibrationJob,
+    CellJob,
+    ClassifierSpec,
+    CostJob,
+    DownloadJob,
+    ExampleJob,
+    FailureJob,
+    FeatureSpec,
+    IndexJob,
+    PlaneJob,
+    PrepareJob,
+    StudyJob,
+    TimingJob,
+)
+from ask.config.run import DatasetConfig, RunConfig, StandIn
+from ask.config.training import TrainJob
+from ask.data.sources import PUBLISHED
+from ask.paths import Run, prepared
+from ask.plan.graph import Task
+from ask.steps import STEPS, output_of
+
+_SHORT = {"cosine": "cos", "targeted": "-targeted", "random-sampling": "-random", "sign": "-sign"}
+_SHORT |= {"rmsprop": "-successor", "adam": "", "non-targeted": ""}
 
 
 @dataclass(frozen=True)
-class Task:
-    """One job."""
+class Subject:
+    """What is attacked: a model of a data set, and how a stand-in scales what artifacts ask for."""
 
-    stage: str
-    output: Path
-    needs: tuple[Path, ...]
-    flop: float = 0.0
-    size: float = 0.0
-    """Bytes of what it keeps."""
-    step: str = ""
-    """Its command, e.g. ``attack``."""
-    job: Any = None
-    """Its slice of the configuration."""
+    features: FeatureSpec
+    dataset: DatasetConfig
+    scale: StandIn
+    training_seed: int = 0
+    """Which of the models that one method trains from different seeds; 0 bears the method's own name."""
 
     @property
-    def group(self) -> str:
-        """Its stage; apart on raw pixels, where the arithmetic of an ascent is not counted."""
-        features = getattr(self.job, "features", None)
-        return f"{self.stage} on pixels" if features is not None and features.network is None else self.stage
+    def method(self) -> str:
+        """The training method, a key of ``models``."""
+        return self.features.model.removesuffix(f"-seed{self.training_seed}")
 
-    @property
-    def done(self) -> bool:
-        """Whether its output is there; nothing is said of whether it is up to date."""
-        return self.output.is_file()
 
-    def benchmark(self, run: Run) -> Path:
-        """Where Snakemake notes its time."""
-        path = self.output.with_name("train") if self.step == "train" else self.output
-        return run.root / "benchmarks" / path.relative_to(run.root).with_suffix(".tsv")
+class TaskMaker:
+    """Adds the tasks that a measured value needs, sharing those that exist; :meth:`finish` when all are asked for."""
 
-    def seconds(self, run: Run) -> float | None:
-        """Wall-clock time that it took, if that was noted."""
-        try:
-            header, values = (line.split("\t") for line in self.benchmark(run).read_text().splitlines()[:2])
-        except (OSError, ValueError):
+    def __init__(self, config: RunConfig, run: Run) -> None:
+        self.config, self.run, self.data = config, run, Path(config.data.root)
+        self.tasks: dict[Path, Task] = {}
+        self._later: dict[Path, Callable[[], None]] = {}
+
+    def put(self, name: str, job: Any, needs: Iterable[Path] = ()) -> Path:
+        """Add a task, or replace the one of the same output; returns its output."""
+        output = output_of(name, job, self.run, self.data)
+        self.tasks[output] = Task(name, job, output, tuple(dict.fromkeys(needs)))
+        return output
+
+    def cell(self, subject: Subject, asked: Mapping[str, Any], classifier: ClassifierSpec | None) -> CellJob:
+        """The cell that measures these settings (all of them given), with all that it needs."""
+        features, attack = subject.features, self._attack(asked, subject.scale)
+        name = self._cell_id(subject, attack, asked)
+        known = self.tasks.get(self.run.cell(features.dataset, features.model, name))
+        classifiers = {*([classifier] if classifier else []), *(known.job.classifiers if known else ())}
+        trials = min(asked["trials"], self.config.evaluation.max_trials or asked["trials"])
+        trials = max(trials, known.job.trials if known else 0)
+        given: dict[str, Any] = {}
+        layers = tuple(getattr(attack, "layers", ()))
+        if attack and attack.name == "ask" and attack.tau is None:
+            given["tau_from"] = tuple(self._calibration("tau", subject, attack, asked, (layer,)) for layer in layers)
+            if len(layers) == 2:
+                given["omega_from"] = self._calibration("omega", subject, attack, asked, layers, given["tau_from"])
+        elif attack and attack.name == "dknn":
+            given["alpha_from"] = self._calibration("alpha", subject, attack, asked, layers)
+        elif attack and attack.name == "advknn":
+            given["blocks_from"] = tuple(self._block(subject, attack, asked, layer, trials) for layer in layers)
+        job = CellJob(
+            id=name,
+            features=features,
+            attack=attack,
+            similarity=asked["similarity"],
+            classifiers=tuple(sorted(classifiers, key=lambda c: (c.similarity, c.layers, c.k))),
+            references_per_class=asked["references_per_class"] or subject.dataset.references_per_class,
+            trials=trials,
+            test_images=subject.dataset.test_images,
+            seed=self.config.seed,
+            **given,
+        )
+        for layer in {layer for one in classifiers for layer in one.layers} | set(layers):
+            self._index(subject, layer)
+        self.put("attack", job, self._reads(job, job.classifiers))
+        return job
+
+    def failures(self, cell: CellJob, classifier: ClassifierSpec) -> str:
+        """Id of the analysis of a cell's failures and successes."""
+        name = f"failures-{cell.id}"
+
+        def make(final: CellJob) -> None:
+            own = final.model_copy(update={"classifiers": (classifier,)})
+            layer = classifier.layers[-1]
+            job = FailureJob(id=name, cell=own, similarity=classifier.similarity, layer=layer)
+            self.put("failures", job, [self._output(cell), *self._reads(own, [classifier])])
+
+        self._later[Path(name)] = lambda: make(self._final(cell))
+        return name
+
+    def cost(self, subject: Subject, base: str) -> str:
+        """Id of the comparison of what a model cost to train with what ``base`` cost."""
+        dataset, model = subject.features.dataset, subject.features.model
+        for one in (model, base):
+            self._model(replace(subject, features=subject.features.model_copy(update={"model": one})))
+        job = CostJob(id="training-cost", dataset=dataset, model=model, base=base)
+        self.put("cost", job, [self.run.weights(dataset, one) for one in (model, base)])
+        return job.id
+
+    def study(self, name: str) -> None:
+        """A simulation."""
+        self.put("study", StudyJob(id=name, seed=self.config.seed))
+
+    def plane(self, name: str) -> None:
+        """The models trained in the plane."""
+        self.put("plane", PlaneJob(id=name, seed=self.config.seed))
+
+    def timing(self, cells: Iterable[CellJob]) -> str:
+        """Id of the comparison of attacks' seconds; the first cell is what the others are compared with."""
+        cells = tuple(cells)
+        grid, timing = self.config.calibration, self.config.timing
+        name = f"timing-{cells[0].id.removeprefix('ask-')}"
+
+        def points(cell: CellJob) -> int:
+            attack = cell.attack
+            layers = len(getattr(attack, "layers", ()))
+            if attack and attack.name == "ask":
+                return layers * len(self._taus(cell.similarity)) + (len(grid.omega) if layers == 2 else 0)
+            tuned = attack and attack.name == "dknn" and attack.optimizer != "rmsprop"
+            return len(self._alphas(attack)) if tuned else 0
+
+        def make() -> None:
+            own = tuple(self._final(cell, trials=1, classifiers=()) for cell in cells)
+            job = TimingJob(
+                id=name,
+                cells=own,
+                grid_sizes=tuple(map(points, own)),
+                calibration_images=grid.images,
+                images=timing.images,
+                rounds=timing.rounds,
+            )
+            self.put("timing", job, itertools.chain.from_iterable(self._reads(cell, ()) for cell in own))
+
+        self._later[Path(name)] = make
+        return name
+
+    def example(self, name: str, cells: Iterable[CellJob], classifier: ClassifierSpec, class_index: int | None) -> None:
+        """The pictures of one image under several attacks."""
+        cells = tuple(cells)
+
+        def make() -> None:
+            own = tuple(self._final(cell, trials=1, classifiers=()) for cell in cells)
+            job = ExampleJob(id=name, cells=own, classifier=classifier, class_index=class_index)
+            reads = (path for cell in own for path in self._reads(cell, [classifier]))
+            self.put("example", job, [*map(self._output, cells), *reads])
+
+        self._later[Path(name)] = make
+
+    def finish(self) -> dict[Path, Task]:
+        """All tasks in the order of the workflow; analyses see their cells as they are after all artifacts."""
+        for make in self._later.values():
+            make()
+        order = list(STEPS)
+        return dict(sorted(self.tasks.items(), key=lambda item: order.index(item[1].name)))
+
+    def _output(self, cell: CellJob) -> Path:
+        return self.run.cell(cell.features.dataset, cell.features.model, cell.id)
+
+    def _final(self, cell: CellJob, **changes: Any) -> CellJob:
+        """A cell as all artifacts together ask for it; what its reader does not look at may be changed."""
+        whole: CellJob = self.tasks[self._output(cell)].job
+        return whole.model_copy(update=changes)
+
+    def _reads(self, job: CellJob | CalibrationJob, classifiers: Iterable[ClassifierSpec]) -> list[Path]:
+        """All that an attack reads: data, weights, indexes, calibrations and blocks."""
+        dataset, model = job.features.dataset, job.features.model
+        layers = {*getattr(job.attack, "layers", ()), *(layer for c in classifiers for layer in c.layers)}
+        found = [prepared(self.data, dataset) / "facts.json"]
+        if job.features.network is not None:
+            found.append(self.run.weights(dataset, model))
+        found += [self.run.index(dataset, model, layer) for layer in sorted(layers)]
+        names = [*job.tau_from, *filter(None, [getattr(job, "omega_from", None), getattr(job, "alpha_from", None)])]
+        found += [self.run.calibration(dataset, model, name) for name in names]
+        return found + [self.run.blocks(dataset, model, name) for name in getattr(job, "blocks_from", ())]
+
+    def _data(self, subject: Subject) -> Path:
+        if (known := prepared(self.data, subject.features.dataset) / "facts.json") in self.tasks:
+            return known
+        spec = DataSpec(**{name: getattr(subject.dataset, name) for name in DataSpec.model_fields})
+        needs = [Path(spec.path)] if spec.path else []
+        if spec.source in PUBLISHED and PUBLISHED[spec.source].files:
+            needs = [self.put("download", DownloadJob(source=spec.source))]
+        return self.put("prepare", PrepareJob(dataset=subject.features.dataset, spec=spec), needs)
+
+    def _model(self, subject: Subject) -> list[Path]:
+        """Data and, unless it is the pixels, the model."""
+        features, dataset = subject.features, subject.dataset
+        data = self._data(subject)
+        if features.network is None:
+            return [data]
+        if (known := self.run.weights(features.dataset, features.model)) in self.tasks:
+            return [data, known]
+        job = TrainJob(
+            dataset=features.dataset,
+            model=features.model,
+            network=features.network,
+            method=self.config.models[subject.method],
+            training=dataset.training,
+            seed=self.config.seed + subject.training_seed,
+        )
+        return [data, self.put("train", job, [data])]
+
+    def _index(self, subject: Subject, layer: str) -> Path:
+        if (known := self.run.index(subject.features.dataset, subject.features.model, layer)) in self.tasks:
+            return known
+        job = IndexJob.model_validate({"features": subject.features, "layer": layer})
+        return self.put("index", job, self._model(subject))
+
+    def _calibration(
+        self,
+        what: str,
+        subject: Subject,
+        attack: Any,
+        asked: Mapping[str, Any],
+        layers: tuple[str, ...],
+        tau_from: tuple[str, ...] = (),
+    ) -> str:
+        """Id of the search of tau or omega for an attack on ``layers``.
+
+        One for each model, similarity and layer, and for each eps, step size and variant unless the configuration
+        says otherwise; at the run's K and number of steps.
+        """
+        default, grid, similarity = self.config.evaluation, self.config.calibration, asked["similarity"]
+        scale = subject.scale.eps_scale
+        usual: dict[str, dict[str, Any]] = {
+            "variant": {"variant": "non-targeted"} if attack.name == "ask" else {},
+            "eps": {"eps": round(default.eps * scale, 6) / PIXEL},
+            "step_size": {"step_size": round(default.step_size * scale, 6) / PIXEL},
+        }
+        changes: dict[str, Any] = {"layers": layers, "steps": default.steps}
+        changes |= dict.fromkeys(("k", "k_in", "k_out"), default.k)
+        for name, values in usual.items():
+            if name not in grid.own:
+                changes.update(values)
+        tuned = attack.model_copy(update={name: changes[name] for name in changes if name in type(attack).model_fields})
+        points = {
+            "tau": [{"tau": value} for value in self._taus(similarity)],
+            "omega": [{"omega": value} for value in grid.omega],
+            "alpha": self._alphas(attack),
+        }
+        name = f"{what}-{_attack_id(tuned, similarity)}{self._step_id(tuned, subject.scale)}"
+        if self.run.calibration(subject.features.dataset, subject.features.model, name) in self.tasks:
+            return name
+        job = CalibrationJob(
+            id=name,
+            features=subject.features,
+            attack=tuned,
+            similarity=similarity,
+            classifier=ClassifierSpec.model_validate({"similarity": similarity, "layers": layers, "k": default.k}),
+            grid=tuple(points[what]),
+            images=grid.images,
+            references_per_class=subject.dataset.references_per_class,
+            tau_from=tau_from,
+            seed=self.config.seed,
+        )
+        self.put("calibrate", job, self._reads(job, [job.classifier]))
+        return name
+
+    def _taus(self, similarity: str) -> tuple[float, ...]:
+        return self.config.calibration.tau_cosine if similarity == "cosine" else self.config.calibration.tau_l2
+
+    def _alphas(self, attack: Any) -> list[dict[str, float]]:
+        grid = self.config.calibration
+        if getattr(attack, "optimizer", "sign") == "sign":
+            return [{"alpha": alpha} for alpha in grid.dknn_alpha]
+        return [
+            {"alpha": alpha, "learning_rate": rate}
+            for alpha, rate in itertools.product(grid.dknn_alpha, grid.dknn_learning_rate)
+        ]
+
+    def _block(self, subject: Subject, attack: Any, asked: Mapping[str, Any], layer: str, trials: int) -> str:
+        """Id of AdvKnn's blocks of one layer, for at least so many trials."""
+        features, similarity = subject.features, asked["similarity"]
+        name = f"{_SHORT.get(similarity, similarity)}-L{layer.removeprefix('conv')}-K{attack.k}"
+        known = self.tasks.get(self.run.blocks(features.dataset, features.model, name))
+        job = BlockJob.model_validate(
+            {
+                "id": name,
+                "features": features,
+                "layer": layer,
+                "similarity": similarity,
+                "k": attack.k,
+                "block": attack.block,
+                "references_per_class": subject.dataset.references_per_class,
+                "trials": max(trials, known.job.trials if known else 0),
+                "seed": self.config.seed,
+            }
+        )
+        self.put("blocks", job, [self._data(subject), self._index(subject, layer)])
+        return name
+
+    def _attack(self, asked: Mapping[str, Any], scale: StandIn) -> Any:
+        """The attack's own settings (:data:`ask.config.attacks.Attack`), what is calibrated left open; None: clean."""
+        name, default = asked["attack"], self.config.evaluation
+        if name == "none":
             return None
-        return float(dict(zip(header, values, strict=False)).get("s", "nan"))
+        options = {"dknn": default.dknn, "advknn": default.advknn, "autoattack": default.auto, "square": default.auto}
+        given = options[name].model_dump() if name in options else {}
+        given |= VARIANTS[name][asked["variant"]]
+        wanted = {key: asked[key] for key in ("k_in", "k_out", "steps", "tau")}
+        wanted |= {"layers": asked["attack_layers"], "k": asked["k_in"], "alpha": None, "learning_rate": None}
+        wanted |= {key: round(asked[key] * scale.eps_scale, 6) / PIXEL for key in ("eps", "step_size")}
+        kind = ATTACKS[name]
+        return kind(**given, **{key: value for key, value in wanted.items() if key in kind.model_fields})
+
+    def _cell_id(self, subject: Subject, attack: Any, asked: Mapping[str, Any]) -> str:
+        references, similarity = asked["references_per_class"], asked["similarity"]
+        suffix = f"-n{references}" if references and references != subject.dataset.references_per_class else ""
+        if attack is None:
+            return f"clean-{_SHORT.get(similarity, similarity)}{suffix}"
+        k = f"K{asked['k_in']}"
+        if attack.name in ("autoattack", "square"):
+            return _attack_id(attack, similarity, k) + suffix
+        k += f"x{asked['k_out']}" if asked["k_out"] != asked["k_in"] else ""
+        tau = f"-t{asked['tau']:g}" if asked["tau"] is not None else ""
+        step = self._step_id(attack, subject.scale)
+        return f"{_attack_id(attack, similarity, k)}-s{attack.steps}{step}{tau}{suffix}"
+
+    def _step_id(self, attack: Any, scale: StandIn) -> str:
+        default = round(self.config.evaluation.step_size * scale.eps_scale, 6)
+        own = round(attack.step_size * PIXEL, 6)
+        return f"-step{own:g}" if own != default else ""
 
 
-def tasks_of(plan: Plan, run: Run) -> dict[Path, Task]:
-    """All jobs of a plan below its results, by output; the data's own are left out."""
-    count = Arithmetic(plan)
-    found: list[Task] = []
-    needs: tuple[Path, ...]
-    for (dataset, model), training in plan.models.items():
-        output = _weights(run, dataset, model)
-        found.append(Task("training", output, (), count.train(training), count.weights(training), "train", training))
-    for key, index in plan.indexes.items():
-        flop, size = count.index(index)
-        needs = (_weights(run, *key[:2]),) if key[:2] in plan.models else ()
-        found.append(Task("indexes", run.index(*key), needs, flop, size, "index", index))
-    for key, calibration in plan.calibrations.items():
-        needs = _attack_needs(plan, run, calibration, (calibration.classifier,))
-        flop = count.calibration(calibration)
-        found.append(Task("calibration", run.calibration(*key), needs, flop, 0, "calibrate", calibration))
-    for key, blocks in plan.blocks.items():
-        flop, size = count.blocks(blocks)
-        needs = (run.index(key[0], key[1], blocks.layer),)
-        found.append(Task("AdvKnn's blocks", run.blocks(*key), needs, flop, size, "blocks", blocks))
-    for key, cell in plan.cells.items():
-        needs = _attack_needs(plan, run, cell, cell.classifiers)
-        found.append(Task("attacks", run.cell(*key), needs, count.cell(cell), count.predictions(cell), "attack", cell))
-    found += _analyses(plan, run, count)
-    for name, artifact in plan.artifacts.items():
-        table = artifact["kind"] == "table"
-        output = (run.table if table else run.figure)(name)
-        needs = tuple(run.cell(*key) for key in plan.cells_of(name))
-        if artifact["kind"] in ("pictures", "boundaries"):
-            needs = (run.example(name),)
-        found.append(Task("tables and figures", output, needs, 0, 0, artifact["kind"], artifact))
-    return {task.output: task for task in found}
-
-
-def _analyses(plan: Plan, run: Run, count: Arithmetic) -> list[Task]:
-    found = []
-    needs: tuple[Path, ...]
-    for key, failures in plan.failures.items():
-        cell = failures.cell
-        needs = (run.cell(key[0], key[1], cell.id), *_attack_needs(plan, run, cell, cell.classifiers))
-        found.append(Task("analyses", run.cell(*key), needs, 0, 0, "failures", failures))
-    for key, timing in plan.timings.items():
-        needs = tuple(path for cell in timing.cells for path in _attack_needs(plan, run, cell, cell.classifiers))
-        found.append(Task("analyses", run.cell(*key), needs, count.timing(timing), 0, "timing", timing))
-    for key, cost in plan.costs.items():
-        needs = tuple(_weights(run, key[0], model) for model in dict.fromkeys((cost.model, cost.base)))
-        found.append(Task("analyses", run.cell(*key), needs, 0, 0, "cost", cost))
-    for key, study in plan.studies.items():
-        found.append(Task("analyses", run.cell(*key), (), 0, 0, "study", study))
-    for name, plane in plan.planes.items():
-        found.append(Task("analyses", run.example(name), (), 0, 0, "plane", plane))
-    for name, example in plan.examples.items():
-        cells = tuple(run.cell(c.features.dataset, c.features.model, c.id) for c in example.cells)
-        needs = (*cells, *(p for c in example.cells for p in _attack_needs(plan, run, c, (example.classifier,))))
-        found.append(Task("analyses", run.example(name), needs, 0, 0, "example", example))
-    return found
-
-
-def _weights(run: Run, dataset: str, model: str) -> Path:
-    return run.model(dataset, model) / "weights.safetensors"
-
-
-def _attack_needs(plan: Plan, run: Run, job: Any, classifiers: Iterable[Any]) -> tuple[Path, ...]:
-    dataset, model = job.features.dataset, job.features.model
-    layers = sorted({*job.attack.layers, *(layer for c in classifiers for layer in c.layers)})
-    found = [run.index(dataset, model, layer) for layer in layers]
-    if (dataset, model) in plan.models:
-        found.append(_weights(run, dataset, model))
-    names = [*job.tau_from, *filter(None, [getattr(job, "omega_from", None), getattr(job, "alpha_from", None)])]
-    found += [run.calibration(dataset, model, name) for name in names]
-    return tuple(found + [run.blocks(dataset, model, name) for name in getattr(job, "blocks_from", ())])
-
-
-def required(tasks: dict[Path, Task], targets: Iterable[Path], *, undone: bool = False) -> set[Path]:
-    """Outputs of all jobs that targets need, themselves included; or of those still to do, and what only they need."""
-    found: set[Path] = set()
-    waiting = list(targets)
-    while waiting:
-        path = waiting.pop()
-        if path in tasks and path not in found and not (undone and tasks[path].done):
-            found.add(path)
-            waiting += tasks[path].needs
-    return found
+def _attack_id(attack: Spec, similarity: str, k: str = "") -> str:
+    """Name, variant, similarity, layers, K and eps of an attack, as far as it has them."""
+    settings = attack.model_dump(mode="json")
+    layers, eps = settings.get("layers"), f"e{settings['eps']:g}"
+    if not layers:
+        return f"{settings['name']}-{eps}"
+    where = "in" if layers == ["input"] else "".join(layer.removeprefix("conv") for layer in layers)
+    variant = _SHORT.get(settings.get("variant", settings.get("optimizer", "")), "")
+    parts = [f"{settings['name']}{variant}", _SHORT.get(similarity, similarity), f"L{where}", k, eps]
+    return "-".join(part for part in parts if part)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from ask.config.claims import Claim, Part, read_claims
 from ask.errors import AskError
 from ask.paths import Run
-from ask.report.values import METRICS, NETWORK_METRICS, Json, find_result, format_plain, read_reference, write_csv
+from ask.report.numbers import METRICS, Json, find_result, read_csv, read_reference, write_csv
 from ask.report.verdicts import MOST, Comparison, Finding, judge, region_of
 from ask.statistics import Estimate, over_trials_and_images
 
@@ -78,7 +77,8 @@ class Evidence:
                 numbers = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
                 self.stored[artifact] = [row | row["columns"] for row in numbers]
             else:
-                self.stored[artifact] = _read_csv(path)
+                pictures: list[Any] = read_csv(path).to_dict("records")
+                self.stored[artifact] = pictures
         return self.stored[artifact]
 
     def select(self, part: Part, dataset: str, settings: Json) -> list[Row]:
@@ -119,14 +119,14 @@ class Evidence:
 
     def _right(self, reference: str, metric: str) -> NDArray[np.uint8] | None:
         """100 where a prediction is right, else 0, trials x images; None where no predictions are kept."""
-        kind = METRICS.get(metric) or "network_" + NETWORK_METRICS.get(metric, "")
+        of_dknn = metric.startswith("dknn_")
         record = self.run.cell(*reference.partition("#")[0].split("/"))
         if (reference, metric) not in self.kept:
             self.kept[reference, metric] = None
-            if metric in METRICS | NETWORK_METRICS and record.with_suffix(".npz").is_file():
+            if metric in METRICS and record.with_suffix(".npz").is_file():
                 with np.load(record.with_suffix(".npz")) as stored:
-                    classes, labels = stored[kind], stored["labels"]
-                if metric in METRICS:
+                    classes, labels = stored["network_" * (not of_dknn) + METRICS[metric]], stored["labels"]
+                if of_dknn:
                     content = json.loads(record.read_text(encoding="utf-8"))
                     classes = classes[content["results"].index(find_result(content, read_reference(reference)[1]))]
                 self.kept[reference, metric] = np.atleast_2d(classes == labels) * np.uint8(100)
@@ -155,11 +155,6 @@ class Evidence:
         mean = sum(values.mean(0) for values in models.values())
         population = self.test_images.get(terms[0][1]["dataset"], math.inf) if of_these_images else math.inf
         return over_trials_and_images(mean, population, trainings), trials
-
-
-def _read_csv(path: Path) -> list[Row]:
-    rows: list[Any] = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-    return rows
 
 
 def worded(column: str, value: object) -> str:
@@ -239,12 +234,17 @@ def write_ledger(job: Json, claims: Path, run: Run) -> Path:
         run: whose tables and figures are read, and where the ledger is written.
     """
     rules = read_claims(claims.with_suffix(".yaml"))
-    stated = _read_csv(claims)
+    stated: list[Any] = read_csv(claims).to_dict("records")
     if unknown := {row["id"] for row in stated} ^ set(rules.claims):
         raise AskError(f"{claims} and its .yaml must hold the same claims; one lacks {', '.join(sorted(unknown))}")
     evidence = Evidence(run, job, rules.test_images)
     rows = [evaluate(row, rules.claims[row["id"]], evidence) for row in stated]
-    return write_csv(run.claims, COLUMNS, [{name: format_plain(row[name]) for name in COLUMNS} for row in rows])
+    return write_csv(run.claims, COLUMNS, rows)
+
+
+def render_claims(job: Json, run: Run) -> list[Path]:
+    """The ledger of a run, from the claims that its job names."""
+    return [write_ledger(job, Path(job["claims"]), run)]
 
 
 def evaluate(stated: Json, claim: Claim, evidence: Evidence) -> dict[str, Any]:

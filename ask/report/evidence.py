@@ -1,14 +1,15 @@
-"""What lies behind the numbers of an artifact: its cells, their settings, and whether they can be trusted."""
+"""What lies behind the numbers of an artifact: its cells, their settings, whether they can be trusted, and the run."""
 
-import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pandas as pd
+
+from ask.config.artifacts import SETTING_COLUMNS
+from ask.config.stored import current
 from ask.paths import Run
-from ask.report.values import Json, cell_named, find_result, load_cell, read_reference
+from ask.report.numbers import Json, find_result, read_reference
 
 MOST_ZERO_GRADIENTS = 0.01
 """Share of images without any gradient beyond which an attack may only seem to fail."""
@@ -16,12 +17,8 @@ MOST_ZERO_GRADIENTS = 0.01
 LEAST_CLEAN_ACCURACY = 0.5
 """Clean accuracy of a classifier below which its robust accuracy says little."""
 
-SETTINGS = {
+WORDS = {
     "dataset": "data set",
-    "model": "model",
-    "attack": "attack",
-    "variant": "variant",
-    "similarity": "similarity",
     "attack_layers": "attacked layers",
     "classifier_similarity": "DkNN's similarity",
     "dknn_layers": "DkNN layers",
@@ -29,164 +26,100 @@ SETTINGS = {
     "k_out": "K out of class",
     "classifier_k": "classifier K",
     "eps": "ε",
-    "steps": "steps",
     "about": "case",
-    "metric": "metric",
-    "trials": "trials",
+    "models": "training",
+    "index": "indexes",
+    "blocks": "AdvKnn's blocks",
+    "cells": "attacks and analyses",
+    "examples": "pictures",
 }
-"""Columns of a tidy CSV that describe a setting, by the words for it."""
+"""Columns of a tidy CSV, and folders of a run, in words, where not as they are."""
 
-Row = Mapping[str, str]
-NOTHING = "–"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of an artifact, as text for the page."""
-
-    name: str
-    anchor: str
-    """Where the page describes it."""
-    trials: int
-    parameters: str
-    attack_seconds: float
-    total_seconds: float
-    facts: list[tuple[str, str]]
-    """What was run, with what and where, in words; only what the cell knows."""
-    files: list[tuple[str, str]]
-    """Its record, predictions, log and benchmark, as far as they are on disk: name and link from the page."""
-    command: str
-    """Measures it again without the workflow."""
-    workflow: str
-    """Measures it again within the workflow."""
+STAGES = ("models", "index", "calibration", "blocks", "cells", "examples", "tables", "figures")
+"""Folders of benchmark files, in the order of the workflow."""
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a tidy CSV."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def common_settings(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def common_settings(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """Settings that all numbers of an artifact share; those that vary are in its headers."""
     shared = []
-    for column, words in SETTINGS.items():
-        values = {row.get(column, "") for row in rows}
-        if len(values) == 1 and (value := values.pop()):
-            shared.append(
-                (
-                    words,
-                    f"{value}/255"
-                    if column == "eps"
-                    else value.replace("dnn_", "network ").replace("_", " ").replace("dknn", "DkNN"),
-                )
-            )
+    for column in rows.columns.intersection([*SETTING_COLUMNS, "trials"]):
+        values = rows[column].unique()
+        if len(values) == 1 and (value := values[0]):
+            words = value.replace("dnn_", "network ").replace("_", " ").replace("dknn", "DkNN")
+            shared.append((WORDS.get(column, column), f"{value}/255" if column == "eps" else words))
     return shared
 
 
-def load_cells(references: Iterable[str], run: Run) -> dict[str, dict[str, Any]]:
-    """The cells that references name, once each, by ``dataset/model/id``."""
-    names = dict.fromkeys(reference.partition("#")[0] for reference in references)
-    return {name: load_cell(cell_named(name), run) for name in names}
+def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str, Any]:
+    """A cell in the page's words.
 
-
-def describe(name: str, cell: Json, run: Run, configfile: str = "") -> Cell:
-    """A cell in the page's words."""
-    validity = cell.get("validity") or {}
-    seconds = cell.get("seconds") or {}
-    trials = max((len(r["trials"]) for r in _statistics(cell)), default=0)
+    Its ``anchor`` is where the page describes it, ``facts`` say what was run, with what and where, as far as the cell
+    knows, ``files`` are those on disk (name, link from the page), and ``workflow`` and ``command`` measure it again
+    within the workflow and without.
+    """
+    validity, seconds, job = cell.get("validity") or {}, cell.get("seconds") or {}, current(cell.get("job") or {})
+    measured = [value for result in (*cell["results"], cell.get("network") or {}) for value in result.values()]
+    trials = max((len(m["trials"]) for m in measured if isinstance(m, Mapping) and "trials" in m), default=0)
     parameters = _parameters(cell.get("setting", cell))
-    job = cell.get("job") or {}
-    path = run.cell(**dict(zip(("dataset", "model", "name"), name.split("/"), strict=True)))
+    path = run.cell(*name.split("/"))
+    place = path.relative_to(run.root)
+    files = {
+        "record": place,
+        "predictions": place.with_suffix(".npz"),
+        "log": "logs" / place.with_suffix(".log"),
+        "benchmark": "benchmarks" / place.with_suffix(".tsv"),
+    }
+    largest, without = validity.get("max_linf"), validity.get("zero_gradient_share")
     facts = {
-        "attack": _attack(job.get("attack") or {}),
-        "parameters": parameters if parameters != NOTHING else "",
+        "attack": _attack(job),
+        "parameters": parameters,
         "references a class": job.get("references_per_class"),
         "test images": job.get("test_images"),
         "trials": trials,
         "seed": job.get("seed"),
-        "largest change": None if validity.get("max_linf") is None else f"{255 * validity['max_linf']:.4g}/255",
-        "images without gradient": _share(validity.get("zero_gradient_share")),
+        "largest change": None if largest is None else f"{255 * largest:.4g}/255",
+        "images without gradient": None if without is None else f"{without:.2%}",
         "device": cell.get("device"),
         "hardware": cell.get("hardware"),
         "versions": ", ".join(f"{name} {version}" for name, version in (cell.get("versions") or {}).items()),
         "code": cell.get("code"),
     }
-    again = f"snakemake --cores all --force {path}" + (f" --configfile {configfile}" if configfile else "")
-    return Cell(
-        name=name,
-        anchor="cell-" + re.sub(r"[^A-Za-z0-9.-]", "-", name),
-        trials=trials,
-        parameters=parameters,
-        attack_seconds=seconds.get("attack") or 0.0,
-        total_seconds=seconds.get("total") or 0.0,
-        facts=[(words, str(fact)) for words, fact in facts.items() if fact not in (None, "")],
-        files=_files(path, run),
-        command=cell.get("command", ""),
-        workflow=again,
-    )
-
-
-def _files(path: Path, run: Run) -> list[tuple[str, str]]:
-    relative = path.relative_to(run.root)
-    places = {
-        "record": path,
-        "predictions": path.with_suffix(".npz"),
-        "log": run.root / "logs" / relative.with_suffix(".log"),
-        "benchmark": run.root / "benchmarks" / relative.with_suffix(".tsv"),
+    return {
+        "name": name,
+        "anchor": anchor(name),
+        "trials": trials,
+        "parameters": parameters,
+        "attack_seconds": seconds.get("attack") or 0.0,
+        "total_seconds": seconds.get("total") or 0.0,
+        "facts": [(words, str(fact)) for words, fact in facts.items() if fact not in (None, "")],
+        "files": [(kind, f"../{file}") for kind, file in files.items() if (run.root / file).is_file()],
+        "command": cell.get("command", ""),
+        "workflow": f"snakemake --cores all --force {path}" + (f" --configfile {configfile}" if configfile else ""),
     }
-    return [(name, f"../{file.relative_to(run.root)}") for name, file in places.items() if file.is_file()]
 
 
-def _attack(attack: Json) -> str:
-    """An attack's settings in a few words; nothing for clean images."""
-    if not attack or attack.get("name") == "none":
+def anchor(name: str) -> str:
+    """Where a page describes a cell."""
+    return "cell-" + re.sub(r"[^A-Za-z0-9.-]", "-", name)
+
+
+def _attack(job: Json) -> str:
+    """The settings of a job's attack in a few words; nothing for clean images."""
+    attack = job.get("attack") or {}
+    if attack.get("name", "none") == "none":
         return ""
-    layers = "+".join(attack.get("layers") or ())
-    words = [attack["name"], attack.get("variant"), attack.get("similarity") if layers else "", layers]
-    if layers:
-        words.append(f"K {attack.get('k_in')} in and {attack.get('k_out')} out of class")
-    words.append(f"ε {attack['eps']:g}/255, {attack['steps']} steps of {attack['step_size']:g}/255")
+    words = [attack["name"], attack.get("variant") or attack.get("optimizer")]
+    if attack.get("layers"):
+        words += [attack.get("similarity") or job.get("similarity"), "+".join(attack["layers"])]
+        if "k_in" in attack:
+            words.append(f"K {attack['k_in']} in and {attack['k_out']} out of class")
+        elif "k" in attack:
+            words.append(f"K {attack['k']}")
+    if "eps" in attack:
+        words.append(f"ε {attack['eps']:g}/255")
+    if attack.get("steps"):
+        words.append(f"{attack['steps']} steps of {attack['step_size']:g}/255")
     return ", ".join(filter(None, words))
-
-
-def _share(share: float | None) -> str | None:
-    return None if share is None else f"{share:.2%}"
-
-
-def _statistics(cell: Json) -> Iterable[Json]:
-    """Everything that a cell measured over trials."""
-    for result in (*cell["results"], cell.get("network") or {}):
-        yield from (value for value in result.values() if isinstance(value, Mapping) and "trials" in value)
-
-
-def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
-    """Reasons to doubt the numbers that references name, in words."""
-    warnings = []
-    for reference in references:
-        name = reference.partition("#")[0]
-        cell = cells[name]
-        share = (cell.get("validity") or {}).get("zero_gradient_share")
-        if share is not None and share > MOST_ZERO_GRADIENTS:
-            warnings.append(
-                f"{name}: {share:.1%} of the images had no gradient, so the attack may only seem to fail "
-                f"(at most {MOST_ZERO_GRADIENTS:.0%} expected)"
-            )
-        network = (cell.get("network") or {}).get("clean")
-        if network and network["mean"] < LEAST_CLEAN_ACCURACY:
-            warnings.append(
-                f"{name}: clean accuracy of the network is {network['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}, "
-                "so its features may not separate the classes"
-            )
-        classifier = read_reference(reference)[1]
-        clean = (find_result(cell, classifier) or {}).get("clean") if classifier else None
-        if clean and clean["mean"] < LEAST_CLEAN_ACCURACY:
-            warnings.append(
-                f"{name}: clean accuracy of the DkNN ({classifier['similarity']}, {'+'.join(classifier['layers'])}, "
-                f"K={classifier['k']}) is {clean['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}, "
-                "so its robust accuracy says little"
-            )
-    return list(dict.fromkeys(warnings))
 
 
 def _parameters(setting: Json) -> str:
@@ -198,4 +131,81 @@ def _parameters(setting: Json) -> str:
             found.append(f"{words} " + ", ".join(f"{layer} {v:g}" for layer, v in value.items()))
         elif isinstance(value, int | float):
             found.append(f"{words} {value:g}")
-    return "; ".join(found) or NOTHING
+    return "; ".join(found)
+
+
+def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
+    """Reasons to doubt the numbers that references name, in words."""
+    warnings = []
+    for name, classifier in map(read_reference, references):
+        cell = cells[name]
+        share = (cell.get("validity") or {}).get("zero_gradient_share")
+        if share is not None and share > MOST_ZERO_GRADIENTS:
+            warnings.append(
+                f"{name}: {share:.1%} of the images had no gradient, so the attack may only seem to fail "
+                f"(at most {MOST_ZERO_GRADIENTS:.0%} expected)"
+            )
+        doubts = [
+            ("the network", "its features may not separate the classes", (cell.get("network") or {}).get("clean"))
+        ]
+        if classifier:
+            who = f"the DkNN ({classifier['similarity']}, {'+'.join(classifier['layers'])}, K={classifier['k']})"
+            doubts.append((who, "its robust accuracy says little", find_result(cell, classifier).get("clean")))
+        for who, so, clean in doubts:
+            if clean and clean["mean"] < LEAST_CLEAN_ACCURACY:
+                below = f"{clean['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}"
+                warnings.append(f"{name}: clean accuracy of {who} is {below}, so {so}")
+    return list(dict.fromkeys(warnings))
+
+
+def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[tuple[str, str]]:
+    """Facts of the run: its configuration as given, and where, with what and for how long the cells ran."""
+    facts = [(key.replace("_", " "), in_text(value)) for key, value in configuration.items()]
+    seen = list(cells)
+    hardware = dict.fromkeys(cell["hardware"] for cell in seen if cell.get("hardware"))
+    versions = dict.fromkeys(item for cell in seen for item in cell.get("versions", {}).items())
+    found = {name: " and ".join(v for other, v in versions if other == name) for name, _ in versions}
+    seconds = sum((cell.get("seconds") or {}).get("total") or 0.0 for cell in seen)
+    facts += [
+        ("hardware", "; ".join(hardware)),
+        ("versions", ", ".join(map(" ".join, found.items()))),
+        ("compute", f"{duration(seconds)} ({seconds:,.0f} s) in {len(seen)} cell{'s' * (len(seen) != 1)}"),
+    ]
+    return [(key, value) for key, value in facts if value]
+
+
+def stages(run: Run) -> list[tuple[str, int, float]]:
+    """Stages of the run with their jobs and wall-clock seconds, from the benchmark files that Snakemake wrote."""
+    found = []
+    for folder in STAGES:
+        seconds = [_seconds(path.read_text()) for path in (run.root / "benchmarks" / folder).rglob("*.tsv")]
+        if seconds:
+            found.append((WORDS.get(folder, folder), len(seconds), sum(seconds)))
+    return found
+
+
+def _seconds(benchmark: str) -> float:
+    header, values = (line.split("\t") for line in benchmark.splitlines()[:2])
+    return float(dict(zip(header, values, strict=True))["s"])
+
+
+def in_text(value: object) -> str:
+    """A configuration value in a few words: ``{"label": ..., "note": ...}`` reads "label (note)"."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, Mapping):
+        if "label" not in value:
+            return ", ".join(f"{key}: {in_text(item)}" for key, item in value.items())
+        others = "; ".join(filter(None, (in_text(item) for key, item in value.items() if key != "label")))
+        return in_text(value["label"]) + (f" ({others})" if others else "")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_text, value))
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 20 s``, ``5 h 12 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,55 +1,93 @@
-"""One image, clean and attacked, each beside the references nearest to it: SVG, PNG, PDF and what is shown as CSV."""
+"""Drawings of stored examples: images beside their neighbours, and decision boundaries in the plane.
+
+Each is written as SVG, PNG and PDF, with what is shown as CSV.
+"""
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from ask.config.artifacts import SETTING_COLUMNS
 from ask.paths import Run
-from ask.report.colours import INK
-from ask.report.columns import SETTING_COLUMNS
-from ask.report.plotting import COLOURS, STYLE, save
-from ask.report.values import Json, MissingValueError, write_csv, write_reference
+from ask.report.numbers import Json, MissingValueError, write_csv, write_reference
+from ask.report.plotting import COLOURS, INK, PAGE, save
+
+Arrays = dict[str, NDArray[Any]]
 
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
-_SHOWN = ("row", "column", "image", "class", "predicted", "rank", "neighbour", "neighbour_class", "right")
-COLUMNS = ("artifact", *(column for column in SETTING_COLUMNS if column != "metric"), *_SHOWN)
 SIDE_INCHES = 0.72
+
+CLASSES = ((COLOURS[0], "o"), (COLOURS[1], "^"))
+CLEAN = {"kNN clean": "knn_clean", "network clean": "network_clean"}
+ATTACKED = {"kNN under ASK-Atk": "knn_ask", "network under PGD": "network_pgd"}
+ZOOM = 0.17
+"""Half the side of the square around the attacked point, of a unit square."""
 
 
 def render_pictures(job: Json, run: Run) -> list[Path]:
-    """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of the pictures.
+    """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of an image, clean and attacked, and its nearest references.
 
     Raises:
         MissingValueError: the images have not been attacked yet.
     """
-    source = run.example(job["id"])
+    return _render(job, run, neighbours, partial(draw_pictures, job))
+
+
+def render_boundaries(job: Json, run: Run) -> list[Path]:
+    """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of decision boundaries, with the accuracies of their models.
+
+    Raises:
+        MissingValueError: the models have not been trained yet.
+    """
+    return _render(job, run, accuracies, draw_boundaries)
+
+
+def _render(
+    job: Json, run: Run, describe: Callable[[Json, Json], Iterator[Json]], draw: Callable[[Json, Arrays], Figure]
+) -> list[Path]:
+    source, path = run.example(job["id"]), run.figure(job["id"])
     try:
         record = json.loads(source.read_text(encoding="utf-8"))
         with np.load(source.with_suffix(".npz")) as stored:
-            images, neighbours = stored["images"], stored["neighbours"]
+            arrays = dict(stored)
     except FileNotFoundError:
         raise MissingValueError(f"{source} is missing; make it: snakemake --cores all {source}") from None
-    path = run.figure(job["id"])
-    written = [write_csv(path, COLUMNS, _rows(job, record))]
-    references = list(dict.fromkeys(write_reference(entry) for entry in job["entries"]))
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE | {"svg.hashsalt": job["id"]})
-        figure = draw(job, record, images, neighbours)
-        return written + save(figure, path, job, references)
+    rows = list(describe(job, record))
+    references = map(write_reference, job.get("entries", ()))
+    return [write_csv(path, list(rows[0]), rows), *save(lambda: draw(record, arrays), path, job, references)]
 
 
-def draw(job: Json, record: Json, images: NDArray[np.uint8], neighbours: NDArray[np.uint8]) -> Figure:
+def neighbours(job: Json, record: Json) -> Iterator[Json]:
+    """Each neighbour of each picture, a row of the CSV."""
+    for entry, shown in zip(job["entries"], record["cells"], strict=True):
+        common = {
+            "artifact": job["id"],
+            **{name: str(entry["columns"].get(name, "")) for name in SETTING_COLUMNS if name != "metric"},
+            "row": ", ".join(job["row_headers"][entry["row"]]),
+            "column": ", ".join(job["column_headers"][entry["column"]]),
+            "image": record["image"],
+            "class": record["class"],
+            "predicted": shown["predicted"],
+        }
+        listed = zip(shown["neighbours"], shown["neighbour_classes"], shown["neighbour_right"], strict=True)
+        for rank, (number, name, right) in enumerate(listed, 1):
+            yield common | {"rank": rank, "neighbour": number, "neighbour_class": name, "right": int(right)}
+
+
+def draw_pictures(job: Json, record: Json, arrays: Arrays) -> Figure:
     """One line of pictures for each model and attack: the image, then its neighbours framed right or wrong."""
-    k = neighbours.shape[1]
-    lines = len(job["entries"])
+    images, neighbours = arrays["images"], arrays["neighbours"]
+    k, lines = neighbours.shape[1], len(job["entries"])
     widths = [2.1, 1, 0.35, *[1] * k]
     figure = Figure(figsize=(SIDE_INCHES * sum(widths) + 0.2, SIDE_INCHES * 1.36 * lines + 0.45), layout="constrained")
     FigureCanvasAgg(figure)
@@ -72,29 +110,73 @@ def _picture(axes: Axes, image: NDArray[np.uint8], label: str, colour: str, widt
     """A (channels, side, side) image in a frame, with a word below."""
     pixels = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.set_xlabel(label, fontsize=7.5, labelpad=2)
     for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=width)
+
+
+def accuracies(job: Json, record: Json) -> Iterator[Json]:
+    """Each accuracy of each model (percent, over seeds), a row of the CSV."""
+    for result in record["results"]:
+        for name, value in result.items():
+            if name != "model":
+                who, _, images = name.partition("_")
+                found = {key: None if value[key] is None else 100 * value[key] for key in ("mean", "ci95")}
+                about = {"artifact": job["id"], "model": result["model"], "classifier": who, "images": images}
+                yield {**about, **found, "seeds": len(value["trials"])}
+
+
+def draw_boundaries(record: Json, arrays: Arrays) -> Figure:
+    """The whole square under the first model, then the attacked point's surroundings under each model."""
+    models = [result["model"] for result in record["results"]]
+    radius = record["job"]["training"]["ask_eps"] / 255
+    figure = Figure(figsize=(8.4, 3.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    whole, *near = figure.subplots(1, 1 + len(models))
+    x, y = arrays["benign"]
+    _square(whole, f"{models[0]}: the classes", record["results"][0], arrays, (0.02, 0.98, 0.02, 0.98), CLEAN)
+    middle = [min(max(place, ZOOM), 1 - ZOOM) for place in (x, y)]
+    box = (middle[0] - ZOOM, middle[0] + ZOOM, middle[1] - ZOOM, middle[1] + ZOOM)
+    whole.add_patch(Rectangle((box[0], box[2]), 2 * ZOOM, 2 * ZOOM, fill=False, edgecolor=INK, linewidth=0.9))
+    colour, marker = CLASSES[record["class"]]
+    for panel, measured in zip(near, record["results"], strict=True):
+        _square(panel, f"{measured['model']} under ASK-Atk", measured, arrays, box, ATTACKED)
+        ball = Rectangle((x - radius, y - radius), 2 * radius, 2 * radius, fill=False, edgecolor=INK, linestyle=":")
+        panel.add_patch(ball)
+        end = arrays[f"adversarial_{measured['model']}"]
+        panel.annotate("", end, (x, y), arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 1.3}, zorder=5)
+        for place, face in (((x, y), colour), (end, PAGE)):
+            panel.plot(*place, marker, color=face, markeredgecolor=INK, markeredgewidth=1.2, markersize=8, zorder=6)
+    point: dict[str, Any] = {"linestyle": "", "marker": marker, "markeredgecolor": INK, "markersize": 7}
+    named = {
+        "network's boundary": Line2D([], [], color=INK, linewidth=1.6),
+        "kNN's boundary": Line2D([], [], color=COLOURS[2], linewidth=1.6, linestyle=(0, (4, 1.5))),
+        "attacked point": Line2D([], [], color=colour, **point),
+        "under attack": Line2D([], [], color=PAGE, **point),
+        "ε-ball": Line2D([], [], color=INK, linewidth=0.9, linestyle=":"),
+    }
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
+    for _ in range(2):  # squares leave the layout unsettled after one pass
+        figure.draw_without_rendering()
+    return figure
+
+
+def _square(panel: Axes, title: str, measured: Json, arrays: Arrays, box: tuple[float, ...], shown: Json) -> None:
+    """A part of the plane: training points, regions of the kNN, boundaries, and below it the accuracies ``shown``."""
+    knn, network = (arrays[f"grid_{measured['model']}_{who}"] for who in ("knn", "network"))
+    side = np.linspace(0, 1, len(knn))
+    panel.contourf(side, side, knn, levels=[-1, 0.5, 2], colors=[c for c, _ in CLASSES], alpha=0.12)
+    panel.contour(side, side, knn, levels=[0.5], colors=COLOURS[2], linewidths=1.6, linestyles=[(0, (4, 1.5))])
+    panel.contour(side, side, network, levels=[0.5], colors=INK, linewidths=1.6)
+    for label, (colour, marker) in enumerate(CLASSES):
+        points = arrays["points"][arrays["labels"] == label]
+        panel.plot(*points.T, marker, color=colour, markersize=3.2, alpha=0.55, markeredgewidth=0)
+    panel.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[], aspect="equal")
+    panel.set_title(title, loc="left")
+    found = [(name, measured[key]["mean"], measured[key]["ci95"] or 0) for name, key in shown.items()]
+    panel.set_xlabel(
+        "\n".join(f"{name} {100 * mean:.0f}±{100 * half:.0f}%" for name, mean, half in found), fontsize=7.5
+    )
+    for spine in panel.spines.values():
         spine.set_visible(True)
-        spine.set_color(colour)
-        spine.set_linewidth(width)
-
-
-def _rows(job: Json, record: Json) -> list[dict[str, str]]:
-    rows = []
-    for entry, shown in zip(job["entries"], record["cells"], strict=True):
-        common: dict[str, Any] = {
-            **{key: value for key, value in entry["columns"].items() if key in COLUMNS},
-            "artifact": job["id"],
-            "row": ", ".join(job["row_headers"][entry["row"]]),
-            "column": ", ".join(job["column_headers"][entry["column"]]),
-            "image": record["image"],
-            "class": record["class"],
-            "predicted": shown["predicted"],
-        }
-        listed = zip(shown["neighbours"], shown["neighbour_classes"], shown["neighbour_right"], strict=True)
-        for rank, (number, name, right) in enumerate(listed, 1):
-            own = {"rank": rank, "neighbour": number, "neighbour_class": name, "right": int(right)}
-            rows.append({key: str(value) for key, value in (common | own).items()})
-    return rows

@@ -5,34 +5,26 @@ reads what the other steps wrote, so that it can never show anything else than t
 """
 
 import re
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from ask.files import write_text
 from ask.paths import Run
-from ask.report.columns import VERDICTS
-from ask.report.evidence import common_settings, describe, load_cells, read_rows, warn
-from ask.report.inline import (
-    accuracies_in_words,
-    in_words,
-    inline_svg,
-    pictures_in_words,
-    svg_references,
-    value_table,
-)
-from ask.report.summary import duration, in_text, stages, summarise
-from ask.report.values import Json, MissingValueError, write_text
+from ask.report.evidence import anchor, common_settings, describe, duration, in_text, stages, summarise, warn
+from ask.report.numbers import COLUMNS, VERDICTS, Json, MissingValueError, format_value, load_cell, read_csv
+from ask.report.plotting import inline_svg
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("style.css", "script.js")
 
-DOWNLOADS = {"table": ("csv", "json", "md", "tex", "html")}
-DRAWN = ("csv", "json", "svg", "png", "pdf")
+SUFFIXES = ("csv", "json", "md", "tex", "html", "svg", "png", "pdf")
+"""What tables and figures can be downloaded as."""
 
 NUMBER = re.compile(
     r'(<td class="value[^"]*" data-cell="([^"]*)">)(<span class="measured">.*?</span>)(?= <span class="paper">|</td>)'
@@ -62,6 +54,10 @@ def render_report(job: Json, run: Run) -> list[Path]:
         shown = show(artifact, run, cells, job.get("configfile", ""))
         categories.setdefault(artifact["category"], []).append(shown)
     artifacts = [shown for group in categories.values() for shown in group]
+    warnings: dict[str, list[Json]] = {}
+    for shown in artifacts:
+        for warning in shown["warnings"]:
+            warnings.setdefault(warning, []).append(shown)
     common = {
         "run": job["run"],
         "title": job["title"],
@@ -71,116 +67,109 @@ def render_report(job: Json, run: Run) -> list[Path]:
     index = environment.get_template("index.html.j2").render(
         **common,
         note=job.get("note"),
-        claims=read_claims(run),
+        claims=read_csv(run.claims).to_dict("records") if run.claims.is_file() else [],
         verdicts=VERDICTS,
         summary=summarise(configuration, cells.values()),
         stages=stages(run),
-        glance=None if common["stand_ins"] else compare(shown for shown in artifacts if shown["paper"]),
+        glance=None if common["stand_ins"] else compare(shown["rows"] for shown in artifacts if shown["paper"]),
         numbers=sum(len(shown["rows"]) for shown in artifacts if shown["kind"] != "pictures"),
         categories=categories,
-        warnings=gather_warnings(artifacts),
+        warnings=warnings,
     )
     folder = run.report.parent
     pages = {run.report: index}
     template = environment.get_template("artifact.html.j2")
-    for position, shown in enumerate(artifacts):
-        neighbours = {
-            "before": artifacts[position - 1] if position else None,
-            "after": artifacts[position + 1] if position + 1 < len(artifacts) else None,
-        }
-        pages[folder / f"{shown['id']}.html"] = template.render(**common, artifact=shown, **neighbours)
+    for before, shown, after in zip([None, *artifacts], artifacts, [*artifacts[1:], None], strict=False):
+        page = template.render(**common, artifact=shown, before=before, after=after)
+        pages[folder / f"{shown['id']}.html"] = page
     for old in set(folder.glob("*.html")) - set(pages):
         old.unlink()
     assets = {folder / name: (TEMPLATES / name).read_text(encoding="utf-8") for name in ASSETS}
-    return [write_text(path, text) for path, text in (pages | assets).items()]
+    return [write_text(path, text.rstrip("\n") + "\n") for path, text in (pages | assets).items()]
 
 
 def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile: str = "") -> dict[str, Any]:
     """What the template needs of one artifact; the cells behind it are added to ``cells``."""
-    kind = artifact["kind"]
-    table = kind == "table"
-    path = (run.table if table else run.figure)(artifact["id"])
-    drawn = path.with_suffix(".html" if table else ".svg")
+    kind, name = artifact["kind"], artifact["id"]
+    path = run.table(name) if kind == "table" else run.figure(name)
+    drawn = path.with_suffix(".html" if kind == "table" else ".svg")
     for needed in (path, drawn):
         if not needed.is_file():
             raise MissingValueError(
-                f"{kind} {artifact['id']} has not been rendered: {needed} is missing; "
-                f"make it: snakemake --cores all {needed}"
+                f"{kind} {name} has not been rendered: {needed} is missing; make it: snakemake --cores all {needed}"
             )
-    rows, text = read_rows(path), drawn.read_text(encoding="utf-8")
-    references = table_references(text) if table else svg_references(text)
-    behind = load_cells(references, run)
+    rows, text = read_csv(path), drawn.read_text(encoding="utf-8")
+    named = references(text)
+    behind = {each: load_cell(each, run) for each in dict.fromkeys(name.partition("#")[0] for name in named)}
     cells.update(behind)
-    evidence = [describe(name, cell, run, configfile) for name, cell in behind.items()]
-    if table:
-        body = linked(text, {cell.name: cell.anchor for cell in evidence})
-    else:
-        words = {"figure": in_words, "pictures": pictures_in_words, "boundaries": accuracies_in_words}[kind](rows)
-        body = inline_svg(text, prefix=artifact["id"], words=words)
+    files = [path.with_suffix(f".{suffix}") for suffix in SUFFIXES]
     return {
         **{key: artifact.get(key) for key in ("id", "kind", "title", "caption", "paper", "category")},
         "notes": artifact.get("notes") or [],
-        "body": Markup(body),
+        "body": Markup(linked(text) if kind == "table" else inline_svg(text, prefix=name, words=in_words(kind, rows))),
         "rows": rows,
-        "drawn": value_table(rows) if kind == "figure" else [],
+        "drawn": value_list(rows) if kind == "figure" else [],
         "settings": common_settings(rows),
-        "has_paper": any(row.get("paper_mean") for row in rows),
-        "cells": evidence,
-        "warnings": warn(references, behind),
-        "downloads": [
-            (suffix, f"../{path.parent.name}/{path.stem}.{suffix}")
-            for suffix in DOWNLOADS.get(kind, DRAWN)
-            if path.with_suffix(f".{suffix}").is_file()
-        ],
+        "has_paper": "paper_mean" in rows and (rows["paper_mean"] != "").any(),
+        "cells": [describe(each, cell, run, configfile) for each, cell in behind.items()],
+        "warnings": warn(named, behind),
+        "downloads": [(file.suffix[1:], f"../{file.parent.name}/{file.name}") for file in files if file.is_file()],
     }
 
 
-def table_references(text: str) -> list[str]:
-    """Cells behind a table, which its numbers name."""
-    return list(dict.fromkeys(unescape(name) for name in re.findall(r'data-cell="([^"]*)"', text)))
+def references(text: str) -> list[str]:
+    """Cells behind a table or drawing, which its numbers or keywords name."""
+    found = re.findall(r'data-cell="([^"]*)"|<rdf:li>([^<]*#[^<]*)</rdf:li>', text)
+    return list(dict.fromkeys(unescape(number or keyword) for number, keyword in found))
 
 
-def linked(text: str, anchors: Mapping[str, str]) -> str:
+def linked(text: str) -> str:
     """A rendered table, each number a link to the cell that measured it."""
 
     def link(found: re.Match[str]) -> str:
         cell = unescape(found[2]).partition("#")[0]
-        return f'{found[1]}<a href="#{anchors[cell]}" title="measured by {escape(cell)}">{found[3]}</a>'
+        return f'{found[1]}<a href="#{anchor(cell)}" title="measured by {escape(cell)}">{found[3]}</a>'
 
     return NUMBER.sub(link, text)
 
 
-def read_claims(run: Run) -> list[dict[str, Any]]:
-    """Rows of the claims ledger with their lists apart; none where the run has no ledger."""
-    if not run.claims.is_file():
-        return []
-    lists = ("artifacts", "cells")
-    return [row | {name: row[name].split() for name in lists} for row in read_rows(run.claims)]
+def in_words(kind: str, rows: pd.DataFrame) -> str:
+    """What a drawing shows, for those who cannot see it.
+
+    Of a line plot, where each line begins and ends; of pictures, each attack's classes; below decision boundaries, the
+    accuracies of each model's classifiers.
+    """
+    if kind == "boundaries":
+        columns = (rows[name] for name in ("model", "classifier", "images", "mean"))
+        accuracies = [f"{', '.join(who)}: {float(mean):.0f}%." for *who, mean in zip(*columns, strict=True)]
+        return " ".join(["Decision boundaries of a network and a kNN in the plane.", *accuracies])
+    if kind == "pictures":
+        sentences = [f"An image of class {rows['class'][0]} and its nearest references."]
+        for place, found in rows.groupby(["row", "column"], sort=False):
+            predicted, classes = found["predicted"].iloc[0], ", ".join(found["neighbour_class"])
+            sentences.append(f"{', '.join(map(str, place))}: classified as {predicted}; neighbours of class {classes}.")
+        return " ".join(sentences)
+    sentences = ["Line plot."]
+    unit = "%" if rows["metric"].str.removesuffix("_gain").str.endswith("accuracy").all() else ""
+    for place, points in rows.astype({"x": float, "mean": float}).groupby(["panel", "line"], sort=False):
+        ends = points.sort_values(["x", "mean"]).iloc[[0, -1]]
+        first, last = (f"{mean:.1f}{unit} at {x:g}" for x, mean in zip(ends["x"], ends["mean"], strict=True))
+        sentences.append(f"{', '.join(str(part) for part in place if part != '')}: from {first} to {last}.")
+    return " ".join(sentences)
 
 
-def gather_warnings(artifacts: Iterable[Json]) -> dict[str, list[Json]]:
-    """Every warning of the pages, with the artifacts that it touches."""
-    gathered: dict[str, list[Json]] = {}
-    for shown in artifacts:
-        for warning in shown["warnings"]:
-            gathered.setdefault(warning, []).append(shown)
-    return gathered
+def value_list(rows: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The drawn numbers as rows of text, with ``measured`` as in a table."""
+    pairs = zip(rows["mean"], rows["ci95"], strict=True)
+    measured = [format_value(float(mean), float(ci95) if ci95 else None) for mean, ci95 in pairs]
+    return rows.assign(measured=measured).to_dict("records")
 
 
-def compare(artifacts: Iterable[Json]) -> dict[str, float] | None:
+def compare(frames: Iterable[pd.DataFrame]) -> dict[str, float] | None:
     """How near the measured values of the paper's own artifacts are to its, in points; None when it has none."""
-    rows = {
-        tuple(value for column, value in row.items() if column not in {"artifact", "panel", "line", "x"}): row
-        for shown in artifacts
-        for row in shown["rows"]
-        if row.get("paper_mean") and row["metric"].endswith("accuracy")
-    }
-    gaps = [abs(float(row["mean"]) - float(row["paper_mean"])) for row in rows.values()]
-    if not gaps:
+    rows = pd.concat([pd.DataFrame(columns=COLUMNS, dtype=str), *frames])[list(COLUMNS)].fillna("")
+    rows = rows[(rows["paper_mean"] != "") & rows["metric"].str.endswith("accuracy")].drop_duplicates(COLUMNS[1:])
+    gaps = (rows["mean"].astype(float) - rows["paper_mean"].astype(float)).abs()
+    if gaps.empty:
         return None
-    return {
-        "count": len(gaps),
-        "median": statistics.median(gaps),
-        "within": sum(gap < 3 for gap in gaps),
-        "largest": max(gaps),
-    }
+    return {"count": len(gaps), "median": gaps.median(), "within": (gaps < 3).sum(), "largest": gaps.max()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ask.config.claims import Contradiction, Part
-from ask.report.values import PLUS_MINUS, format_parts
+from ask.report.numbers import PLUS_MINUS, format_parts
 from ask.statistics import Estimate, holm
 
 Interval = tuple[float, float]

@@ -1,22 +1,17 @@
 """ASK-Def's regulariser (paper, section V, eq. 6 and 7, Algorithm 2)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ask.attacks.linf import linf_ascent, random_start
-from ask.config.training import ASKSpec, ModelSpec, TrainingSpec
+from ask.config.training import ASKSpec, TrainingSpec
 from ask.losses.ask import ask_margin, instance_wise
 from ask.models.networks import Network
-from ask.training.crafting import as_it_comes
-from ask.training.methods import AdversarialTraining, BaseOutput, Batch, Regulariser, training_precision
-
-Extract = Callable[[Tensor], Tensor]
-"""Maps images (batch, channels, side, side) to features (batch, dimensions)."""
+from ask.training.methods import AdversarialTraining, BaseOutput, Batch, as_it_comes, training_precision
 
 
 class ASKRegulariser:
@@ -45,15 +40,8 @@ class ASKRegulariser:
         used = list(groups.values()) if spec.outer_references == "union" else [groups[spec.outer_references]]
         inputs = [images, torch.cat(used), *([batch.images] if spec.include_self else [])]
         features, found, *own = self._training_features(network, inputs)
-        similarities = instance_wise(
-            features,
-            self._by_class(found, len(used), network.num_classes),
-            similarity=spec.similarity,
-            tau=spec.tau,
-            own=own[0] if own else None,
-            labels=batch.labels,
-        )
-        return spec.weight * floored_loss(ask_margin(similarities, batch.labels), spec.mass_floor).mean()
+        margin = self._margin(features, self._by_class(found, len(used), network), batch.labels, *own)
+        return spec.weight * floored_loss(margin, spec.mass_floor).mean()
 
     def _copies(self, network: Network, batch: Batch, references: Tensor, labels: Tensor) -> Tensor:
         """Adversarial copies of clean references (classes x k, channels, side, side)."""
@@ -79,14 +67,11 @@ class ASKRegulariser:
 
         def climb(images: Tensor, labels: Tensor, start: Tensor, *references: Tensor) -> Tensor:
             with torch.no_grad():
-                found = self._by_class(extract(torch.cat(references)), len(references), network.num_classes)
+                found = self._by_class(extract(torch.cat(references)), len(references), network)
                 own = target.features(images, (spec.layer,))[spec.layer] if include_self else None
 
             def loss(inputs: Tensor) -> Tensor:
-                similarities = instance_wise(
-                    extract(inputs), found, similarity=spec.similarity, tau=spec.tau, own=own, labels=labels
-                )
-                margin = ask_margin(similarities, labels)
+                margin = self._margin(extract(inputs), found, labels, own)
                 # Sign steps need no more than the margin, which never underflows, unless batch statistics make an
                 # image's share of the loss matter to the others.
                 return F.softplus(margin) if coupled else margin
@@ -96,11 +81,19 @@ class ASKRegulariser:
         start = random_start(images, self.eps, batch.generator)
         # Batch statistics move with every pass, also with those that only prepare a recording.
         crafting = as_it_comes if coupled else batch.crafting
-        with _without_gradients(network):
+        network.requires_grad_(False)  # spares weight gradients without leaving the network's mode
+        try:
             return crafting(f"ask, include_self={include_self}", climb, images, labels, start, *references)
+        finally:
+            network.requires_grad_(True)
 
-    def _by_class(self, features: Tensor, groups: int, classes: int) -> Tensor:
-        return by_class(features, groups, classes, legacy=self.spec.legacy_ref_labels)
+    def _by_class(self, features: Tensor, groups: int, network: Network) -> Tensor:
+        return by_class(features, groups, network.num_classes, legacy=self.spec.legacy_ref_labels)
+
+    def _margin(self, features: Tensor, found: Tensor, labels: Tensor, own: Tensor | None = None) -> Tensor:
+        """The ASK loss's argument (batch,), of features against those of references by class."""
+        kind, tau = self.spec.similarity, self.spec.tau
+        return ask_margin(instance_wise(features, found, similarity=kind, tau=tau, own=own, labels=labels), labels)
 
     def _training_features(self, network: Network, groups: list[Tensor]) -> Sequence[Tensor]:
         """Features of each group of images, in float32, from one training-mode pass a group, or one for all."""
@@ -139,17 +132,4 @@ def floored_loss(margin: Tensor, floor: float) -> Tensor:
     return -torch.logaddexp(F.logsigmoid(-margin), torch.full_like(margin, math.log(floor)))
 
 
-@contextmanager
-def _without_gradients(network: Network) -> Iterator[None]:
-    """Spare weight gradients without leaving the network's mode."""
-    network.requires_grad_(False)
-    try:
-        yield
-    finally:
-        network.requires_grad_(True)
-
-
-def build(method: ModelSpec, training: TrainingSpec) -> Regulariser:
-    """The regulariser of ``method``."""
-    assert method.ask is not None
-    return ASKRegulariser(method.ask, training)
+build = ASKRegulariser

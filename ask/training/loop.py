@@ -4,9 +4,9 @@ The weights of a run depend on the job, the data and the code alone (and on a CP
 interrupted, for all draws are seeded by position. CUDA's own kernels need not repeat to the last bit.
 """
 
+import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ask.config.training import TrainJob
+from ask.files import write_text
 from ask.models.networks import save_weights
-from ask.tensorfile import write_atomically
-from ask.training.checkpoint import Checkpoint
-from ask.training.crafting import Crafting, Replayed, as_it_comes
-from ask.training.progress import History, Progress
+from ask.training.methods import Crafting, Replayed, as_it_comes
+from ask.training.record import Checkpoint, write_history
 from ask.training.run import Run
 from ask.training.selection import describe
 
@@ -64,8 +64,8 @@ def train(
         checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
         peak: floating-point operations a second that the device reaches in a matrix product, for the utilisation in
             ``history.csv`` and the log (:func:`ask.hardware.matmul_peak`).
-        cuda_graphs: replay the crafting of adversarial examples as CUDA graphs (:mod:`ask.training.crafting`); of no
-            effect without a GPU.
+        cuda_graphs: replay the crafting of adversarial examples as CUDA graphs
+            (:class:`ask.training.methods.Replayed`); of no effect without a GPU.
         usage: CPU time and memory so far, for the record (:func:`ask.hardware.usage`); of the last start alone.
 
     Raises:
@@ -75,32 +75,38 @@ def train(
     _check(train_images, train_labels)
     where = torch.device(device)
     checkpoint = Checkpoint(scratch, job, fingerprint, data_hash)
-    with ExitStack() as stack:
+    test = None if test_images is None or test_labels is None else (test_images, test_labels)
+    crafting: Crafting = Replayed() if cuda_graphs and where.type == "cuda" else as_it_comes
+    run = Run(job, train_images, train_labels, where, checkpoint, test, peak, crafting)
+    run.restore()
+    total, hidden = job.training.epochs * run.steps, not (progress and sys.stderr.isatty())
+
+    def say(line: str) -> None:
+        if progress:
+            tqdm.write(line, file=sys.stderr)  # above the bar, if there is one
+            sys.stderr.flush()
+
+    with (
         # Dropout draws from torch's global generator, seeded each step; the caller's is put back.
-        stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if where.type == "cuda" else []))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
-        test = None if test_images is None or test_labels is None else (test_images, test_labels)
-        crafting: Crafting = Replayed() if cuda_graphs and where.type == "cuda" else as_it_comes
-        run = Run(job, train_images, train_labels, where, checkpoint, test, peak, crafting)
-        run.restore()
-        bar = Progress(job.training.epochs * run.steps, run.position, f"{job.dataset}/{job.model}", shown=progress)
-        stack.callback(bar.close)
+        torch.random.fork_rng([torch.cuda.current_device()] if where.type == "cuda" else []),
+        torch.backends.cudnn.flags(enabled=True, benchmark=True),
+        tqdm(total=total, initial=run.position, desc=f"{job.dataset}/{job.model}", unit="step", disable=hidden) as bar,
+    ):
         if run.position:
-            bar.say(f"{job.model}: continuing at epoch {run.state.epoch + 1}, step {run.state.step + 1}")
-        history = History(out / "history.csv", run.state.rows)
+            say(f"{job.model}: continuing at epoch {run.state.epoch + 1}, step {run.state.step + 1}")
         saved = time.monotonic()
-        while run.state.epoch < job.training.epochs:
+        while run.position < total:
             run.advance()
-            bar.step()
+            bar.update()
             if run.state.step == run.steps:
                 run.end_epoch()
-                history.append(run.state.rows[-1])
-                bar.say(run.line())
-            if time.monotonic() - saved >= checkpoint_seconds and run.position < job.training.epochs * run.steps:
+                write_history(out / "history.csv", run.state.rows)
+                say(run.line())
+            if time.monotonic() - saved >= checkpoint_seconds and run.position < total:
                 run.save()
                 saved = time.monotonic()
         made_with = {**(made_with or {}), "usage": dict(usage())}
-        bar.say(f"{job.model}: kept {_write(out, run, made_with, fingerprint, data_hash)}")
+        say(f"{job.model}: kept {_write(out, run, made_with, fingerprint, data_hash)}")
     checkpoint.remove()
 
 
@@ -125,15 +131,14 @@ def _write(out: Path, run: Run, made_with: Mapping[str, Any], fingerprint: str, 
         "selection": why,
         "training_images": len(run.data),
         "heldout_images": 0 if job.training.selection == "test" else job.training.holdout,
-        "seconds": round(state.seconds, 3),
-        "train_seconds": round(sum(row["train_seconds"] for row in state.rows), 3),
+        **{name: round(sum(row[name] for row in state.rows), 3) for name in ("seconds", "train_seconds")},
         "passes_per_step": state.passes_per_step,
         "learned": {name: tensor.tolist() for name, tensor in run.learned.items()},
         **made_with,
         "fingerprint": fingerprint,
         "data_hash": data_hash,
     }
-    write_atomically(out / "config.yaml", lambda partial: partial.write_text(yaml.safe_dump(record, sort_keys=False)))
+    write_text(out / "config.yaml", yaml.safe_dump(record, sort_keys=False))
     return why
 
 

@@ -5,27 +5,25 @@ A step never waits for the device: losses stay there, and are looked at every ``
 
 import math
 import time
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ask.config.training import TrainJob
+from ask.config.training import TrainingSpec, TrainJob
 from ask.errors import AskError
 from ask.models.networks import build, fold_batchnorm, refold
 from ask.seeds import derive_seed
-from ask.training.checkpoint import Checkpoint, State
-from ask.training.crafting import Crafting, as_it_comes
-from ask.training.images import ResidentImages, seeded, split_holdout
-from ask.training.methods import Batch, make_method
-from ask.training.passes import count_passes
-from ask.training.schedule import learning_rate
+from ask.training.images import Arrays, ResidentImages, seeded, split_holdout
+from ask.training.methods import Batch, Crafting, as_it_comes, make_method
+from ask.training.record import Checkpoint, State, count_passes
 from ask.training.selection import Judge, pick_test_images
 
 CHECK_STEPS = 50
 """Steps between two looks at the losses."""
+RISE, START, END = 0.3, 1 / 25, 1 / 25 * 1e-4
+"""The one-cycle schedule, as torch's OneCycleLR: share of steps that rise, first and last rate over the largest."""
 
 
 class TrainingDivergedError(AskError):
@@ -42,24 +40,13 @@ class Run:
         labels: NDArray[np.int64],
         device: torch.device,
         checkpoint: Checkpoint,
-        test: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None,
+        test: Arrays | None = None,
         peak: float | None = None,
         crafting: Crafting = as_it_comes,
     ) -> None:
-        self.peak, self.crafting = peak, crafting
         self.job, self.training, self.device, self.checkpoint = job, job.training, device, checkpoint
-        by_test = job.training.selection == "test"
-        kept, held = split_holdout(labels, 0 if by_test else job.training.holdout, derive_seed(job.seed, "holdout"))
-        self.data = ResidentImages(images[kept], labels[kept], device=device, kind=job.training.augment)
-        judged = images[held], labels[held]
-        if by_test:
-            if test is None:
-                raise ValueError("training.selection is 'test': pass test_images and test_labels, or set it to holdout")
-            chosen = pick_test_images(len(test[1]), job.training.batch_size)
-            judged = test[0][chosen], test[1][chosen]
-        self.judge: Judge | None = None
-        if len(judged[1]):
-            self.judge = Judge(ResidentImages(*judged, device=device), self.data, job.training, job.seed)
+        self.peak, self.crafting = peak, crafting
+        self.data, self.judge = self._split((images, labels), test)
         network = build(
             job.network,
             in_channels=images.shape[1],
@@ -70,6 +57,7 @@ class Run:
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
         self.folded = fold_batchnorm(self.network)
         self.base, self.regulariser = make_method(job.method, job.training)
+        self.learned = self.regulariser.state if self.regulariser else {}  # beside the network's weights
         self.optimiser = torch.optim.SGD(
             self.network.parameters(),
             lr=job.training.learning_rate,
@@ -89,8 +77,23 @@ class Run:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.best: dict[str, Tensor] = {}
         self.state = State()
-        self._order: tuple[int, Tensor] | None = None
+        self._order: Tensor | None = None
         self._started = time.monotonic()
+
+    def _split(self, train: Arrays, test: Arrays | None) -> tuple[ResidentImages, Judge | None]:
+        """Images to train on, and what judges an epoch by others, if any are set aside."""
+        training, seed, (images, labels) = self.training, self.job.seed, train
+        by_test = training.selection == "test"
+        kept, held = split_holdout(labels, 0 if by_test else training.holdout, derive_seed(seed, "holdout"))
+        judged = images[held], labels[held]
+        if by_test:
+            if test is None:
+                raise ValueError("training.selection is 'test': pass test_images and test_labels, or set it to holdout")
+            chosen = pick_test_images(len(test[1]), training.batch_size)
+            judged = test[0][chosen], test[1][chosen]
+        data = ResidentImages(images[kept], labels[kept], device=self.device, kind=training.augment)
+        judge = Judge(ResidentImages(*judged, device=self.device), data, training, seed) if len(judged[1]) else None
+        return data, judge
 
     @property
     def position(self) -> int:
@@ -100,17 +103,17 @@ class Run:
     def advance(self) -> None:
         """One step of the optimiser, without waiting for the device; the very first one counts its passes."""
         if self.state.step == 0:
-            self._started = time.monotonic() - self.state.epoch_seconds
+            self._started = time.monotonic()
         if self.position == 0:
             with count_passes(self.network, self.folded) as passes:
                 self._step()
-            counts = {"images": self.batch_size, "forward": passes.forward, "backward": passes.backward}
-            self.state.passes_per_step = {**counts, "gmac": round(passes.macs / 1e9, 6)}
+            gmac = round(passes.pop("macs") / 1e9, 6)
+            self.state.passes_per_step = {"images": self.batch_size, **passes, "gmac": gmac}
         else:
             self._step()
         self.state.step += 1
         if self.state.step % CHECK_STEPS == 0:
-            self._check_losses()
+            self._check()
 
     def _step(self) -> None:
         epoch, step = self.state.epoch, self.state.step
@@ -118,19 +121,17 @@ class Run:
             group["lr"] = learning_rate(self.training, epoch, step, self.steps)
         torch.manual_seed(derive_seed(self.job.seed, "dropout", epoch, step))
         draws = seeded(self.device, self.job.seed, "step", epoch, step)
-        images, labels = self.data.draw(self._indices(epoch, step), draws)
+        if self._order is None:  # drawn on the CPU, so that every device sees the images in one order
+            generator = seeded(torch.device("cpu"), self.job.seed, "order", epoch)
+            self._order = torch.randperm(len(self.data), generator=generator).to(self.device)
+        images, labels = self.data.draw(self._order[step * self.batch_size : (step + 1) * self.batch_size], draws)
         refold(self.folded, self.network)
+        crafting = self.crafting if self.position else as_it_comes  # the first step is counted pass by pass
         batch = Batch(
-            images=images,
-            labels=labels,
-            generator=draws,
-            target=self.folded,
-            source=self.data,
-            crafting=self.crafting if self.position else as_it_comes,  # the first step is counted pass by pass
+            images=images, labels=labels, generator=draws, target=self.folded, source=self.data, crafting=crafting
         )
         self.network.train()
-        layers = self.regulariser.layers if self.regulariser else ()
-        output = self.base(self.network, batch, layers)
+        output = self.base(self.network, batch, self.regulariser.layers if self.regulariser else ())
         loss = output.loss
         if self.regulariser:
             loss = loss + self.regulariser(self.network, batch, output)
@@ -140,57 +141,51 @@ class Run:
         self.losses[step] = loss.detach()
         self.correct += output.correct
 
-    def _indices(self, epoch: int, step: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            # Drawn on the CPU, so that every device sees the images in one order.
-            order = torch.randperm(len(self.data), generator=seeded(torch.device("cpu"), self.job.seed, "order", epoch))
-            self._order = epoch, order.to(self.device)
-        return self._order[1][step * self.batch_size : (step + 1) * self.batch_size]
-
-    def _check_losses(self) -> None:
+    def _check(self) -> None:
+        """Stop at a loss that is not finite, or at such a weight when an epoch ends."""
+        epoch, step, what = self.state.epoch, self.steps - 1, ""
+        weights = self.network.parameters() if self.state.step == self.steps else ()
         bad = (~torch.isfinite(self.losses)).nonzero()
         if len(bad):
             step = int(bad[0])
-            self._diverged(f"loss is {float(self.losses[step])}", step)
-
-    def _diverged(self, what: str, step: int) -> None:
-        epoch = self.state.epoch
-        rate = learning_rate(self.training, epoch, step, self.steps)
-        raise TrainingDivergedError(
-            f"{self.job.dataset}/{self.job.model}: {what} at epoch {epoch + 1}, step {step + 1} of {self.steps} "
-            f"(learning rate {rate:g}): lower training.learning_rate (now {self.training.learning_rate:g})"
-        )
+            what = f"loss is {float(self.losses[step])}"
+        elif not all(bool(torch.isfinite(p).all()) for p in weights):
+            what = f"a weight is not finite (loss {float(self.losses[-1]):g})"
+        if what:
+            raise TrainingDivergedError(
+                f"{self.job.dataset}/{self.job.model}: {what} at epoch {epoch + 1}, step {step + 1} of {self.steps} "
+                f"(learning rate {learning_rate(self.training, epoch, step, self.steps):g}): "
+                f"lower training.learning_rate (now {self.training.learning_rate:g})"
+            )
 
     def end_epoch(self) -> None:
         """Judge the epoch, and begin the next one."""
-        self._check_losses()
-        if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
-            self._diverged(f"a weight is not finite (loss {float(self.losses[-1]):g})", self.steps - 1)
+        self._check()
         trained = time.monotonic() - self._started  # the look at the weights has waited for the device
         epoch, state = self.state.epoch, self.state
+        clean = robust = None
+        if self.judge:
+            refold(self.folded, self.network)
+            clean, robust = self.judge(self.folded)
+            if clean > self.training.min_clean_accuracy and robust > state.best_accuracy:
+                state.best_epoch, state.best_accuracy = epoch + 1, robust
+                self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
         seen = min(len(self.data), self.steps * self.batch_size)
-        row: dict[str, Any] = {
+        gflops = round(2 * state.passes_per_step["gmac"] * seen / self.batch_size / max(trained, 1e-6), 1)
+        row = {
             "epoch": epoch + 1,
             "train_loss": float(self.losses.mean()),
             "train_robust_accuracy": int(self.correct) / seen,
             "learning_rate": learning_rate(self.training, epoch, self.steps - 1, self.steps),
+            "val_clean_accuracy": clean,
+            "val_robust_accuracy": robust,
+            "train_seconds": round(trained, 3),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "gflops": gflops,
+            "mfu": round(1e9 * gflops / self.peak, 4) if self.peak else None,
         }
-        if self.judge:
-            refold(self.folded, self.network)
-            clean, robust = self.judge(self.folded)
-            row |= {"val_clean_accuracy": clean, "val_robust_accuracy": robust}
-            if clean > self.training.min_clean_accuracy and robust > state.best_accuracy:
-                state.best_epoch, state.best_accuracy = epoch + 1, robust
-                self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
-        row["train_seconds"] = round(trained, 3)
-        row["seconds"] = round(time.monotonic() - self._started, 3)
-        gmac = state.passes_per_step["gmac"] * seen / self.batch_size
-        row["gflops"] = round(2 * gmac / max(trained, 1e-6), 1)
-        if self.peak:
-            row["mfu"] = round(1e9 * row["gflops"] / self.peak, 4)
         state.rows.append(row)
-        state.seconds += row["seconds"]
-        state.epoch, state.step, state.epoch_seconds = epoch + 1, 0, 0.0
+        state.epoch, state.step, state.epoch_seconds, self._order = epoch + 1, 0, 0.0, None
         self.losses.zero_()
         self.correct.zero_()
 
@@ -205,22 +200,15 @@ class Run:
             f"{self.job.model}: epoch {row['epoch']}/{self.training.epochs}, loss {row['train_loss']:.4f}, "
             f"robust {row['train_robust_accuracy']:.3f}{judged}, {row['seconds']:.1f} s, "
             f"{len(self.data) / max(row['seconds'], 1e-3):.0f} images/s, {row['gflops']:.0f} GFLOP/s"
-            + (f" (MFU {row['mfu']:.0%})" if "mfu" in row else "")
+            + (f" (MFU {row['mfu']:.0%})" if row["mfu"] is not None else "")
         )
 
     def save(self) -> None:
         """Write the checkpoint, unless the losses since the last look are bad."""
-        self._check_losses()
+        self._check()
         if self.state.step:
             self.state.epoch_seconds = time.monotonic() - self._started
-        self.checkpoint.save(
-            self.state,
-            network=self.network.state_dict(),
-            best=self.best,
-            momentum=self._momentum(),
-            method=self.learned,
-            epoch={"losses": self.losses, "correct": self.correct},
-        )
+        self.checkpoint.save(self.state, best=self.best, method=self.learned, **self._tensors())
 
     def restore(self) -> None:
         """Continue from the checkpoint, if there is one."""
@@ -228,19 +216,32 @@ class Run:
         if found is None:
             return
         self.state, groups = found
-        self.network.load_state_dict(groups["network"])
-        for name, buffer in self._momentum().items():
-            buffer.copy_(groups["momentum"][name])
+        for group, tensors in self._tensors().items():
+            for name, tensor in tensors.items():
+                tensor.copy_(groups[group][name])
         self.best = {name: tensor.to(self.device) for name, tensor in groups.get("best", {}).items()}
         self.learned.update({name: tensor.to(self.device) for name, tensor in groups.get("method", {}).items()})
-        self.losses.copy_(groups["epoch"]["losses"])
-        self.correct.copy_(groups["epoch"]["correct"])
         self._started = time.monotonic() - self.state.epoch_seconds
 
-    @property
-    def learned(self) -> dict[str, Tensor]:
-        """What the regulariser has learned beside the network's weights."""
-        return self.regulariser.state if self.regulariser else {}
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What steps change in place."""
+        momentum = {name: self.optimiser.state[p]["momentum_buffer"] for name, p in self.network.named_parameters()}
+        so_far = {"losses": self.losses, "correct": self.correct}
+        return {"network": self.network.state_dict(), "momentum": momentum, "epoch": so_far}
 
-    def _momentum(self) -> dict[str, Tensor]:
-        return {name: self.optimiser.state[p]["momentum_buffer"] for name, p in self.network.named_parameters()}
+
+def learning_rate(spec: TrainingSpec, epoch: int, step: int, steps_per_epoch: int) -> float:
+    """Rate of step ``step`` in epoch ``epoch`` (both from 0): no scheduler's state, so that resuming needs none.
+
+    ``step``: constant within an epoch, times ``gamma`` from each milestone on (torch's MultiStepLR).
+    ``onecycle``: cosine rise from 1/25 of ``learning_rate`` over the first 30 % of all steps, then cosine fall to 4e-6
+    of it (torch's OneCycleLR without momentum cycling; Smith and Topin, 2018).
+    """
+    if spec.schedule.name == "step":
+        return spec.learning_rate * spec.schedule.gamma ** sum(epoch >= m for m in spec.schedule.milestones)
+    total = spec.epochs * steps_per_epoch
+    position, peak = epoch * steps_per_epoch + step, RISE * total - 1
+    first, last, share = START, 1.0, position / peak if peak else 1.0
+    if position > peak:
+        first, last, share = 1.0, END, (position - peak) / (total - 1 - peak)
+    return spec.learning_rate * (last + (first - last) / 2 * (1 + math.cos(math.pi * share)))

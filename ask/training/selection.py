@@ -1,6 +1,6 @@
 """Which epoch's weights to keep, judged by images that are not trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -32,55 +32,48 @@ class Judge:
         self.judged, self.source, self.training, self.seed = judged, source, training, seed
         self.references: Tensor | None = None
         if training.selection != "holdout":
-            chosen = _references(source.labels.cpu().numpy(), derive_seed(seed, "selection references"))
-            self.references = torch.from_numpy(chosen).to(source.labels.device)
+            generator = np.random.default_rng(derive_seed(seed, "selection references"))
+            labels = source.labels.cpu().numpy()
+            members = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
+            chosen = [generator.permutation(pool)[:REFERENCES_PER_CLASS] for pool in members]
+            self.references = torch.from_numpy(np.concatenate(chosen)).to(source.labels.device)
 
     def __call__(self, folded: Network) -> tuple[float, float]:
         """Clean and robust accuracy in [0, 1] of a network without batch norm (see ``fold_batchnorm``)."""
         training, device = self.training, self.judged.labels.device
+        eps, step_size = training.eval_eps / 255, training.step_size / 255
         noise = seeded(device, self.seed, "heldout")
         clean, robust = torch.zeros((2,), dtype=torch.int64, device=device).unbind()
-        found = None if self.references is None else self._reference_features(folded, self.references)
+        classify = self._classifier(folded)
         for images, labels in _batches(self.judged, torch.arange(len(self.judged), device=device)):
-            moved = linf_ascent(
-                pgd_loss(folded, labels),
-                images,
-                eps=training.eval_eps / 255,
-                step_size=training.step_size / 255,
-                steps=training.steps,
-                generator=noise,
-            )
+            loss = pgd_loss(folded, labels)
+            moved = linf_ascent(loss, images, eps=eps, step_size=step_size, steps=training.steps, generator=noise)
             with torch.inference_mode():
                 clean += (folded(images).argmax(1) == labels).sum()
-                robust += (self._classify(folded, moved, found) == labels).sum()
+                robust += (classify(moved) == labels).sum()
         return int(clean) / len(self.judged), int(robust) / len(self.judged)
 
-    def _reference_features(self, folded: Network, chosen: Tensor) -> Tensor:
-        with torch.inference_mode():
-            batches = _batches(self.source, chosen)
-            return torch.cat([F.normalize(folded.features(images, (LAYER,))[LAYER]) for images, _ in batches])
+    def _classifier(self, folded: Network) -> Callable[[Tensor], Tensor]:
+        """Classes by the network or by a DkNN; there a tie goes to the lowest class, as in the evaluation."""
+        if self.references is None:
+            return lambda images: folded(images).argmax(1)
 
-    def _classify(self, folded: Network, images: Tensor, references: Tensor | None) -> Tensor:
-        if references is None or self.references is None:
-            return folded(images).argmax(1)  # type: ignore[no-any-return]  # modules are untyped
-        similarity = F.normalize(folded.features(images, (LAYER,))[LAYER]) @ references.T
-        nearest = similarity.topk(min(NEIGHBOURS, len(references)), dim=1).indices
-        votes = self.source.labels[self.references[nearest]]
-        counts = torch.zeros((len(images), folded.num_classes), device=images.device)
-        # A tie goes to the lowest class, as in the evaluation.
-        return counts.scatter_add_(1, votes, torch.ones_like(counts[:, :1]).expand(votes.shape)).argmax(1)
+        def features(images: Tensor) -> Tensor:
+            return F.normalize(folded.features(images, (LAYER,))[LAYER])
+
+        def classify(images: Tensor) -> Tensor:
+            nearest = (features(images) @ found.T).topk(min(NEIGHBOURS, len(found)), dim=1).indices
+            return F.one_hot(labels[nearest], folded.num_classes).sum(1).argmax(1)
+
+        labels = self.source.labels[self.references]
+        with torch.inference_mode():
+            found = torch.cat([features(images) for images, _ in _batches(self.source, self.references)])
+        return classify
 
 
 def pick_test_images(available: int, batch_size: int) -> NDArray[np.int64]:
     """Four batches of test images, the first of one fixed shuffle, for some data sets come sorted by class."""
     return np.random.default_rng(0).permutation(available)[: TEST_BATCHES * batch_size]
-
-
-def _references(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Up to 2000 positions of each class, without replacement."""
-    generator = np.random.default_rng(seed)
-    members = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
-    return np.concatenate([generator.permutation(pool)[:REFERENCES_PER_CLASS] for pool in members])
 
 
 def _batches(source: ResidentImages, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,20 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ask.config.training import ModelSpec, SNNSpec, TrainingSpec
+from ask.config.training import SNNSpec, TrainingSpec
 from ask.losses.snn import pairwise_distance, snn_loss
 from ask.models.networks import Network
-from ask.training.methods import BaseOutput, Batch, Regulariser
+from ask.training.methods import BaseOutput, Batch
 
-STEP = 0.1
+STEP, LEAST = 0.1, 1e-3
 """Step of the temperature's divisor, and the least that it may become: Frosst et al.'s code has the former alone."""
-LEAST = 1e-3
 
 
 class SNNRegulariser:
     """SNN loss of the base's adversarial images, from the features of its own pass: no pass of the network more."""
 
-    def __init__(self, spec: SNNSpec) -> None:
+    def __init__(self, spec: SNNSpec, _training: TrainingSpec) -> None:
         self.spec = spec
         self.layers: Sequence[str] = (spec.layer,)
         # T = temperature / divisor: learning the divisor is the steadier way (Frosst et al., code in cleverhans).
@@ -35,15 +34,10 @@ class SNNRegulariser:
 
     def _learn(self, distances: Tensor, labels: Tensor) -> Tensor:
         """The divisor after a step down the loss, whatever the sign of ``weight``."""
-        state = self.state["temperature_divisor"]
-        divisor = state.to(distances.device).clone().requires_grad_()
+        divisor = self.state["temperature_divisor"].to(distances.device).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(snn_loss(distances, labels, self.spec.temperature / divisor), divisor)
-        state = (divisor.detach() - STEP * gradient).clamp_min(LEAST)
-        self.state["temperature_divisor"] = state
-        return state
+        self.state["temperature_divisor"] = (divisor.detach() - STEP * gradient).clamp_min(LEAST)
+        return self.state["temperature_divisor"]
 
 
-def build(method: ModelSpec, training: TrainingSpec) -> Regulariser:  # noqa: ARG001  # every module's signature
-    """The regulariser of ``method``."""
-    assert method.snn is not None
-    return SNNRegulariser(method.snn)
+build = SNNRegulariser

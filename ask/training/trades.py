@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ask.attacks.linf import linf_ascent
-from ask.config.training import ModelSpec, TRADESSpec, TrainingSpec
+from ask.config.training import TRADESSpec, TrainingSpec
 from ask.losses.trades import kl_divergence, trades_loss
 from ask.models.networks import Network
-from ask.training.methods import Base, BaseOutput, Batch, training_precision
+from ask.training.methods import BaseOutput, Batch, training_precision
 
 
 class TRADES:
@@ -32,19 +32,16 @@ class TRADES:
         def climb(images: Tensor, start: Tensor) -> Tensor:
             with torch.no_grad():
                 clean = target(images)
-            return linf_ascent(
-                lambda moved: kl_divergence(clean, target(moved)),
-                images,
-                eps=self.eps,
-                step_size=self.step_size,
-                steps=self.steps,
-                start=start,
-            )
+
+            def loss(moved: Tensor) -> Tensor:
+                return kl_divergence(clean, target(moved))
+
+            return linf_ascent(loss, images, eps=self.eps, step_size=self.step_size, steps=self.steps, start=start)
 
         return batch.crafting("trades", climb, images, noise * self.spec.start_noise)
 
     def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
-        """See :class:`Base`."""
+        """See :data:`ask.training.methods.Base`."""
         adversarial = self.craft(batch)
         with training_precision(adversarial.device):
             clean = network(batch.images)
@@ -54,7 +51,4 @@ class TRADES:
         return BaseOutput(loss=loss, correct=correct, adversarial=adversarial, features=features)
 
 
-def build(method: ModelSpec, training: TrainingSpec) -> Base:
-    """The base of ``method``."""
-    assert method.trades is not None
-    return TRADES(method.trades, training)
+build = TRADES

@@ -1,25 +1,20 @@
-"""What attacks have in common beside the ascent: what they are aimed at, and how they look for neighbours."""
+"""What attacks on nearest-neighbour search have in common: what they are aimed at, and how they look for neighbours."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ask.attacks.linf import (
-    Ascent,
-    FeatureFunction,
-    FeatureLoss,
-    SignSteps,
-    StepRule,
-    ascend,
-    fitting_batch,
-    random_start,
-)
-from ask.attacks.validation import check_devices, check_images, check_labels, check_layers
+from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttack, ascend, random_start
+from ask.attacks.validation import check_images, check_labels
+from ask.config.attacks import ReferenceAttackConfig
 from ask.knn.search import Neighbours, Search
+
+R = TypeVar("R", bound=ReferenceAttackConfig)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,34 +28,7 @@ class Subject:
     """The network whose features these are; None on raw pixels."""
 
 
-class Settings(Protocol):
-    """What every attack's configuration says; ``eps`` and ``step_size`` in [0, 1]."""
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Attacked layers."""
-
-    @property
-    def eps(self) -> float:
-        """l-infinity radius."""
-
-    @property
-    def step_size(self) -> float:
-        """Sign step."""
-
-    @property
-    def steps(self) -> int:
-        """Gradient steps."""
-
-    @property
-    def batch_size(self) -> int | None:
-        """Images attacked at a time; None: :func:`ask.attacks.linf.fitting_batch`."""
-
-
-C = TypeVar("C", bound=Settings)
-
-
-class ReferenceAttack(ABC, Generic[C]):
+class ReferenceAttack(GradientAttack[R]):
     """An attack on nearest-neighbour search: its checks, the search for the clean images' neighbours, the ascent.
 
     A subclass says what to ascend (:meth:`losses`) and how many neighbours that takes (``k``, ``k_class``).
@@ -71,29 +39,21 @@ class ReferenceAttack(ABC, Generic[C]):
         references: search over the reference set at each attacked layer (:class:`ask.knn.search.ExactSearch`),
             under the similarity that the loss shall use.
         config: settings.
-        generator: draws the random start, and whatever else the attack draws.
-        on_gradient: called with every step's gradient, for diagnostics.
+        draws: ``generator`` and ``on_gradient``, as :class:`ask.attacks.linf.GradientAttack`.
     """
 
-    k = 0
-    """Nearest references of all that it wants of clean images."""
-    k_class = 0
-    """Nearest references of each class that it wants of clean images."""
-
-    def __init__(
-        self,
-        features: FeatureFunction,
-        references: Mapping[str, Search],
-        config: C,
-        *,
-        generator: torch.Generator,
-        on_gradient: Callable[[Tensor], None] | None = None,
-    ) -> None:
-        check_layers(config.layers, references)
-        self.features = features
+    def __init__(self, features: FeatureFunction, references: Mapping[str, Search], config: R, **draws: Any) -> None:
+        missing = [layer for layer in config.layers if layer not in references]
+        if missing:
+            raise ValueError(f"no references for attacked layers {missing}; given: {sorted(references)}")
+        super().__init__(features, config.layers, config, **draws)
         self.references = {layer: references[layer] for layer in config.layers}
-        self.config, self.generator, self.on_gradient = config, generator, on_gradient
-        self.n_classes = next(iter(self.references.values())).n_classes
+        self.n_classes = self.references[config.layers[0]].n_classes
+
+    @classmethod
+    def build(cls, config: R, subject: Subject, *, blocks: object = None, **draws: Any) -> Self:  # noqa: ARG003  # AdvKnn's
+        """The attack of a cell, from its complete configuration; ``draws`` as in the constructor."""
+        return cls(subject.features, subject.references, config, **draws)
 
     def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
         """Adversarial images.
@@ -112,23 +72,10 @@ class ReferenceAttack(ABC, Generic[C]):
     def ascent(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Ascent:
         """The attack on these images, ready to climb; arguments as in a call."""
         home = next(iter(self.references.values())).features.device
-        check_devices(images, labels, home, "the references")
-        check_images(images)
+        check_images(images, labels, home, "the references")
         check_labels(labels, len(images), self.n_classes)
-        config = self.config
         losses = self.losses(neighbours or self.search(images), labels)
-        return Ascent(
-            images=images,
-            start=random_start(images, config.eps, self.generator),
-            features=self.features,
-            layers=self.layers,
-            losses=losses,
-            eps=config.eps,
-            steps=config.steps,
-            rule=self.rule(),
-            batch_size=config.batch_size or fitting_batch(images, self.bytes_an_image()),
-            on_gradient=self.on_gradient,
-        )
+        return Ascent(self, images, random_start(images, self.config.eps, self.generator), losses)
 
     def search(self, images: Tensor) -> dict[str, Neighbours]:
         """Neighbours of clean images (batch, ...) at each layer."""
@@ -143,21 +90,15 @@ class ReferenceAttack(ABC, Generic[C]):
     def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
         """What a part of the images ascends, from all images' neighbours by layer and true classes (batch,).
 
-        That is a function of the part's features at :attr:`layers`, which must not mix images.
+        That is a function of the part's features at ``layers``, which must not mix images.
         """
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Layers whose features the loss reads."""
-        return self.config.layers
 
-    def rule(self) -> StepRule:
-        """How the ascent steps: by sign."""
-        return SignSteps(self.config.step_size)
-
-    def bytes_an_image(self) -> int:
-        """Memory that the references of one image take during the ascent."""
-        return 0
+def calibrated(name: str, value: T | None) -> T:
+    """A setting that may be None until it is calibrated; raises ValueError while it is."""
+    if value is None:
+        raise ValueError(f"{name} is yet to be calibrated; give a value")
+    return value
 
 
 def neighbour_classes(search: Search, neighbours: Neighbours, k: int) -> Tensor:

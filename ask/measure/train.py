@@ -1,0 +1,36 @@
+"""The step that trains a model."""
+
+import json
+
+from ask.config.training import TrainJob
+from ask.data.arrays import load
+from ask.hardware import describe, matmul_peak, usage
+from ask.measure.place import Place
+from ask.paths import prepared
+from ask.training.loop import train
+
+
+def train_model(job: TrainJob, place: Place) -> None:
+    """Train a model on a prepared data set; continues where an earlier call was interrupted."""
+    folder = prepared(place.data, job.dataset)
+    images, labels = load(folder, "train")
+    by_test = job.training.selection == "test"
+    test_images, test_labels = load(folder, "test") if by_test else (None, None)
+    facts = json.loads((folder / "facts.json").read_text())
+    read = ("train", "test") if by_test else ("train",)
+    train(
+        job,
+        train_images=images,
+        train_labels=labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        out=place.run.model(job.dataset, job.model),
+        scratch=place.run.root / "scratch" / job.dataset / job.model,
+        device=place.device,
+        made_with=describe(place.device),
+        peak=matmul_peak(place.device),
+        cuda_graphs=place.cuda_graphs,
+        usage=lambda: usage(place.device),
+        fingerprint=place.code,
+        data_hash=json.dumps([facts["splits"][split]["sha256"] for split in read], sort_keys=True),
+    )

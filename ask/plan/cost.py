@@ -1,0 +1,173 @@
+"""Floating-point operations and bytes of every job, counted from configurations alone: no torch, no data.
+
+A multiply-add counts as two operations. Forward to a layer costs F, an input gradient 2F (forward and backward-data), a
+training step 3F. Batch norm, pooling and element-wise work are left out; they are a few percent.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ask.config.attacks import AutoAttackOptions, SquareConfig
+from ask.config.base import LAYERS
+from ask.config.data import DataSpec
+from ask.config.jobs import BlockJob, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob, TimingJob
+from ask.config.training import NetworkSpec, TrainJob
+from ask.data.sources import PUBLISHED
+from ask.plan.planner import Plan
+
+VGG16_PLAN = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+RESNET18_STAGES = (64, 128, 256, 512)
+UNKNOWN = 10_000
+"""Images of a user's own data set."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a data set contributes to the arithmetic."""
+
+    channels: int
+    side: int
+    classes: int
+    train: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job takes."""
+
+    flop: float = 0.0
+    """Floating-point operations."""
+    size: float = 0.0
+    """Bytes of what it keeps."""
+
+
+def costs(plan: Plan) -> dict[Path, Cost]:
+    """What each task takes, by its main output; nothing where nothing is counted, as of data, tables and the report."""
+    shapes = {task.job.dataset: shape_of(task.job.spec) for task in plan.of("prepare")}
+    return {path: _cost(task.job, shapes) for path, task in plan.tasks.items()}
+
+
+def shape_of(spec: DataSpec) -> Shape:
+    """Counts of a published data set; guesses for a user's own."""
+    known = PUBLISHED.get(spec.source)
+    if known is None:
+        return Shape(3, spec.image_size or 32, 10, UNKNOWN, UNKNOWN)
+    channels, side, _ = known.shape or (3, 160, 160)
+    return Shape(
+        channels, spec.image_size or side, len(known.class_names), sum(known.train_counts), sum(known.test_counts)
+    )
+
+
+def convolutions(network: NetworkSpec, shape: Shape) -> Iterator[tuple[int, int, int, int, int]]:
+    """Every convolution of a network: its block (0 to 4), channels in and out, side of its kernel and of its output."""
+
+    def scaled(channels: int) -> int:
+        return max(1, round(channels * network.width))
+
+    channels, side = shape.channels, shape.side
+    if network.name == "vgg16":
+        for block, plan in enumerate(VGG16_PLAN):
+            for out in map(scaled, plan):
+                yield block, channels, out, 3, side
+                channels = out
+            side //= 2
+        return
+    side = math.ceil(side / 2)
+    yield 0, channels, scaled(64), 7, side
+    channels, side = scaled(64), math.ceil(side / 2)
+    for block, out in enumerate(map(scaled, RESNET18_STAGES), 1):
+        side = math.ceil(side / 2) if block > 1 else side
+        for source in (channels, out, out, out):
+            yield block, source, out, 3, side
+        if block > 1:
+            yield block, channels, out, 1, side
+        channels = out
+
+
+def network_macs(network: NetworkSpec, shape: Shape) -> tuple[list[float], float, list[int], int]:
+    """Multiply-adds of an image up to each of the five blocks and through the head, the blocks' dimensions, weights."""
+    macs, weights, upto, dimensions, vgg = 0.0, 0, [0.0] * 5, [0] * 5, network.name == "vgg16"
+    for block, channels, out, kernel, side in convolutions(network, shape):
+        weights += kernel**2 * channels * out
+        macs += side**2 * kernel**2 * channels * out
+        # Every block of VGG16 ends with pooling, of ResNet18 only the first.
+        pooled = side // 2 if vgg else math.ceil(side / 2) if block == 0 else side
+        upto[block], dimensions[block] = macs, out * pooled**2
+    head = out * shape.classes + (dimensions[-1] * out + out**2 if vgg else 0)
+    return upto, macs + head, dimensions, weights + head
+
+
+def _forward(features: FeatureSpec, shape: Shape, layer: str | None = None) -> tuple[float, int]:
+    """Operations of one image forward up to a layer (None: through the head), and the layer's dimensions."""
+    if features.network is None or layer == "input":
+        return 0.0, shape.channels * shape.side**2
+    upto, whole, dimensions, _ = network_macs(features.network, shape)
+    place = list[str](LAYERS).index(layer) - 1 if layer else -1
+    return 2 * (upto[place] if layer else whole), dimensions[place]
+
+
+def _cost(job: Any, shapes: Mapping[str, Shape]) -> Cost:
+    match job:
+        case TrainJob():  # keeps the weights of two epochs
+            shape = shapes[job.dataset]
+            return Cost(_training(job, shape), 8.0 * network_macs(job.network, shape)[3])
+        case IndexJob():
+            shape = shapes[job.features.dataset]
+            forward, dimensions = _forward(job.features, shape, job.layer)
+            return Cost(shape.train * forward, 4.0 * shape.train * dimensions)
+        case CalibrationJob():
+            return Cost(len(job.grid) * _once(job, shapes, (job.classifier,), job.images))
+        case BlockJob():
+            shape = shapes[job.features.dataset]
+            _, dimensions = _forward(job.features, shape, job.layer)
+            references, size = job.references_per_class * shape.classes, dimensions * shape.classes
+            search = 2 * references**2 * dimensions
+            return Cost(job.trials * (job.block.epochs * references * 6 * size + search), 4.0 * job.trials * size)
+        case CellJob():  # keeps predictions, counted before compression
+            test = shapes[job.features.dataset].test
+            images = min(job.test_images or test, test)
+            size = images * (job.trials * (2 * len(job.classifiers) + 1) + 2)
+            return Cost(job.trials * _once(job, shapes, job.classifiers, images), size)
+        case TimingJob():
+            return Cost(job.rounds * sum(_once(cell, shapes, cell.classifiers, job.images) for cell in job.cells))
+    return Cost()
+
+
+def _training(job: TrainJob, shape: Shape) -> float:
+    """Operations of crafting, updates, and the regulariser's own passes; validation is left out."""
+    training, method = job.training, job.method
+    upto, macs, *_ = network_macs(job.network, shape)
+    whole, batch = 2 * macs, training.batch_size
+    gradient = 2 * whole
+    step = batch * (training.steps * gradient + 3 * whole)
+    if method.base == "trades":
+        step += batch * 4 * whole  # the clean images' output for crafting, and their part of the update
+    if method.regulariser == "ask" and method.ask:
+        reach = 2 * upto[LAYERS.index(method.ask.layer) - 1]
+        clean = method.ask.references_per_class * shape.classes
+        copies = clean * training.steps * (gradient if method.ask.reference_attack == "ce" else 2 * reach)
+        step += copies + 2 * clean * 4 * reach + batch * (training.steps * 2 * reach + 3 * reach)
+    images = shape.train - (training.holdout if training.selection != "test" else 0)
+    return step * (images // batch) * training.epochs
+
+
+def _once(
+    job: CellJob | CalibrationJob, shapes: Mapping[str, Shape], classifiers: Iterable[ClassifierSpec], images: int
+) -> float:
+    """Operations of one attack on one reference set: the ascent, features and searches of clean and attacked images."""
+    shape, attack = shapes[job.features.dataset], job.attack
+    whole, own = _forward(job.features, shape)[0], getattr(attack, "layers", ())
+    layers = {*own, *(layer for one in classifiers for layer in one.layers)}
+    depths = {layer: _forward(job.features, shape, layer) for layer in layers}
+    search = sum(2 * job.references_per_class * shape.classes * dimensions for _, dimensions in depths.values())
+    steps = getattr(attack, "steps", 0)
+    if isinstance(attack, AutoAttackOptions):  # a query of Square, which takes no gradient, counts as a half
+        parts = ("square",) if isinstance(attack, SquareConfig) else attack.parts
+        steps = sum(attack.queries / 2 if part == "square" else attack.iterations for part in parts)
+    # An attack without layers of its own follows the network's output.
+    ascent = 2 * max((depths[layer][0] for layer in own), default=whole)
+    return min(images, shape.test) * (steps * ascent + 2 * search + 2 * whole)

@@ -1,0 +1,113 @@
+"""Tasks and what they need of each other.
+
+The one graph of a run: Snakemake's rules, ``plan``, ``status``, ``why`` and slices all read it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ask.paths import Run
+from ask.plan.provenance import fingerprint
+from ask.steps import STEPS, Step, modules_of
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job: a step, its slice of the configuration, what it makes and what it reads."""
+
+    name: str
+    """Of its step."""
+    job: Any
+    """A :class:`ask.config.base.Spec`, or a plain document."""
+    output: Path
+    """Its main output."""
+    needs: tuple[Path, ...] = ()
+    """Files that it reads, most of them other tasks' main outputs."""
+
+    @property
+    def step(self) -> Step:
+        """What kind of job it is."""
+        return STEPS[self.name]
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All files that it makes, the main one first."""
+        found = [self.output, *(self.output.with_suffix(suffix) for suffix in self.step.suffixes)]
+        return list(dict.fromkeys([*found, *(self.output.with_name(name) for name in self.step.also)]))
+
+    @cached_property
+    def text(self) -> str:
+        """The job as one JSON document: what its command receives, and what decides whether it runs again."""
+        if isinstance(self.job, dict):
+            return json.dumps(self.job, separators=(",", ":"))
+        return str(self.job.model_dump_json())
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The same, read."""
+        return dict(json.loads(self.text))
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """Modules whose code decides its results."""
+        return modules_of(self.name, self.document)
+
+    @property
+    def code(self) -> str:
+        """Fingerprint of that code; it changes when behaviour may change, not with a comment."""
+        return fingerprint(self.modules)
+
+    @property
+    def group(self) -> str:
+        """Its stage; apart on raw pixels, where the arithmetic of an ascent is not counted."""
+        features = getattr(self.job, "features", None)
+        return f"{self.step.stage} on pixels" if features is not None and features.network is None else self.step.stage
+
+    @property
+    def done(self) -> bool:
+        """Whether its output is there; nothing is said of whether it is up to date."""
+        return self.output.is_file()
+
+    def seconds(self, run: Run) -> float | None:
+        """Wall-clock time that it took, if Snakemake noted it."""
+        try:
+            header, values = (line.split("\t") for line in run.benchmark(self.output).read_text().splitlines()[:2])
+        except (OSError, ValueError):  # not noted, or no output of the run's own
+            return None
+        return float(dict(zip(header, values, strict=False)).get("s", "nan"))
+
+
+Tasks = Mapping[Path, Task]
+"""Tasks by their main outputs."""
+
+
+def required(tasks: Tasks, targets: Iterable[Path], *, undone: bool = False) -> set[Path]:
+    """Outputs of all jobs that targets need, themselves included; or of those still to do, and what only they need."""
+    found: set[Path] = set()
+    waiting = list(targets)
+    while waiting:
+        path = waiting.pop()
+        if path in tasks and path not in found and not (undone and tasks[path].done):
+            found.add(path)
+            waiting += tasks[path].needs
+    return found
+
+
+def in_order(tasks: Tasks) -> Iterator[Task]:
+    """All tasks, each after those that it needs."""
+    seen: set[Path] = set()
+
+    def visit(task: Task) -> Iterator[Task]:
+        if task.output not in seen:
+            seen.add(task.output)
+            for need in task.needs:
+                if need in tasks:
+                    yield from visit(tasks[need])
+            yield task
+
+    for task in tasks.values():
+        yield from visit(task)
