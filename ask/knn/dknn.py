@@ -102,6 +102,7 @@ class DkNN:
             fix = f"; write ({self.layers!r},)" if self.layers else ""
             raise ValueError(f"layers={self.layers!r} must be a non-empty sequence of layer names{fix}")
         _check_k("n_neighbors", self.n_neighbors)
+        _check_k("batch_size", self.batch_size)
         images = self._tensor(X)
         if not len(images):
             raise ValueError("X is empty; give at least one reference of each class")
