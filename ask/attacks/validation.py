@@ -31,7 +31,7 @@ def positions(labels: Tensor, batch: int, classes: Tensor) -> Tensor:
     """Positions in ``classes``, ascending (classes,), of labels (batch,), int64; raises ValueError for other labels."""
     if labels.dtype != torch.int64 or labels.shape != (batch,):
         raise ValueError(f"labels must be int64 of shape ({batch},), got {labels.dtype} of shape {tuple(labels.shape)}")
-    found = torch.searchsorted(classes, labels).clamp_(max=len(classes) - 1)
+    found = torch.searchsorted(classes, labels.contiguous()).clamp_(max=len(classes) - 1)
     strange = labels[classes[found] != labels]
     if len(strange):
         known = ", ".join(map(str, classes[:10].tolist())) + (", ..." if len(classes) > 10 else "")
