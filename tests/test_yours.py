@@ -381,6 +381,7 @@ def test_gradients_that_are_not_finite_are_a_warning_once_a_call(digits, attack,
     ) as said:
         found = made(images, labels)
     assert len(said) == 1
+    assert said[0].filename == __file__
     assert found.isfinite().all()
     seen.see_images(images, found, 0.2)
     assert 0 < seen.summary()["non_finite_gradient_share"] <= 1

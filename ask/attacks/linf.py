@@ -134,15 +134,15 @@ class Unsound:
         """Share of the image gradients seen, over images and steps."""
         return float(self.found) / max(1, self.seen)
 
-    def warn(self) -> None:
-        """Say so if there were any."""
+    def warn(self, stacklevel: int = 3) -> None:
+        """Say so if there were any, at the line of the caller so many calls up."""
         if share := self.share:
             warnings.warn(
                 f"{100 * share:.3g} % of the images' gradients hold NaN or infinite values; their pixels can't follow"
                 " them, and the attack looks weaker than it is: make the features differentiable everywhere, e.g."
                 " sqrt(x + 1e-12) instead of sqrt(x)",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
 
 
@@ -273,7 +273,7 @@ def ascend(ascents: Sequence[Ascent]) -> list[Tensor]:
             size = first.batch_size
             parts = [slice(begin, begin + size) for begin in range(0, len(first.images), size)]
             results.append(torch.cat([_climb([(first, part)], unsound) for part in parts]))
-    unsound.warn()
+    unsound.warn(stacklevel=4)  # who called the attack
     return results
 
 
