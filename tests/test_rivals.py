@@ -13,10 +13,9 @@ from sklearn.neighbors import NearestNeighbors
 from ask.attacks import AdvKnn, AdvKnnConfig, ASKAttack, ASKAttackConfig, BlockConfig, DkNNAttack, DkNNAttackConfig
 from ask.attacks.advknn import build as build_advknn
 from ask.attacks.advknn import fit_blocks, vote_distributions
-from ask.attacks.ask import identity_features
 from ask.attacks.dknn_atk import mean_neighbour_distance
 from ask.attacks.linf import BoxSteps, ascend, linf_ascent
-from ask.attacks.references import Subject, leave_one_out
+from ask.attacks.references import Subject, identity_features, leave_one_out
 from ask.knn.dknn import DkNN
 from ask.knn.search import ExactSearch
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ask.attacks.linf import Unsound
 from ask.config.jobs import BlockJob, CalibrationJob, CellJob
 from ask.errors import AskError
 from ask.measure.evaluator import Attack, Evaluator
@@ -64,7 +65,7 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
     """Evaluate one attack over all trials.
 
     Returns:
-        The measurements (JSON-able), and the predictions, uint8: ``robust`` and ``clean`` of shape
+        The measurements (JSON-able), and the predictions (:func:`compact`): ``robust`` and ``clean`` of shape
         (classifiers, trials, images), ``network_robust`` (trials, images) and ``network_clean`` (images,) where there
         is a network, and ``labels`` (images,).
     """
@@ -74,9 +75,9 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
     evaluator = Evaluator(job.features, layers_of(job.attack), job.similarity, job.classifiers, job.test_images, place)
     labels = evaluator.labels.cpu().numpy()
     shape = (len(job.classifiers), job.trials, len(labels))
-    predictions = {"clean": np.zeros(shape, np.uint8), "robust": np.zeros(shape, np.uint8)}
+    predictions = {"clean": np.zeros(shape, np.int64), "robust": np.zeros(shape, np.int64)}
     if evaluator.clean_classes is not None:
-        predictions["network_clean"] = evaluator.clean_classes.cpu().numpy().astype(np.uint8)
+        predictions["network_clean"] = evaluator.clean_classes.cpu().numpy()
         predictions["network_robust"] = np.tile(predictions["network_clean"], (job.trials, 1))
     validity = Validity()
     for first in range(0, job.trials, evaluator.attacks_at_once):
@@ -123,7 +124,12 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
             "clean": summarise((predictions["network_clean"][None] == labels).mean(1)),
             "robust": summarise((predictions["network_robust"] == labels).mean(1)),
         }
-    return measured, {**predictions, "labels": labels.astype(np.uint8)}
+    return measured, {name: compact(classes) for name, classes in {**predictions, "labels": labels}.items()}
+
+
+def compact(classes: NDArray[np.int64]) -> NDArray[Any]:
+    """Classes in the smallest unsigned type that holds them: uint8 up to class 255."""
+    return classes.astype(np.min_scalar_type(classes.max(initial=0)))
 
 
 def reference_seed(job: CellJob | BlockJob, trial: int) -> int:
@@ -137,15 +143,17 @@ def start_seed(job: CellJob, trial: int) -> int:
 
 
 class Validity:
-    """Largest perturbation, range, and share of image gradients that vanish, over all trials and steps of a cell."""
+    """Largest perturbation, range, and shares of image gradients that vanish or are not finite, over a cell's steps."""
 
     def __init__(self) -> None:
         self.max_linf, self.low, self.high = 0.0, 1.0, 0.0
         self.zeros: Tensor | float = 0.0
         self.gradients = 0
+        self.unsound = Unsound()
 
     def see_gradient(self, gradient: Tensor) -> None:
-        """Count the images whose gradient is zero everywhere in one step; stays on the device."""
+        """Count the images whose gradient is zero everywhere, or holds NaN or infinity; stays on the device."""
+        self.unsound.see(gradient)
         self.zeros = self.zeros + (gradient.flatten(1).abs().amax(1) == 0).sum()
         self.gradients += len(gradient)
 
@@ -167,9 +175,14 @@ class Validity:
     def summary(self) -> dict[str, float | None]:
         """JSON-able figures; eps and range in [0, 1]."""
         if not self.gradients:
-            return {"max_linf": None, "min": None, "max": None, "zero_gradient_share": None}
-        share = float(self.zeros) / self.gradients
-        return {"max_linf": self.max_linf, "min": self.low, "max": self.high, "zero_gradient_share": share}
+            return dict.fromkeys(("max_linf", "min", "max", "zero_gradient_share", "non_finite_gradient_share"))
+        return {
+            "max_linf": self.max_linf,
+            "min": self.low,
+            "max": self.high,
+            "zero_gradient_share": float(self.zeros) / self.gradients,
+            "non_finite_gradient_share": self.unsound.share,
+        }
 
 
 class Setting:
