@@ -19,7 +19,7 @@ from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 
-from ask.files import digest, write, write_json
+from ask.files import digest, write, write_json, write_text
 
 PART_BYTES = 48 * 2**20
 """Largest file of a bundle: two of 64 MiB do not fit one transfer of 64 MiB with the code beside them."""
@@ -131,18 +131,8 @@ def install(python: str) -> None:
     shutil.rmtree(SITE / "site", ignore_errors=True)
     wheels = sorted((SITE / "wheels").glob("*.whl"))
     subprocess.run([*PIP, "install", "--no-index", "--no-deps", "--target", SITE / "site", *wheels], check=True)
-    python_command = SITE / "bin" / "python"  # rules say `python`, which such a machine may not have, or another one
-    python_command.parent.mkdir(exist_ok=True)
-    python_command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python_command.chmod(0o755)
-
-
-def environment() -> dict[str, str]:
-    """Variables under which the carried packages, and this checkout, are found."""
-    here = Path.cwd()
-    paths = os.pathsep.join(map(str, filter(None, [here / SITE / "site", here, os.environ.get("PYTHONPATH")])))
-    programs = f"{here / SITE / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PYTHONPATH": paths, "PATH": programs, "PYTHONNOUSERSITE": "1"}
+    # Rules say `python`, which such a machine may not have, or another one.
+    write_text(SITE / "bin" / "python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n').chmod(0o755)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,7 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"still to come: {name}", flush=True)
     if not options.command:
         return 0
-    return subprocess.run([sys.executable, "-m", "ask", *options.command], env=environment()).returncode
+    here, path = Path.cwd(), os.environ.get("PYTHONPATH")  # the carried packages stand before the machine's
+    found = os.pathsep.join(map(str, filter(None, [here / SITE / "site", here, path])))
+    programs = f"{here / SITE / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    variables = {**os.environ, "PYTHONPATH": found, "PATH": programs, "PYTHONNOUSERSITE": "1"}
+    return subprocess.run([sys.executable, "-m", "ask", *options.command], env=variables).returncode
 
 
 if __name__ == "__main__":

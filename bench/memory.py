@@ -13,7 +13,7 @@ from ask.config.base import LAYERS
 from ask.config.training import NetworkSpec, TrainJob
 from ask.knn.search import DEFAULT_MEMORY
 from ask.measure.cells import layers_of
-from ask.plan.arithmetic import RESNET18_STAGES, VGG16_PLAN, Shape, network_macs, shape_of
+from ask.plan.cost import Shape, convolutions, network_macs, shape_of
 from ask.plan.planner import Plan
 
 GIB = 2**30
@@ -39,21 +39,9 @@ def activations(network: NetworkSpec, shape: Shape) -> float:
 
     ReLU works in place.
     """
-
-    def scaled(channels: int) -> int:
-        return max(1, round(channels * network.width))
-
-    values = 0.0
-    if network.name == "vgg16":
-        for block, plan in enumerate(VGG16_PLAN):
-            pixels = (shape.side // 2**block) ** 2
-            values += sum(2 * pixels * scaled(channels) for channels in plan) + pixels / 4 * scaled(plan[-1])
-    else:
-        values += 2.25 * (shape.side // 2) ** 2 * scaled(RESNET18_STAGES[0])
-        for stage, channels in enumerate(RESNET18_STAGES):
-            # Two blocks of two convolutions with batch norm, and the shortcut's pair.
-            values += (8 + 2 * (stage > 0)) * (shape.side // 2 ** (stage + 2)) ** 2 * scaled(channels)
-    return FLOAT * values
+    dimensions = network_macs(network, shape)[2]
+    pooled = sum(dimensions) if network.name == "vgg16" else dimensions[0]
+    return FLOAT * (pooled + sum(2 * channels * side**2 for _, _, channels, _, side in convolutions(network, shape)))
 
 
 def needs(plan: Plan) -> list[Need]:

@@ -29,7 +29,7 @@ def plans() -> Iterator[tuple[str, dict[str, Any]]]:
     """Tasks and slices of every run, by name of the run."""
     from ask.config.stored import current
     from ask.plan.planner import load
-    from ask.slices import targets_of  # TEMP
+    from ask.slices import targets_of
     from ask.steps import RENDERED
 
     for name, overlays in RUNS.items():

@@ -301,5 +301,24 @@ def test_calibrations_may_be_shared():
     assert ("mnist", "raw", "tau-ask-l2-Lin-e60") in calibrations
 
 
+@pytest.mark.parametrize("run", RUNS)
+def test_a_job_is_what_its_document_says(run):
+    """Commands receive documents, in which radii are n of 255: not a bit of them is lost on the way."""
+    for task in planned(run).tasks.values():
+        if task.step.job is not None:
+            assert task.step.job.model_validate_json(task.text) == task.job
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_task_comes_after_those_that_it_needs(run):
+    tasks, seen = planned(run).tasks, set()
+    for path, task in tasks.items():
+        assert path == task.output
+        assert set(task.needs) & set(tasks) <= seen, path
+        seen |= set(task.outputs)
+    results = {need for task in tasks.values() for need in task.needs if need.parts[0] in ("results", "data")}
+    assert results <= seen
+
+
 def test_both_runs_make_the_same_artifacts():
     assert list(planned("paper").artifacts) == list(planned("demo").artifacts)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
@@ -59,12 +60,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def shell(text: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "PYTHONPATH": str(folder),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ASK_WORKER": "",
         "OMP_NUM_THREADS": "1",
+        **more,
     }
     command = ["bash", "-euo", "pipefail", "-c", text]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -89,14 +91,19 @@ def run_on_slurm(text: str, project: Path) -> None:
     if not SLURM:
         pytest.skip("needs root and SLURM: apt-get install slurmctld slurmd slurm-client munge")
     *commands, stop = [line for line in text.splitlines() if not line.startswith("apt-get ")]
-    try:
+    assert (commands[0], stop) == ("tests/slurm_loopback.sh start", "tests/slurm_loopback.sh stop")
+    # A folder of its own, for somebody's own try may run in the usual one; munge wants every user to get there.
+    with TemporaryDirectory(prefix="ask-slurm-") as folder:
+        Path(folder).chmod(0o711)
+        own = Path(folder) / "try"
         text = "\n".join(commands).replace("snakemake ", "snakemake results/demo/tables/proposition1.csv ")
-        done = shell(text, project)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "with SLURM jobid" in done.stdout + done.stderr
-        assert (project / "results/demo/tables/proposition1.csv").is_file()
-    finally:
-        shell(stop, project)
+        try:
+            done = shell(text.replace("/tmp/slurm-try", str(own)), project, SLURM_TRY=str(own))
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "with SLURM jobid" in done.stdout + done.stderr
+            assert (project / "results/demo/tables/proposition1.csv").is_file()
+        finally:
+            shell(stop, project, SLURM_TRY=str(own))
 
 
 @pytest.mark.parametrize("block", [b for b in blocks() if b.language == "python"], ids=str)

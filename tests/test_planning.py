@@ -18,11 +18,11 @@ from ask.config.training import NetworkSpec
 from ask.models.networks import BLOCKS, build
 from ask.paths import Run
 from ask.plan import commands, predict, why
-from ask.plan.arithmetic import Arithmetic, Shape, network_macs, shape_of
+from ask.plan.cost import Shape, costs, network_macs, shape_of
+from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import Plan, plan_run
 from ask.plan.predict import Speed, learn
-from ask.plan.tasks import required, tasks_of
 from ask.training.record import count_passes
 
 ROOT = Path(__file__).parent.parent
@@ -35,11 +35,21 @@ def planned(name: str) -> Plan:
     return plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts), paper)
 
 
+def in_folder(plan: Plan, folder: Path) -> Plan:
+    """The same plan with its results (and not this checkout's) below a folder."""
+    moved = {output: folder / output for task in plan.tasks.values() for output in task.outputs}
+    tasks = [
+        Task(task.name, task.job, moved[path], tuple(moved.get(need, need) for need in task.needs))
+        for path, task in plan.tasks.items()
+    ]
+    return Plan(plan.config, Run(folder / plan.run.root), {task.output: task for task in tasks}, plan.artifacts)
+
+
 @pytest.mark.parametrize("width", [1.0, 0.25])
 @pytest.mark.parametrize(("name", "side"), [("vgg16", 32), ("resnet18", 32), ("resnet18", 128)])
 def test_multiply_adds_and_dimensions_are_those_of_the_networks(name: str, side: int, width: float) -> None:
     spec = NetworkSpec(name=name, width=width)
-    upto, whole, dimensions = network_macs(spec, Shape(3, side, 10, 1, 1))
+    upto, whole, dimensions, weights = network_macs(spec, Shape(3, side, 10, 1, 1))
     network = build(spec, in_channels=3, image_size=side, num_classes=10).eval()
     images = torch.zeros(1, 3, side, side)
     with torch.no_grad():
@@ -51,10 +61,11 @@ def test_multiply_adds_and_dimensions_are_those_of_the_networks(name: str, side:
         with count_passes(network) as passes:
             network(images)
     assert passes["macs"] == pytest.approx(whole, rel=1e-9)
+    assert weights == sum(p.numel() for p in network.parameters() if p.ndim > 1)
 
 
 def test_the_papers_network_costs_what_is_known_of_it() -> None:
-    upto, whole, dimensions = network_macs(NetworkSpec(name="vgg16"), shape_of(DataSpec(source="cifar10")))
+    upto, whole, dimensions, _ = network_macs(NetworkSpec(name="vgg16"), shape_of(DataSpec(source="cifar10")))
     assert whole / 1e9 == pytest.approx(0.3137, abs=0.0001)
     assert upto[2] / 1e9 == pytest.approx(0.1905, abs=0.0001)
     assert upto[3] / 1e9 == pytest.approx(0.2849, abs=0.0001)
@@ -64,8 +75,8 @@ def test_the_papers_network_costs_what_is_known_of_it() -> None:
 @pytest.mark.parametrize("model", ["at", "at-snn", "ask-def", "trades", "ask-def-trades"])
 def test_trainings_cost_what_the_loop_counts_in_a_step(model: str, tmp_path: Path) -> None:
     plan = planned("demo")
-    job = plan.models["digits-vgg", model]
-    predicted = Arithmetic(plan).train(job)
+    output = plan.run.weights("digits-vgg", model)
+    job, predicted = plan.tasks[output].job, costs(plan)[output].flop
     steps = (1442 - job.training.holdout) // job.training.batch_size * job.training.epochs
     images, labels = load_images()
     short = job.model_copy(update={"training": job.training.model_copy(update={"epochs": 1})})
@@ -76,21 +87,54 @@ def test_trainings_cost_what_the_loop_counts_in_a_step(model: str, tmp_path: Pat
 
 def test_weights_and_indexes_take_the_bytes_they_take() -> None:
     plan = planned("paper")
-    count = Arithmetic(plan)
+    found = costs(plan)
     network = build(NetworkSpec(name="vgg16"), in_channels=3, image_size=32, num_classes=10)
     parameters = sum(p.numel() for p in network.parameters())
-    assert count.weights(plan.models["cifar10", "at"]) == pytest.approx(8 * parameters, rel=0.02)
-    assert count.index(plan.indexes["cifar10", "at", "conv4"])[1] == 4 * 50_000 * 2048
+    assert found[plan.run.weights("cifar10", "at")].size == pytest.approx(8 * parameters, rel=0.02)
+    assert found[plan.run.index("cifar10", "at", "conv4")].size == 4 * 50_000 * 2048
 
 
 def test_a_target_needs_all_that_it_rests_on(tmp_path: Path) -> None:
-    plan, run = planned("demo"), Run(tmp_path)
-    tasks = tasks_of(plan, run)
-    wanted = required(tasks, [run.table("table04")])
-    steps = sorted(tasks[path].step for path in wanted)
-    assert steps == ["attack"] * 3 + ["calibrate"] * 3 + ["index"] * 2 + ["table", "train"]
+    plan = in_folder(planned("demo"), tmp_path)
+    tasks = plan.tasks
+    wanted = required(tasks, [plan.run.table("table04")])
+    steps = sorted(tasks[path].name for path in wanted)
+    assert steps == ["attack"] * 3 + ["calibrate"] * 3 + ["index"] * 2 + ["prepare", "table", "train"]
     assert not any(tasks[path].done for path in wanted)
-    assert all(need in tasks for task in tasks.values() for need in task.needs)
+    made = {output for task in tasks.values() for output in task.outputs}
+    needed = {need for task in tasks.values() for need in task.needs}
+    assert needed - made == {Path("config/paper/claims.csv")}
+    assert required(tasks, [plan.run.report]) == set(tasks), "the report shows everything"
+
+
+def test_what_is_lost_is_made_again_only_where_it_is_needed(tmp_path: Path) -> None:
+    plan = in_folder(planned("demo"), tmp_path)
+    tasks, table, cell = plan.tasks, plan.run.table("table04"), plan.cells_of("table04")[0]
+    for output in tasks[table].outputs:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.touch()
+    assert why.reasons(tasks, [table]) == {}, "nothing but the table is there, and nothing else is asked for"
+    table.with_suffix(".md").unlink()
+    assert why.reasons(tasks, [table]) == {}
+    assert why.reasons(tasks, [table, table.with_suffix(".md")]).keys() == required(tasks, [table])
+    table.with_suffix(".md").touch()
+    cell.parent.mkdir(parents=True)
+    cell.touch()
+    os.utime(table, (0, 0))
+    found = why.reasons(tasks, [table])
+    assert found[table] == f"{cell} is newer", "and to make it again takes the other cells"
+    assert {tasks[path].name for path, reason in found.items() if reason == "not made yet"} > {"attack", "train"}
+    assert found[cell].startswith("needs "), "what it was measured with is made again"
+
+
+def test_what_is_not_counted_takes_the_time_of_a_table() -> None:
+    plan = planned("demo")
+    found = costs(plan)
+    assert not any(found[task.output].flop for task in plan.of("prepare", "study", "table", "claims", "report"))
+    assert all(found[path].flop > 0 for path, task in plan.tasks.items() if task.name in ("train", "attack", "timing"))
+    known = predict.Predictor("CPU", factor=3.0)
+    for task in plan.of("prepare", "table", "claims", "report"):
+        assert known.speed(task.group).seconds(found[task.output].flop) == 1
 
 
 def test_speed_is_learned_from_finished_jobs() -> None:
@@ -106,28 +150,28 @@ def test_speed_is_learned_from_finished_jobs() -> None:
 
 
 def test_a_measured_stage_corrects_those_that_were_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, run = planned("demo"), Run(tmp_path)
-    tasks = tasks_of(plan, run)
+    plan = in_folder(planned("demo"), tmp_path)
+    counted = costs(plan)
     monkeypatch.setattr(predict, "gpu", lambda: "")
-    cells = [task for task in tasks.values() if task.group == "attacks" and task.flop > 0][:6]
-    slow = 2.0
+    cells = [task for task in plan.tasks.values() if task.group == "attacks" and counted[task.output].flop > 0][:6]
+    slow, assumed = 2.0, predict.Predictor("CPU")
     for task in cells:
         task.output.parent.mkdir(parents=True, exist_ok=True)
         task.output.write_text(json.dumps({"hardware": f"{predict.machine()}, 1 thread"}))
-        task.benchmark(run).parent.mkdir(parents=True, exist_ok=True)
-        seconds = slow * predict.MACHINES["CPU"].speed("attacks").seconds(task)
-        task.benchmark(run).write_text(f"s\tload\n{seconds}\t0\n")
-    known = predict.predictor([(run, tasks)])
+        noted = plan.run.benchmark(task.output)
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        seconds = slow * assumed.speed("attacks").seconds(counted[task.output].flop)
+        noted.write_text(f"s\tload\n{seconds}\t0\n")
+    known = predict.predictor(predict.finished(plan, counted))
     assert known.factor == pytest.approx(slow)
     assert known.basis("attacks") == "6 jobs here"
     assert known.basis("training") == "assumed, times 2"
-    training = next(task for task in tasks.values() if task.step == "train")
-    assumed = predict.MACHINES["CPU"].speed("training")
-    assert known.seconds(training) == pytest.approx(assumed.overhead + slow * training.flop / assumed.rate)
-    assert known.seconds(training, "GPU") == predict.MACHINES["GPU"].speed("training").seconds(training)
+    assert known.speed("training").overhead == assumed.speed("training").overhead
+    assert known.speed("training").rate == pytest.approx(assumed.speed("training").rate / slow)
+    assert known.speed("training", "GPU") == assumed.speed("training", "GPU")
     for task in cells:
         task.output.write_text(json.dumps({"hardware": "another machine"}))
-    assert predict.predictor([(run, tasks)]).learned == {}
+    assert predict.predictor(predict.finished(plan, counted)).learned == {}
 
 
 def test_plan_and_status_of_a_run_that_has_not_begun(
@@ -149,6 +193,8 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
     assert "0 of 24 numbers measured" in capsys.readouterr().out
     assert main(["why", "table01", "--configfile", "config/demo.yaml"]) == 0
     assert "not made yet" in capsys.readouterr().out
+    assert main(["why", "results/demo/claims.csv", "--configfile", "config/demo.yaml"]) == 0
+    assert "3 prepare, 13 train" in capsys.readouterr().out
     assert main(["plan", "slice-2", "--trials", "1", "--json"]) == 0
     (part,) = json.loads(capsys.readouterr().out)["artifacts"]
     assert part["artifact"] == "slice-2"
@@ -160,7 +206,8 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
 def test_differences_name_the_path_and_both_values() -> None:
     before = {"attack": {"eps": 8.0, "layers": ["conv4"]}, "trials": 3, "gone": 1}
     now = {"attack": {"eps": 4.0, "layers": ["conv4"]}, "trials": 3, "new": None}
-    assert list(why.differences(before, now)) == ["attack.eps 8.0 → 4.0", "gone 1 → (none)", "new (none) → null"]
+    found = [" ".join(difference) for difference in why.differences(before, now)]
+    assert found == ["attack.eps 8.0 → 4.0", "gone 1 → (none)", "new (none) → null"]
     many = {"entries": [{"k": 1}, {"k": 1}, {"k": 2}]}
     assert why.summary(many, {"entries": [{"k": 5}, {"k": 5}, {"k": 2}]}) == ["entries[*].k 1 → 5 (2 times)"]
 
@@ -198,8 +245,23 @@ def test_why_names_the_function_the_value_and_the_file(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("seed: 0", "seed: 7", 1))
     assert "changed: seed 0 → 7" in run("ask", "why", "proposition1-classes")
     config.write_text(config.read_text().replace("seed: 7", "seed: 0", 1))
-    (tmp_path / table).unlink()
-    assert f"not made yet\n  1 table: {table}" in run("ask", "why", table)
+    page = table.replace(".csv", ".md")
+    (tmp_path / page).unlink()
+    assert f"not made yet\n  1 table: {table}" in run("ask", "why", page)
+
+
+def test_what_fingerprints_stood_for_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    steps = {("ask.measure.failures",), ("ask.measure.proposition1",)}
+    why.remember(steps)
+    first = why.CODE.stat()
+    why.remember(steps)
+    assert why.CODE.stat() == first, "nothing new, nothing written"
+    noted = why.read_code()
+    assert len(noted["fingerprints"]) == 2
+    (study,) = [code for code, modules in noted["fingerprints"].items() if "ask.measure.proposition1" in modules]
+    noted["modules"][noted["fingerprints"][study]["ask.measure.proposition1"]]["loss_of"] = "other"
+    assert why.changed_functions(noted, study, ("ask.measure.proposition1",)) == "ask.measure.proposition1 (loss_of)"
 
 
 def test_terminal_tables_align() -> None:

@@ -1,11 +1,16 @@
 """Code fingerprints: they change with behaviour, and only for the steps that it concerns."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from ask.cli import STEPS, step_modules
 from ask.plan import provenance
+from ask.steps import STEPS, modules_of
 
 PACKAGE = provenance.PACKAGE
 ATTACK = {"attack": {"name": "ask"}}
@@ -19,10 +24,10 @@ def package(tmp_path):
 
 
 def fingerprints(package):
-    provenance._imports.cache_clear()
-    provenance._syntax.cache_clear()
-    found = {step: provenance.fingerprint(modules, package) for step, modules in STEPS.items()}
-    return found | {"ask attack": provenance.fingerprint(step_modules("attack", ATTACK), package)}
+    provenance.read.cache_clear()
+    provenance.fingerprint.cache_clear()
+    found = {step: provenance.fingerprint(modules_of(step, {}), package) for step in STEPS}
+    return found | {"ask attack": provenance.fingerprint(modules_of("attack", ATTACK), package)}
 
 
 def changed_steps(package, edit):
@@ -49,7 +54,7 @@ ANALYSES = {"blocks", "example", "failures", "plane", "timing"}
         ("attacks/ask.py", "ids = search.rows(", "ids = (\n    search.rows)(", set()),
         ("attacks/ask.py", "place < config.k_in", "place <= config.k_in", {"ask attack", "plane"}),
         ("losses/ask.py", ".logsumexp(1) - own", ".logsumexp(1) - 2 * own", {"ask attack", "plane"}),
-        ("config/jobs.py", '"""Gradient steps."""', '"""Number of gradient steps."""', set()),
+        ("config/jobs.py", "confidence_k: int = 50", "confidence_k: int = 60", set()),  # it stands in the job
         (
             "report/figures.py",
             "def render_figure(",
@@ -67,6 +72,68 @@ ANALYSES = {"blocks", "example", "failures", "plane", "timing"}
 )
 def test_an_edit_concerns_the_steps_that_it_can_change(package, module, old, new, steps):
     assert changed_steps(package, lambda: replace(package / module, old, new)) == steps
+
+
+NEW_ATTACK = '''class AwayConfig(AttackConfig):
+    """Settings of a new attack."""
+
+    home: ClassVar[str] = "ask.attacks.away"
+    name: Literal["away"] = "away"
+    layers: tuple[str, ...]
+
+
+'''
+NEW_JOB = '''
+
+class SpreadJob(Spec):
+    """A new analysis."""
+
+    id: str
+    features: FeatureSpec
+'''
+NEW_STEP = '"spread": Step("analyses", "ask.measure.spread:measure", jobs.SpreadJob, "Measure the spread."),'
+
+
+def test_a_new_attack_and_a_new_analysis_run_nothing_again(package):
+    """Neither the jobs nor their code change, in a plan with all that there is so far."""
+    (package.parent / "config").symlink_to(Path(__file__).parent.parent / "config")
+    program = """if True:
+        import json, pathlib
+        from ask.plan.planner import load
+        from ask.steps import STEPS, modules_of
+        tasks = load([pathlib.Path("config/demo.yaml")]).tasks
+        new = modules_of("attack", {"attack": {"name": "away"}}) if "spread" in STEPS else ()
+        print(json.dumps({"jobs": {str(path): [task.text, task.code] for path, task in tasks.items()}, "new": new}))
+    """
+
+    def planned():
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=package.parent,
+            env=os.environ | {"PYTHONPATH": str(package.parent)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    before = planned()
+    replace(
+        package / "config/attacks.py",
+        "Attack = Annotated[\n    ",
+        f"{NEW_ATTACK}Attack = Annotated[\n    AwayConfig | ",
+    )
+    (package / "attacks/away.py").write_text("from ask.attacks import linf\n")
+    with (package / "config/jobs.py").open("a") as file:
+        file.write(NEW_JOB)
+    (package / "measure/spread.py").write_text("def measure(job, place):\n    return {}\n")
+    replace(
+        package / "steps.py", "STEPS: Mapping[str, Step] = {\n", f"STEPS: Mapping[str, Step] = {{\n    {NEW_STEP}\n"
+    )
+    after = planned()
+    assert len(before["jobs"]) > 400
+    assert after["jobs"] == before["jobs"]
+    assert after["new"] == ["ask.measure.cells", "ask.attacks.away"]
 
 
 def test_a_template_of_the_report_is_code(package):
@@ -89,7 +156,7 @@ def test_imports_are_followed_into_functions_but_not_for_type_checkers(tmp_path)
 
 def test_steps_depend_on_what_they_run():
     """Lazily exporting packages hide what stands behind them, so inside the package their modules are named."""
-    attack = provenance.closure(step_modules("attack", ATTACK))
+    attack = provenance.closure(modules_of("attack", ATTACK))
     assert {
         "ask.attacks.ask",
         "ask.attacks.linf",
@@ -98,10 +165,12 @@ def test_steps_depend_on_what_they_run():
         "ask.models.networks",
         "ask.data.arrays",
     } <= attack
-    assert {"ask.attacks.linf", "ask.models.networks", "ask.training.methods"} <= provenance.closure(STEPS["train"])
+    assert {"ask.attacks.linf", "ask.models.networks", "ask.training.methods"} <= provenance.closure(
+        modules_of("train", {})
+    )
     assert not any(name.startswith(("ask.report", "ask.config.run", "ask.training")) for name in attack)
     for step in ("table", "figure", "report"):
         assert not any(
             name.startswith(("ask.attacks", "ask.models.networks", "ask.knn.search"))
-            for name in provenance.closure(STEPS[step])
+            for name in provenance.closure(modules_of(step, {}))
         )

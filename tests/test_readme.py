@@ -55,7 +55,7 @@ def test_own_data_configuration_is_valid():
     raw = merge(yaml.safe_load((ROOT / "config/config.yaml").read_text()), yaml.safe_load(text))
     config = load_run(raw)
     plan = plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts))
-    assert set(plan.data) == {"flowers"}
+    assert {task.job.dataset for task in plan.of("prepare")} == {"flowers"}
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))

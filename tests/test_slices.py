@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import yaml
 from ask import bundle, slices
 from ask.config.run import ConfigError, load_run, merge
 from ask.errors import AskError
+from ask.files import locked
 from ask.plan.planner import load, plan_run
 from ask.slices import covers, merge_command, pack_command, stale, targets_of
 
@@ -90,6 +92,29 @@ def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(hom
     assert stale(plan, path) == f"measured on other weights of {name}"
     assert covers({"trials": 20, "k": 5}, {"trials": 3, "k": 5})
     assert not covers({"trials": 3, "k": 5}, {"trials": 20, "k": 5})
+
+
+def test_one_slice_of_a_run_at_a_time(home, capsys):
+    with locked(load([]).run.root / "scratch/slice.lock"):
+        assert slices.slice_command("slice-2") == slices.FAILED
+    said = capsys.readouterr().out
+    assert "results/paper/scratch/slice.lock: another slice of this run is being made here; wait until it ends" in said
+    assert said.endswith("slice-2: 0 of 136 measurements, failed; see above\n")
+
+
+def test_a_command_is_stopped_at_the_deadline_as_by_ctrl_c_and_killed_if_it_does_not_listen(monkeypatch):
+    monkeypatch.setattr(slices, "GRACE", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    for command, seconds, status in (
+        (["true"], float("inf"), slices.FINISHED),
+        (["false"], 60.0, slices.FAILED),
+        (["true"], 0.0, slices.MORE),
+        (["sleep", "60"], 0.2, slices.MORE),
+        ([sys.executable, "-c", deaf], 1.0, slices.MORE),
+    ):
+        began = time.monotonic()
+        assert slices._within(command, began + seconds) == status
+        assert time.monotonic() - began < 30
 
 
 # Archives.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,15 @@ def ask(address, *arguments, **options):
     )
 
 
+def prepare_job(**spec):
+    return json.dumps({"dataset": "digits", "spec": spec})
+
+
 def test_prepares_data_as_a_cold_command_does(address, tmp_path):
-    job = json.dumps({"source": "digits"})
+    job = prepare_job(source="digits")
     for how, folder in ((address, "warm"), ("", "cold")):
         (tmp_path / folder).mkdir()
-        done = ask(how, "prepare", "--job", job, "--name", "digits", cwd=tmp_path / folder)
+        done = ask(how, "prepare", "--job", job, cwd=tmp_path / folder)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == "data/prepared/digits"
     for cold in (tmp_path / "cold/data").rglob("*.npy"):
@@ -73,7 +78,7 @@ def test_failures_keep_their_status_and_message(address, tmp_path):
     usage = ask(address, "attack", cwd=tmp_path)
     assert usage.returncode == 2
     assert "--job" in usage.stderr
-    job = json.dumps({"source": "images", "path": str(tmp_path / "nothing")})
+    job = prepare_job(source="images", path=str(tmp_path / "nothing"))
     expected = ask(address, "prepare", "--job", job, cwd=tmp_path)
     assert expected.returncode == 1
     assert expected.stderr.startswith("ask prepare: ")
@@ -124,6 +129,16 @@ def working_in(folder):
         except OSError:
             continue
     return found
+
+
+def test_what_is_loaded_ahead_exists():
+    """A name that is out of date would be passed over in silence, and every job would import by itself."""
+    from ask import worker
+
+    names = [*worker.PRELOADED, *worker.LARGE, *worker._when_idle()]
+    assert {"ask.measure.cells", "ask.measure.train", "ask.attacks.ask", "ask.report.tables"} <= set(names)
+    missing = [name for name in names if name.startswith("ask.") and find_spec(name) is None]
+    assert not missing
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")

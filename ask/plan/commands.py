@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +13,14 @@ from ask.plan.cost import costs
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
-from ask.plan.predict import MACHINES, Measured, finished, hardware_of, predictor
+from ask.plan.predict import MACHINES, Measured, finished, kind_of, predictor
 from ask.plan.why import reasons
 
+ASSUMED = """
+Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
+there counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs.
+Assumed: CPU 150 GFLOP/s a core in training, 105 in attacks; GPU 280 TFLOP/s in training (35 % of 800 in
+bf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20."""
 Overlays = Annotated[Sequence[Path], "overlays, as for snakemake"]
 
 
@@ -41,8 +46,8 @@ def plan(
     known, before = predictor(finished(planned, counted), others), predictor({}, others)
 
     def total(wanted: set[Path], left: set[Path]) -> dict[str, Any]:
-        todo = [(task.group, counted[path]) for path, task in tasks.items() if path in wanted & left]
-        times = {kind: sum(known.seconds(group, cost.flop, kind) for group, cost in todo) for kind in MACHINES}
+        todo = [(task.group, counted[path]) for path, task in tasks.items() if path in wanted and path in left]
+        times = {kind: sum(known.speed(group, kind).seconds(cost.flop) for group, cost in todo) for kind in MACHINES}
         flop, size = (sum(getattr(cost, name) for _, cost in todo) for name in ("flop", "size"))
         jobs = {"jobs": len(wanted), "left": len(todo)}
         return {**jobs, "flop": flop, "seconds": times[known.here], **times, "bytes": size}
@@ -50,7 +55,7 @@ def plan(
     def of_stage(group: str, wanted: set[Path], left: set[Path]) -> dict[str, Any]:
         own = {path for path in wanted if tasks[path].group == group}
         took = {path: seconds for path in own if (seconds := tasks[path].seconds(run)) is not None}
-        predicted = sum(before.seconds(group, counted[path].flop, _kind_of(tasks[path], run)) for path in took)
+        predicted = sum(before.speed(group, kind_of(tasks[path], run)).seconds(counted[path].flop) for path in took)
         about = {"basis": known.basis(group), "predicted": predicted, "actual": sum(took.values())}
         return {"stage": group, **total(own, left), **about}
 
@@ -64,7 +69,10 @@ def plan(
     groups = dict.fromkeys(task.group for path, task in tasks.items() if path in wanted)
     stages = [of_stage(group, wanted, left) for group in groups]
     found = {"run": run.root.name, "artifacts": rows, "stages": stages, "total": total(wanted, left)}
-    print(json.dumps(found, indent=1) if json_ else _in_words(found, known.here))
+    if json_:
+        print(json.dumps(found, indent=1))
+    else:
+        _show(found, known.here)
 
 
 def status(
@@ -95,8 +103,12 @@ def why(
     """Print which jobs would run, and for what reason."""
     planned = load(configfile)
     tasks, counted = planned.tasks, costs(planned)
-    wanted = required(tasks, itertools.chain(*_targets(planned, names).values())) if names else set(tasks)
-    found = {path: reason for path, reason in reasons(tasks).items() if path in wanted}
+    targets = [
+        *itertools.chain(*_targets(planned, names).values()),
+        *map(Path, names),
+        *([] if names else [planned.run.report]),
+    ]
+    found = reasons(tasks, targets)
     if not found:
         print("Nothing would run.")
         return
@@ -108,18 +120,18 @@ def why(
         more = f" and {len(members) - 3} more" if len(members) > 3 else ""
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
     known = predictor(finished(planned, counted), _elsewhere(planned.run))
-    took = sum(known.seconds(tasks[path].group, counted[path].flop) for path in found)
-    print(f"\n{len(found)} of {len(wanted)} jobs, about {_time(took)} of job time.")
+    took = sum(known.speed(tasks[path].group).seconds(counted[path].flop) for path in found)
+    print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
 
 
 def _targets(planned: Plan, names: Sequence[str]) -> dict[str, list[Path]]:
     """Main outputs of artifacts, slices and files by name (default: all artifacts and slices)."""
-    from ask.slices import targets_of
-
     makers = {str(output): path for path, task in planned.tasks.items() for output in task.outputs}
     found = {}
     for name in names or (*planned.artifacts, *planned.config.slices):
         if name in planned.config.slices:
+            from ask.slices import targets_of
+
             found[name] = targets_of(planned, name).outputs
         else:
             found |= {name: [makers[name]]} if name in makers else planned.targets([name])
@@ -135,13 +147,8 @@ def _elsewhere(run: Run) -> Iterator[Measured]:
             yield finished(other, costs(other))
 
 
-def _kind_of(task: Task, run: Run) -> str:
-    """Kind of machine that a finished job ran on."""
-    return "CPU" if " cores" in (found := hardware_of(task, run)) or not found else "GPU"
-
-
-def _in_words(found: Mapping[str, Any], here: str) -> str:
-    """What `plan` found, as two tables."""
+def _show(found: Mapping[str, Any], here: str) -> None:
+    """Print what `plan` found, as two tables."""
 
     def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         flop = row["flop"] / 1e12
@@ -149,45 +156,25 @@ def _in_words(found: Mapping[str, Any], here: str) -> str:
         return (*counts, *(_time(row[kind]) for kind in MACHINES), _size(row["bytes"]))
 
     head = ("jobs", "to do", "TFLOP", *MACHINES, "disk")
-    artifacts = [*found["artifacts"], {"artifact": "all, shared jobs once", **found["total"]}]
-    return "\n".join(
-        [
-            f"Run {found['run']}: jobs, and of those still to do their arithmetic, time and disk\n",
-            _table(("artifact", *head), [(row["artifact"], *cells(row)) for row in artifacts]),
-            "\nBy stage, and for finished jobs what was to be expected without them against what they took\n",
-            _table(
-                ("stage", *head, f"basis ({here})", "predicted", "actual"),
-                [
-                    (row["stage"], *cells(row), row["basis"], _time(row["predicted"]), _time(row["actual"]))
-                    for row in found["stages"]
-                ],
-            ),
-            _ASSUMED,
-        ]
-    )
+    rows = [*found["artifacts"], {"artifact": "all, shared jobs once", **found["total"]}]
+    print(f"Run {found['run']}: jobs, and of those still to do their arithmetic, time and disk\n")
+    print(_table(("artifact", *head), [(row["artifact"], *cells(row)) for row in rows]))
+    print("\nBy stage, and for finished jobs what was to be expected without them against what they took\n")
+    times = [(row["basis"], _time(row["predicted"]), _time(row["actual"])) for row in found["stages"]]
+    stages = [(row["stage"], *cells(row), *time) for row, time in zip(found["stages"], times, strict=True)]
+    print(_table(("stage", *head, f"basis ({here})", "predicted", "actual"), stages))
+    print(ASSUMED)
 
 
 def _of(tasks: Sequence[Task]) -> str:
     return f"{sum(task.done for task in tasks)} of {len(tasks)}" if tasks else "–"
 
 
-_ASSUMED = """
-Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
-there counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs.
-Assumed: CPU 150 GFLOP/s a core in training, 105 in attacks; GPU 280 TFLOP/s in training (35 % of 800 in
-bf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20."""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rows = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(f"{text:>{width}}" if place else f"{text:<{width}}" for place, (text, width) in enumerate(pairs))
-        for pairs in (
-            zip(row, widths, strict=True) for row in [*rows[:1], ["-" * width for width in widths], *rows[1:]]
-        )
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def _time(seconds: float) -> str:

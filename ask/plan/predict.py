@@ -37,10 +37,6 @@ class Machine:
     overhead: float
     """Seconds of a job beside its arithmetic: start, imports, loading."""
 
-    def speed(self, group: str) -> "Speed":
-        """Speed where nothing was measured."""
-        return Speed(math.inf, 1.0) if group in LIGHT else Speed(self.rates.get(group, self.other), self.overhead)
-
 
 MACHINES = {
     # What results/lite (training, and what follows on networks) and results/paper (pixels) reached on one core of a
@@ -84,17 +80,14 @@ class Predictor:
     factor: float = 1.0
     """Measured over assumed seconds of all learned groups together, for groups without a measurement."""
 
-    def speed(self, group: str, kind: str) -> Speed:
-        """Speed of a group of jobs on a kind of machine."""
+    def speed(self, group: str, kind: str = "") -> Speed:
+        """Speed of a group of jobs on a kind of machine (default: this one)."""
+        kind = kind or self.here
         if kind == self.here and group in self.learned:
             return self.learned[group]
-        speed = MACHINES[kind].speed(group)
-        correct = kind == self.here and group not in LIGHT
-        return Speed(speed.rate / self.factor, speed.overhead) if correct else speed
-
-    def seconds(self, group: str, flop: float, kind: str | None = None) -> float:
-        """Predicted wall-clock seconds of a job of so many operations on a kind of machine (default: this one)."""
-        return self.speed(group, kind or self.here).seconds(flop)
+        machine, factor = MACHINES[kind], self.factor if kind == self.here else 1.0
+        light = Speed(math.inf, 1.0)
+        return light if group in LIGHT else Speed(machine.rates.get(group, machine.other) / factor, machine.overhead)
 
     def basis(self, group: str) -> str:
         """Where the prediction for this machine comes from, in words."""
@@ -123,30 +116,29 @@ def learn(finished: Iterable[tuple[float, float]], overhead: float | None = None
 
 def _fit(pairs: Sequence[tuple[float, float]]) -> Speed:
     weights = [1 / seconds**2 for _, seconds in pairs]
-    flop, overhead = (fmean(values, weights) for values in zip(*pairs, strict=True))
+    flop, took = (fmean(values, weights) for values in zip(*pairs, strict=True))
     spread = fmean([(f - flop) ** 2 for f, _ in pairs], weights)
-    slope = fmean([(f - flop) * (s - overhead) for f, s in pairs], weights) / spread if spread else 0.0
+    slope = fmean([(f - flop) * (s - took) for f, s in pairs], weights) / spread if spread else 0.0
     if slope <= 0:
-        return Speed(math.inf, overhead)
-    if overhead < slope * flop:
+        return Speed(math.inf, took)
+    if took < slope * flop:
         return Speed(fmean([f * f for f, _ in pairs], weights) / fmean([f * s for f, s in pairs], weights), 0.0)
-    return Speed(1 / slope, overhead - slope * flop)
+    return Speed(1 / slope, took - slope * flop)
 
 
 def predictor(own: Measured, others: Iterable[Measured] = ()) -> Predictor:
     """What finished jobs tell of this machine: of each group, a run's own ones if they suffice, or those of all."""
-    kind, parts = "GPU" if gpu() else "CPU", [own, *others]
+    parts, assumed = [own, *others], Predictor("GPU" if gpu() else "CPU")
     learned, measured, expected = {}, 0.0, 0.0
     for group in dict.fromkeys(group for part in parts for group in part):
-        assumed = MACHINES[kind].speed(group)
-        pairs = [pair for part in parts for pair in part.get(group, ())]
+        pairs, speed = [pair for part in parts for pair in part.get(group, ())], assumed.speed(group)
         chosen = own[group] if len(own.get(group, ())) >= FEWEST else pairs
-        if speed := learn(chosen, None if group in LIGHT else assumed.overhead):
-            learned[group] = speed
+        if found := learn(chosen, None if group in LIGHT else speed.overhead):
+            learned[group] = found
         if group not in LIGHT and "pixels" not in group:
             measured += sum(seconds for flop, seconds in pairs if flop)
-            expected += sum(assumed.seconds(flop) for flop, _ in pairs if flop)
-    return Predictor(kind, learned, measured / expected if expected else 1.0)
+            expected += sum(speed.seconds(flop) for flop, _ in pairs if flop)
+    return Predictor(assumed.here, learned, measured / expected if expected else 1.0)
 
 
 def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
@@ -170,6 +162,11 @@ def hardware_of(task: Task, run: Run) -> str:
     record = run.model(getattr(features, "dataset", ""), getattr(features, "model", "")) / "config.yaml"
     found = re.search(r"^hardware: (.*)$", record.read_text(), re.MULTILINE) if record.is_file() else None
     return found[1] if found else ""
+
+
+def kind_of(task: Task, run: Run) -> str:
+    """Kind of machine that a finished job ran on."""
+    return "CPU" if " cores" in (found := hardware_of(task, run)) or not found else "GPU"
 
 
 def machine() -> str:

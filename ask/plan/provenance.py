@@ -3,7 +3,7 @@
 Comments, docstrings (of attributes too) and layout are left out, so only a change of behaviour
 changes the hash. Imports inside functions count; imports for type checkers only do not. A package's
 ``__init__`` counts when it is imported from, like any module. Settings' types (:mod:`ask.config`) do not count: a job's
-settings are compared themselves.
+settings are compared themselves. Nor does :mod:`ask.hardware`, which says what a result was made with.
 """
 
 import ast
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent.parent
+ASIDE = ("ask.config.", "ask.hardware")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def closure(modules: Iterable[str], package: Path = PACKAGE) -> set[str]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found or (name.startswith("ask.config.") and name != "ask.config.stored"):
+        if name in found or (name.startswith(ASIDE) and name != "ask.config.stored"):
             continue
         found.add(name)
         waiting.extend(read(name, package).imports)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ask import files
-from ask.plan.graph import Task, Tasks, in_order
+from ask.plan.graph import Task, Tasks, in_order, required
 from ask.plan.provenance import closure, fingerprint, read
 
 MISSING = object()
@@ -24,33 +24,43 @@ CODE = Path(".snakemake/ask-code.json")
 """What fingerprints stood for."""
 
 
-def reasons(tasks: Tasks) -> dict[Path, str]:
-    """Why each job would run, upstream first; jobs that are up to date have no entry."""
+def reasons(tasks: Tasks, targets: Iterable[Path]) -> dict[Path, str]:
+    """Why each job would run to make targets, upstream first; jobs that are up to date have no entry.
+
+    Snakemake's rules: files that are not there are made only if they are targets or a job that runs needs them.
+    """
+    known, asked = read_code(), set(targets)
+    wanted = required(tasks, asked)
+    own = {task.output: own_reason(task, known) for task in in_order(tasks) if task.output in wanted}
     found: dict[Path, str] = {}
-    known = read_code()
-    for task in in_order(tasks):
-        if reason := own_reason(task, known):
-            found[task.output] = reason
-        elif upstream := [need for need in task.needs if need in found]:
-            found[task.output] = f"needs {upstream[0]}"
-        elif newer := [need for need in task.needs if _newer(need, task.output)]:
-            found[task.output] = f"{newer[0]} is newer"
-    return found
+    before = -1
+    while len(found) > before:
+        before = len(found)
+        for path, reason in own.items():
+            if any(output in asked and not output.is_file() for output in tasks[path].outputs):
+                reason = "not made yet"
+            upstream = next((f"needs {need}" for need in tasks[path].needs if need in found), "")
+            if reason or upstream:
+                found[path] = reason or upstream
+                asked.update(tasks[path].needs)
+    return {path: found[path] for path in own if path in found}
 
 
 def own_reason(task: Task, known: Mapping[str, Any]) -> str:
-    """A reason that lies in the job itself; nothing if there is none."""
-    if not all(output.is_file() for output in task.outputs):
-        return "not made yet"
+    """A reason that lies in a finished job itself; nothing if there is none."""
     record = METADATA / base64.urlsafe_b64encode(str(task.output).encode()).decode()
-    if not record.is_file():
-        return ""  # Snakemake, too, then goes by the files' times alone
-    params = [_plain(text) for text in json.loads(record.read_text()).get("params", ())]
-    before = next((value for value in params if isinstance(value, dict)), None)
-    if before is not None and before != task.document:
-        return "changed: " + "; ".join(summary(before, task.document))
-    code = next((value for value in params if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)), None)
-    return f"code changed: {changed_functions(known, code, task.modules)}" if code and code != task.code else ""
+    if not task.done:
+        return ""
+    if record.is_file():  # without it Snakemake, too, goes by the files' times alone
+        params = [_plain(text) for text in json.loads(record.read_text()).get("params", ())]
+        before = next((value for value in params if isinstance(value, dict)), None)
+        if before is not None and before != task.document:
+            return "changed: " + "; ".join(summary(before, task.document))
+        code = next((value for value in params if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)), None)
+        if code and code != task.code:
+            return f"code changed: {changed_functions(known, code, task.modules)}"
+    newer = [need for need in task.needs if need.exists() and need.stat().st_mtime > task.output.stat().st_mtime]
+    return f"{newer[0]} is newer" if newer else ""
 
 
 def summary(before: Any, now: Any, most: int = 3) -> list[str]:
@@ -113,10 +123,6 @@ def _plain(text: str) -> Any:
         return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
     except (SyntaxError, ValueError):
         return text
-
-
-def _newer(need: Path, output: Path) -> bool:
-    return need.exists() and need.stat().st_mtime > output.stat().st_mtime
 
 
 def _short(value: Any) -> str:

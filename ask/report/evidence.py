@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,7 +9,7 @@ import pandas as pd
 from ask.config.artifacts import SETTING_COLUMNS
 from ask.config.stored import current
 from ask.paths import Run
-from ask.report.numbers import Json, find_result, load_cell, read_reference
+from ask.report.numbers import Json, find_result, read_reference
 
 MOST_ZERO_GRADIENTS = 0.01
 """Share of images without any gradient beyond which an attack may only seem to fail."""
@@ -28,20 +27,16 @@ WORDS = {
     "classifier_k": "classifier K",
     "eps": "ε",
     "about": "case",
-}
-"""Columns of a tidy CSV in words, where not as they are."""
-
-STAGES = {
     "models": "training",
     "index": "indexes",
-    "calibration": "calibration",
     "blocks": "AdvKnn's blocks",
     "cells": "attacks and analyses",
     "examples": "pictures",
-    "tables": "tables",
-    "figures": "figures",
 }
-"""Folders of benchmark files, by what was done there."""
+"""Columns of a tidy CSV, and folders of a run, in words, where not as they are."""
+
+STAGES = ("models", "index", "calibration", "blocks", "cells", "examples", "tables", "figures")
+"""Folders of benchmark files, in the order of the workflow."""
 
 
 def common_settings(rows: pd.DataFrame) -> list[tuple[str, str]]:
@@ -55,11 +50,6 @@ def common_settings(rows: pd.DataFrame) -> list[tuple[str, str]]:
     return shared
 
 
-def load_cells(references: Iterable[str], run: Run) -> dict[str, dict[str, Any]]:
-    """The cells that references name, once each, by ``dataset/model/id``."""
-    return {name: load_cell(name, run) for name in dict.fromkeys(read_reference(each)[0] for each in references)}
-
-
 def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str, Any]:
     """A cell in the page's words.
 
@@ -68,9 +58,17 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
     within the workflow and without.
     """
     validity, seconds, job = cell.get("validity") or {}, cell.get("seconds") or {}, current(cell.get("job") or {})
-    trials = max((len(value["trials"]) for value in _statistics(cell)), default=0)
+    measured = [value for result in (*cell["results"], cell.get("network") or {}) for value in result.values()]
+    trials = max((len(m["trials"]) for m in measured if isinstance(m, Mapping) and "trials" in m), default=0)
     parameters = _parameters(cell.get("setting", cell))
     path = run.cell(*name.split("/"))
+    place = path.relative_to(run.root)
+    files = {
+        "record": place,
+        "predictions": place.with_suffix(".npz"),
+        "log": "logs" / place.with_suffix(".log"),
+        "benchmark": "benchmarks" / place.with_suffix(".tsv"),
+    }
     largest, without = validity.get("max_linf"), validity.get("zero_gradient_share")
     facts = {
         "attack": _attack(job),
@@ -94,7 +92,7 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
         "attack_seconds": seconds.get("attack") or 0.0,
         "total_seconds": seconds.get("total") or 0.0,
         "facts": [(words, str(fact)) for words, fact in facts.items() if fact not in (None, "")],
-        "files": _files(path, run),
+        "files": [(kind, f"../{file}") for kind, file in files.items() if (run.root / file).is_file()],
         "command": cell.get("command", ""),
         "workflow": f"snakemake --cores all --force {path}" + (f" --configfile {configfile}" if configfile else ""),
     }
@@ -103,17 +101,6 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
 def anchor(name: str) -> str:
     """Where a page describes a cell."""
     return "cell-" + re.sub(r"[^A-Za-z0-9.-]", "-", name)
-
-
-def _files(path: Path, run: Run) -> list[tuple[str, str]]:
-    relative = path.relative_to(run.root)
-    places = {
-        "record": relative,
-        "predictions": relative.with_suffix(".npz"),
-        "log": "logs" / relative.with_suffix(".log"),
-        "benchmark": "benchmarks" / relative.with_suffix(".tsv"),
-    }
-    return [(name, f"../{file}") for name, file in places.items() if (run.root / file).is_file()]
 
 
 def _attack(job: Json) -> str:
@@ -147,12 +134,6 @@ def _parameters(setting: Json) -> str:
     return "; ".join(found)
 
 
-def _statistics(cell: Json) -> Iterable[Json]:
-    """Everything that a cell measured over trials."""
-    for result in (*cell["results"], cell.get("network") or {}):
-        yield from (value for value in result.values() if isinstance(value, Mapping) and "trials" in value)
-
-
 def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
     """Reasons to doubt the numbers that references name, in words."""
     warnings = []
@@ -164,19 +145,16 @@ def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
                 f"{name}: {share:.1%} of the images had no gradient, so the attack may only seem to fail "
                 f"(at most {MOST_ZERO_GRADIENTS:.0%} expected)"
             )
-        network = (cell.get("network") or {}).get("clean")
-        if network and network["mean"] < LEAST_CLEAN_ACCURACY:
-            warnings.append(
-                f"{name}: clean accuracy of the network is {network['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}, "
-                "so its features may not separate the classes"
-            )
-        clean = (find_result(cell, classifier) or {}).get("clean") if classifier else None
-        if clean and clean["mean"] < LEAST_CLEAN_ACCURACY:
-            warnings.append(
-                f"{name}: clean accuracy of the DkNN ({classifier['similarity']}, {'+'.join(classifier['layers'])}, "
-                f"K={classifier['k']}) is {clean['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}, "
-                "so its robust accuracy says little"
-            )
+        doubts = [
+            ("the network", "its features may not separate the classes", (cell.get("network") or {}).get("clean"))
+        ]
+        if classifier:
+            who = f"the DkNN ({classifier['similarity']}, {'+'.join(classifier['layers'])}, K={classifier['k']})"
+            doubts.append((who, "its robust accuracy says little", find_result(cell, classifier).get("clean")))
+        for who, so, clean in doubts:
+            if clean and clean["mean"] < LEAST_CLEAN_ACCURACY:
+                below = f"{clean['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}"
+                warnings.append(f"{name}: clean accuracy of {who} is {below}, so {so}")
     return list(dict.fromkeys(warnings))
 
 
@@ -185,14 +163,12 @@ def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[t
     facts = [(key.replace("_", " "), in_text(value)) for key, value in configuration.items()]
     seen = list(cells)
     hardware = dict.fromkeys(cell["hardware"] for cell in seen if cell.get("hardware"))
-    versions: dict[str, dict[str, None]] = {}
-    for cell in seen:
-        for name, version in cell.get("versions", {}).items():
-            versions.setdefault(name, {})[version] = None
+    versions = dict.fromkeys(item for cell in seen for item in cell.get("versions", {}).items())
+    found = {name: " and ".join(v for other, v in versions if other == name) for name, _ in versions}
     seconds = sum((cell.get("seconds") or {}).get("total") or 0.0 for cell in seen)
     facts += [
         ("hardware", "; ".join(hardware)),
-        ("versions", ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())),
+        ("versions", ", ".join(map(" ".join, found.items()))),
         ("compute", f"{duration(seconds)} ({seconds:,.0f} s) in {len(seen)} cell{'s' * (len(seen) != 1)}"),
     ]
     return [(key, value) for key, value in facts if value]
@@ -201,10 +177,10 @@ def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[t
 def stages(run: Run) -> list[tuple[str, int, float]]:
     """Stages of the run with their jobs and wall-clock seconds, from the benchmark files that Snakemake wrote."""
     found = []
-    for folder, words in STAGES.items():
+    for folder in STAGES:
         seconds = [_seconds(path.read_text()) for path in (run.root / "benchmarks" / folder).rglob("*.tsv")]
         if seconds:
-            found.append((words, len(seconds), sum(seconds)))
+            found.append((WORDS.get(folder, folder), len(seconds), sum(seconds)))
     return found
 
 
@@ -218,11 +194,10 @@ def in_text(value: object) -> str:
     if value is None or value == "":
         return ""
     if isinstance(value, Mapping):
-        rest = dict(value)
-        if "label" in rest:
-            label, others = in_text(rest.pop("label")), [text for text in map(in_text, rest.values()) if text]
-            return f"{label} ({'; '.join(others)})" if others else label
-        return ", ".join(f"{key}: {in_text(item)}" for key, item in rest.items())
+        if "label" not in value:
+            return ", ".join(f"{key}: {in_text(item)}" for key, item in value.items())
+        others = "; ".join(filter(None, (in_text(item) for key, item in value.items() if key != "label")))
+        return in_text(value["label"]) + (f" ({others})" if others else "")
     if isinstance(value, list | tuple):
         return ", ".join(map(in_text, value))
     return str(value)
@@ -230,9 +205,7 @@ def in_text(value: object) -> str:
 
 def duration(seconds: float) -> str:
     """``42 s``, ``3 min 20 s``, ``5 h 12 min``."""
+    minutes, rest = divmod(round(seconds), 60)
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
 
 from ask.paths import Run
-from ask.report.numbers import COLUMNS, Json, collect, write_csv, write_numbers
+from ask.report.numbers import Json, collect, write_numbers
 from ask.report.plotting import COLOURS, INK, MARKERS, PAGE, save
 
 PANEL_INCHES = (3.75, 3.0)
@@ -37,11 +37,8 @@ def render_figure(job: Json, run: Run) -> list[Path]:
         MissingValueError: a cell has not been measured.
     """
     numbers, path = collect(job, run), run.figure(job["id"])
-    return [
-        write_csv(path, (*COLUMNS, "panel", "line", "x"), numbers),
-        write_numbers(path.with_suffix(".json"), numbers),
-        *save(lambda: draw(job, numbers), path, job, numbers["reference"]),
-    ]
+    written = write_numbers(path, numbers, "panel", "line", "x")
+    return written + save(lambda: draw(job, numbers), path, job, numbers["reference"])
 
 
 def draw(job: Json, numbers: pd.DataFrame) -> Figure:

@@ -24,18 +24,18 @@ COLUMNS = ("artifact", *SETTING_COLUMNS, "mean", "ci95", "trials", "paper_mean",
 """Columns of a tidy table, one row a number."""
 PLACES = ("row", "column", "axes", "panel", "line", "x")
 """Where a number stands: in a table, or in a plot (`axes` counts its panels)."""
-_OWN = ("artifact", "mean", "ci95", "trials", "values", "paper_mean", "paper_ci95", "reference", "baseline", *PLACES)
+_OWN = ["artifact", "mean", "ci95", "trials", "values", "paper_mean", "paper_ci95", "reference", "baseline", *PLACES]
 
-METRICS = {"dknn_robust_accuracy": "robust", "dknn_clean_accuracy": "clean"}
-"""Where a classifier's results keep a metric, if not under its own name."""
-NETWORK_METRICS = {"dnn_robust_accuracy": "robust", "dnn_clean_accuracy": "clean"}
-"""Metrics of the network itself, which no classifier measures."""
+METRICS = {f"{who}_{kind}_accuracy": kind for who in ("dknn", "dnn") for kind in ("robust", "clean")}
+"""Where results keep a metric, if not under its own name: a classifier's, or the network's own (``dnn_``)."""
 AS_MEASURED = {*get_args(TimingMetric), *get_args(CostMetric), *get_args(StudyMetric)}
 """Metrics that are not fractions to be shown in percent."""
 
 VERDICTS = ("reproduced", "direction only", "not reproduced", "inconsistent in the paper", "not evaluated")
 """What a run can say about a claim of the paper."""
 
+SHADES = (1.0, 3.0, 10.0)
+"""Differences (points) from which a cell is shaded lightly, clearly and strongly."""
 MOST_DECIMALS = 2
 """The paper's own precision, and one image in ten thousand."""
 
@@ -56,7 +56,8 @@ def collect(job: Json, run: Run, *, skip: type[MissingValueError] | tuple[()] = 
 
     Columns are the settings, then ``artifact``, those of `lookup`, the paper's, the references to what was read
     (`write_reference`) and `PLACES`. They hold objects: a setting stays what it was (8 is not 8.0), None means none.
-    Numbers that raise ``skip`` are left out.
+    As text there are ``measured``, ``paper`` and ``difference`` (empty where there is none), and the ``shade`` of the
+    difference: ``above-2``, ``below-1``; empty when small. Numbers that raise ``skip`` are left out.
 
     Raises:
         MissingValueError: a cell has not been measured.
@@ -73,7 +74,16 @@ def collect(job: Json, run: Run, *, skip: type[MissingValueError] | tuple[()] = 
         if "baseline" in entry:
             found["baseline"] = write_reference({**entry, **entry["baseline"]})
         rows.append({**dict.fromkeys(columns), **entry["columns"], **found, **place})
-    return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)), dtype=object)
+    numbers = pd.DataFrame(rows, columns=list(dict.fromkeys(columns)), dtype=object)
+    mean, ci95, paper, paper_ci95 = (numbers[name] for name in ("mean", "ci95", "paper_mean", "paper_ci95"))
+    comparable = paper.notna() & job.get("comparable", True)
+    points = [m - p if c else None for m, p, c in zip(mean, paper, comparable, strict=True)]
+    return numbers.assign(
+        measured=list(map(format_value, mean, ci95)),
+        paper=list(map(format_published, paper, paper_ci95)),
+        difference=list(map(format_difference, points)),
+        shade=list(map(shade, points)),
+    )
 
 
 def entries(job: Json) -> Iterator[tuple[Json, Json]]:
@@ -120,22 +130,18 @@ def _over_models(entry: Json, run: Run) -> dict[str, Any]:
 
 def _statistic(entry: Json, run: Run) -> dict[str, Any]:
     """Mean, interval and trials of an entry, as its cell holds them."""
-    name, wanted, metric = _name(entry["cell"]), entry["classifier"], entry["metric"]
-    content = load_cell(name, run)
-    if metric in NETWORK_METRICS:
-        measured = content.get("network", {}).get(NETWORK_METRICS[metric])
-    else:
-        result, kept = find_result(content, wanted), METRICS.get(metric, metric)
-        measured = result.get(kept)
-        if kept in result and measured is None:
-            raise EmptyGroupError(f"{name}: no image is among the {metric.partition('.')[0]}")
-    if not measured:
+    name, wanted, metric = _name(entry["cell"]), entry["classifier"], str(entry["metric"])
+    content, kept = load_cell(name, run), METRICS.get(metric, metric)
+    result = content.get("network", {}) if metric.startswith("dnn_") else find_result(content, wanted)
+    if kept in result and result[kept] is None:
+        raise EmptyGroupError(f"{name}: no image is among the {metric.partition('.')[0]}")
+    if kept not in result:
         of = ", ".join(f"{key} {'+'.join(v) if isinstance(v, list) else v}" for key, v in wanted.items())
         raise MissingValueError(
             f"{name} holds no {metric} of {of or 'the network'}; "
             f"make it again: snakemake --cores all --force {run.cell(*name.split('/'))}"
         )
-    return dict(measured)
+    return dict(result[kept])
 
 
 def load_cell(name: str, run: Run) -> dict[str, Any]:
@@ -146,12 +152,11 @@ def load_cell(name: str, run: Run) -> dict[str, Any]:
     """
     path = run.cell(*name.split("/"))
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise MissingValueError(
             f"cell {name} has not been measured: {path} is missing; make it: snakemake --cores all {path}"
         ) from None
-    return content
 
 
 def find_result(cell: Json, classifier: Json) -> Json:
@@ -170,10 +175,9 @@ def write_reference(entry: Json) -> str:
     Rendered tables and figures carry these, so that the report finds the cells behind what was really drawn.
     """
     classifier = entry["classifier"]
-    words = []
-    if "layers" in classifier:
-        words = [classifier["similarity"], "+".join(classifier["layers"]), str(classifier["k"])]
-    return f"{_name(entry['cell'])}#{'/'.join(words)}"
+    layers = "+".join(classifier.get("layers", ()))
+    words = f"{classifier['similarity']}/{layers}/{classifier['k']}" if layers else ""
+    return f"{_name(entry['cell'])}#{words}"
 
 
 def read_reference(text: str) -> tuple[str, dict[str, Any]]:
@@ -216,6 +220,12 @@ def format_difference(points: float | None) -> str:
     return text if text == "0.0" else ("+" if points > 0 else MINUS) + text
 
 
+def shade(points: float | None) -> str:
+    """Class of a difference: ``above-2``, ``below-1``; empty when small."""
+    level = sum(abs(points or 0) >= threshold for threshold in SHADES)
+    return f"{'above' if (points or 0) > 0 else 'below'}-{level}" if level else ""
+
+
 def format_plain(value: object) -> str:
     """A value for a CSV cell: nothing for None, and no digits beyond the fourth decimal."""
     if value is None:
@@ -237,13 +247,19 @@ def read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def write_numbers(path: Path, numbers: pd.DataFrame) -> Path:
-    """Write the numbers of `collect` with their trials and what they were read from, one a line, for claims."""
-    settings = numbers.columns.difference(_OWN, sort=False)
+def write_numbers(path: Path, numbers: pd.DataFrame, *more: str) -> list[Path]:
+    """Write the numbers of `collect` as CSV, with ``more`` columns, and as JSON, one a line, for claims.
+
+    The JSON holds the trials themselves and what they were read from.
+    """
+    settings = numbers.columns[: numbers.columns.get_loc("artifact")]
     lines = []
     for number in numbers.to_dict("records"):
         known = {name: value for name, value in number.items() if value is not None}
         about = {"columns": {name: known[name] for name in settings if name in known}, "trials": number["values"]}
         about |= {name: known[name] for name in ("reference", "baseline", "line", "x") if name in known}
         lines.append(json.dumps(about, ensure_ascii=False))
-    return write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
+    return [
+        write_csv(path, (*COLUMNS, *more), numbers),
+        write_text(path.with_suffix(".json"), "[\n" + ",\n".join(lines) + "\n]\n"),
+    ]

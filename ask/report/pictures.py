@@ -4,7 +4,8 @@ Each is written as SVG, PNG and PDF, with what is shown as CSV.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,7 @@ Arrays = dict[str, NDArray[Any]]
 
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
 SIDE_INCHES = 0.72
-NEIGHBOUR_COLUMNS = (
-    *("artifact", *(column for column in SETTING_COLUMNS if column != "metric")),
-    *("row", "column", "image", "class", "predicted", "rank", "neighbour", "neighbour_class", "right"),
-)
 
-ACCURACY_COLUMNS = ("artifact", "model", "classifier", "images", "mean", "ci95", "seeds")
 CLASSES = ((COLOURS[0], "o"), (COLOURS[1], "^"))
 CLEAN = {"kNN clean": "knn_clean", "network clean": "network_clean"}
 ATTACKED = {"kNN under ASK-Atk": "knn_ask", "network under PGD": "network_pgd"}
@@ -44,40 +40,39 @@ def render_pictures(job: Json, run: Run) -> list[Path]:
     Raises:
         MissingValueError: the images have not been attacked yet.
     """
-    record, arrays = _stored(job, run)
-    path = run.figure(job["id"])
-    written = write_csv(path, NEIGHBOUR_COLUMNS, neighbours(job, record))
-    references = map(write_reference, job["entries"])
-    return [written, *save(lambda: draw_pictures(job, record, **arrays), path, job, references)]
+    return _render(job, run, neighbours, partial(draw_pictures, job))
 
 
 def render_boundaries(job: Json, run: Run) -> list[Path]:
-    """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of decision boundaries, and the accuracies of their models.
+    """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of decision boundaries, with the accuracies of their models.
 
     Raises:
         MissingValueError: the models have not been trained yet.
     """
-    record, arrays = _stored(job, run)
-    path = run.figure(job["id"])
-    written = write_csv(path, ACCURACY_COLUMNS, accuracies(job, record))
-    return [written, *save(lambda: draw_boundaries(record, arrays), path, job, [])]
+    return _render(job, run, accuracies, draw_boundaries)
 
 
-def _stored(job: Json, run: Run) -> tuple[Json, Arrays]:
-    source = run.example(job["id"])
+def _render(
+    job: Json, run: Run, describe: Callable[[Json, Json], Iterator[Json]], draw: Callable[[Json, Arrays], Figure]
+) -> list[Path]:
+    source, path = run.example(job["id"]), run.figure(job["id"])
     try:
-        with np.load(source.with_suffix(".npz")) as arrays:
-            return json.loads(source.read_text(encoding="utf-8")), dict(arrays)
+        record = json.loads(source.read_text(encoding="utf-8"))
+        with np.load(source.with_suffix(".npz")) as stored:
+            arrays = dict(stored)
     except FileNotFoundError:
         raise MissingValueError(f"{source} is missing; make it: snakemake --cores all {source}") from None
+    rows = list(describe(job, record))
+    references = map(write_reference, job.get("entries", ()))
+    return [write_csv(path, list(rows[0]), rows), *save(lambda: draw(record, arrays), path, job, references)]
 
 
 def neighbours(job: Json, record: Json) -> Iterator[Json]:
     """Each neighbour of each picture, a row of the CSV."""
     for entry, shown in zip(job["entries"], record["cells"], strict=True):
         common = {
-            **entry["columns"],
             "artifact": job["id"],
+            **{name: str(entry["columns"].get(name, "")) for name in SETTING_COLUMNS if name != "metric"},
             "row": ", ".join(job["row_headers"][entry["row"]]),
             "column": ", ".join(job["column_headers"][entry["column"]]),
             "image": record["image"],
@@ -86,14 +81,13 @@ def neighbours(job: Json, record: Json) -> Iterator[Json]:
         }
         listed = zip(shown["neighbours"], shown["neighbour_classes"], shown["neighbour_right"], strict=True)
         for rank, (number, name, right) in enumerate(listed, 1):
-            own = {"rank": rank, "neighbour": number, "neighbour_class": name, "right": int(right)}
-            yield {key: str(value) for key, value in (common | own).items()}
+            yield common | {"rank": rank, "neighbour": number, "neighbour_class": name, "right": int(right)}
 
 
-def draw_pictures(job: Json, record: Json, images: NDArray[np.uint8], neighbours: NDArray[np.uint8]) -> Figure:
+def draw_pictures(job: Json, record: Json, arrays: Arrays) -> Figure:
     """One line of pictures for each model and attack: the image, then its neighbours framed right or wrong."""
-    k = neighbours.shape[1]
-    lines = len(job["entries"])
+    images, neighbours = arrays["images"], arrays["neighbours"]
+    k, lines = neighbours.shape[1], len(job["entries"])
     widths = [2.1, 1, 0.35, *[1] * k]
     figure = Figure(figsize=(SIDE_INCHES * sum(widths) + 0.2, SIDE_INCHES * 1.36 * lines + 0.45), layout="constrained")
     FigureCanvasAgg(figure)
@@ -168,9 +162,7 @@ def draw_boundaries(record: Json, arrays: Arrays) -> Figure:
     return figure
 
 
-def _square(
-    panel: Axes, title: str, measured: Json, arrays: Arrays, box: tuple[float, ...], shown: dict[str, str]
-) -> None:
+def _square(panel: Axes, title: str, measured: Json, arrays: Arrays, box: tuple[float, ...], shown: Json) -> None:
     """A part of the plane: training points, regions of the kNN, boundaries, and below it the accuracies ``shown``."""
     knn, network = (arrays[f"grid_{measured['model']}_{who}"] for who in ("knn", "network"))
     side = np.linspace(0, 1, len(knn))
@@ -182,10 +174,9 @@ def _square(
         panel.plot(*points.T, marker, color=colour, markersize=3.2, alpha=0.55, markeredgewidth=0)
     panel.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[], aspect="equal")
     panel.set_title(title, loc="left")
-    words = []
-    for name, key in shown.items():
-        half_width = 100 * (measured[key]["ci95"] or 0)
-        words.append(f"{name} {100 * measured[key]['mean']:.0f}±{half_width:.0f}%")
-    panel.set_xlabel("\n".join(words), fontsize=7.5)
+    found = [(name, measured[key]["mean"], measured[key]["ci95"] or 0) for name, key in shown.items()]
+    panel.set_xlabel(
+        "\n".join(f"{name} {100 * mean:.0f}±{100 * half:.0f}%" for name, mean, half in found), fontsize=7.5
+    )
     for spine in panel.spines.values():
         spine.set_visible(True)

@@ -6,7 +6,7 @@ The same job gives the same bytes: no dates, fixed identifiers, fonts that come 
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from html import escape, unescape
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE: dict[Any, Any] = {
     **dict.fromkeys((f"axes.{part}color" for part in ("label", "title", "edge")), INK),
     **dict.fromkeys((f"{part}.color" for part in ("text", "xtick", "ytick")), INK),
-    "font.family": ["DejaVu Sans"],
     "font.size": 8.5,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -38,7 +37,6 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.unicode_minus": True,
     "axes.facecolor": "none",
     "text.parse_math": False,
     "xtick.major.width": 0.7,
@@ -48,8 +46,6 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.fonttype": "path",
 }
-
-CSS_PIXELS_A_POINT = 96 / 72
 
 
 def save(draw: "Callable[[], Figure]", path: Path, job: Json, references: Iterable[str]) -> list[Path]:
@@ -83,19 +79,11 @@ def inline_svg(svg: str, *, prefix: str, words: str) -> str:
     if size is None:
         raise ValueError(f"the drawing of {prefix} has no viewBox; draw it again")
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    body = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>|<title>.*?</title>|<!--.*?-->", "", body, flags=re.DOTALL
-    )
+    body = re.sub(r"(?s)<metadata>.*?</metadata>|<style.*?</style>|<title>.*?</title>|<!--.*?-->", "", body)
     body = re.sub(r'\bid="', f'id="{prefix}-', body)
     body = re.sub(r'href="#', f'href="#{prefix}-', body)
     body = body.replace("url(#", f"url(#{prefix}-").replace("xlink:href", "href")
     body = body.replace(INK, "currentColor").replace(PAGE, "var(--page)")
-    width = float(size[1]) * CSS_PIXELS_A_POINT
-    return (
-        f'<svg {size[0]} role="img" aria-label="{escape(words)}" style="--natural: {width:.0f}px">{body.strip()}'
-    ).replace("\n", " ")
-
-
-def svg_references(svg: str) -> list[str]:
-    """Cells behind a drawing, which its keywords name."""
-    return [unescape(item) for item in re.findall(r"<rdf:li>([^<]*#[^<]*)</rdf:li>", svg)]
+    look = f"--natural: {float(size[1]) * 96 / 72:.0f}px"  # points are 1/72, CSS pixels 1/96 of an inch
+    text = f'<svg {size[0]} role="img" aria-label="{escape(words)}" style="{look}">{body.strip()}'
+    return text.replace("\n", " ")

@@ -16,25 +16,15 @@ from markupsafe import Markup
 
 from ask.files import write_text
 from ask.paths import Run
-from ask.report.evidence import (
-    anchor,
-    common_settings,
-    describe,
-    duration,
-    in_text,
-    load_cells,
-    stages,
-    summarise,
-    warn,
-)
-from ask.report.numbers import COLUMNS, VERDICTS, Json, MissingValueError, format_value, read_csv
-from ask.report.plotting import inline_svg, svg_references
+from ask.report.evidence import anchor, common_settings, describe, duration, in_text, stages, summarise, warn
+from ask.report.numbers import COLUMNS, VERDICTS, Json, MissingValueError, format_value, load_cell, read_csv
+from ask.report.plotting import inline_svg
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("style.css", "script.js")
 
-DOWNLOADS = {"table": ("csv", "json", "md", "tex", "html")}
-DRAWN = ("csv", "json", "svg", "png", "pdf")
+SUFFIXES = ("csv", "json", "md", "tex", "html", "svg", "png", "pdf")
+"""What tables and figures can be downloaded as."""
 
 NUMBER = re.compile(
     r'(<td class="value[^"]*" data-cell="([^"]*)">)(<span class="measured">.*?</span>)(?= <span class="paper">|</td>)'
@@ -64,6 +54,10 @@ def render_report(job: Json, run: Run) -> list[Path]:
         shown = show(artifact, run, cells, job.get("configfile", ""))
         categories.setdefault(artifact["category"], []).append(shown)
     artifacts = [shown for group in categories.values() for shown in group]
+    warnings: dict[str, list[Json]] = {}
+    for shown in artifacts:
+        for warning in shown["warnings"]:
+            warnings.setdefault(warning, []).append(shown)
     common = {
         "run": job["run"],
         "title": job["title"],
@@ -73,14 +67,14 @@ def render_report(job: Json, run: Run) -> list[Path]:
     index = environment.get_template("index.html.j2").render(
         **common,
         note=job.get("note"),
-        claims=read_claims(run),
+        claims=read_csv(run.claims).to_dict("records") if run.claims.is_file() else [],
         verdicts=VERDICTS,
         summary=summarise(configuration, cells.values()),
         stages=stages(run),
-        glance=None if common["stand_ins"] else compare(shown for shown in artifacts if shown["paper"]),
+        glance=None if common["stand_ins"] else compare(shown["rows"] for shown in artifacts if shown["paper"]),
         numbers=sum(len(shown["rows"]) for shown in artifacts if shown["kind"] != "pictures"),
         categories=categories,
-        warnings=gather_warnings(artifacts),
+        warnings=warnings,
     )
     folder = run.report.parent
     pages = {run.report: index}
@@ -96,46 +90,37 @@ def render_report(job: Json, run: Run) -> list[Path]:
 
 def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile: str = "") -> dict[str, Any]:
     """What the template needs of one artifact; the cells behind it are added to ``cells``."""
-    kind = artifact["kind"]
-    table = kind == "table"
-    path = (run.table if table else run.figure)(artifact["id"])
-    drawn = path.with_suffix(".html" if table else ".svg")
+    kind, name = artifact["kind"], artifact["id"]
+    path = run.table(name) if kind == "table" else run.figure(name)
+    drawn = path.with_suffix(".html" if kind == "table" else ".svg")
     for needed in (path, drawn):
         if not needed.is_file():
             raise MissingValueError(
-                f"{kind} {artifact['id']} has not been rendered: {needed} is missing; "
-                f"make it: snakemake --cores all {needed}"
+                f"{kind} {name} has not been rendered: {needed} is missing; make it: snakemake --cores all {needed}"
             )
     rows, text = read_csv(path), drawn.read_text(encoding="utf-8")
-    references = table_references(text) if table else svg_references(text)
-    behind = load_cells(references, run)
+    named = references(text)
+    behind = {each: load_cell(each, run) for each in dict.fromkeys(name.partition("#")[0] for name in named)}
     cells.update(behind)
-    if table:
-        body = linked(text)
-    else:
-        words = {"figure": in_words, "pictures": pictures_in_words, "boundaries": accuracies_in_words}[kind](rows)
-        body = inline_svg(text, prefix=artifact["id"], words=words)
+    files = [path.with_suffix(f".{suffix}") for suffix in SUFFIXES]
     return {
         **{key: artifact.get(key) for key in ("id", "kind", "title", "caption", "paper", "category")},
         "notes": artifact.get("notes") or [],
-        "body": Markup(body),
+        "body": Markup(linked(text) if kind == "table" else inline_svg(text, prefix=name, words=in_words(kind, rows))),
         "rows": rows,
-        "drawn": value_table(rows) if kind == "figure" else [],
+        "drawn": value_list(rows) if kind == "figure" else [],
         "settings": common_settings(rows),
-        "has_paper": "paper_mean" in rows and rows["paper_mean"].any(),
-        "cells": [describe(name, cell, run, configfile) for name, cell in behind.items()],
-        "warnings": warn(references, behind),
-        "downloads": [
-            (suffix, f"../{path.parent.name}/{path.stem}.{suffix}")
-            for suffix in DOWNLOADS.get(kind, DRAWN)
-            if path.with_suffix(f".{suffix}").is_file()
-        ],
+        "has_paper": "paper_mean" in rows and (rows["paper_mean"] != "").any(),
+        "cells": [describe(each, cell, run, configfile) for each, cell in behind.items()],
+        "warnings": warn(named, behind),
+        "downloads": [(file.suffix[1:], f"../{file.parent.name}/{file.name}") for file in files if file.is_file()],
     }
 
 
-def table_references(text: str) -> list[str]:
-    """Cells behind a table, which its numbers name."""
-    return list(dict.fromkeys(unescape(name) for name in re.findall(r'data-cell="([^"]*)"', text)))
+def references(text: str) -> list[str]:
+    """Cells behind a table or drawing, which its numbers or keywords name."""
+    found = re.findall(r'data-cell="([^"]*)"|<rdf:li>([^<]*#[^<]*)</rdf:li>', text)
+    return list(dict.fromkeys(unescape(number or keyword) for number, keyword in found))
 
 
 def linked(text: str) -> str:
@@ -148,64 +133,42 @@ def linked(text: str) -> str:
     return NUMBER.sub(link, text)
 
 
-def in_words(rows: pd.DataFrame) -> str:
-    """What a line plot shows, for those who cannot see it: where each line begins and ends."""
+def in_words(kind: str, rows: pd.DataFrame) -> str:
+    """What a drawing shows, for those who cannot see it.
+
+    Of a line plot, where each line begins and ends; of pictures, each attack's classes; below decision boundaries, the
+    accuracies of each model's classifiers.
+    """
+    if kind == "boundaries":
+        columns = (rows[name] for name in ("model", "classifier", "images", "mean"))
+        accuracies = [f"{', '.join(who)}: {float(mean):.0f}%." for *who, mean in zip(*columns, strict=True)]
+        return " ".join(["Decision boundaries of a network and a kNN in the plane.", *accuracies])
+    if kind == "pictures":
+        sentences = [f"An image of class {rows['class'][0]} and its nearest references."]
+        for place, found in rows.groupby(["row", "column"], sort=False):
+            predicted, classes = found["predicted"].iloc[0], ", ".join(found["neighbour_class"])
+            sentences.append(f"{', '.join(map(str, place))}: classified as {predicted}; neighbours of class {classes}.")
+        return " ".join(sentences)
     sentences = ["Line plot."]
     unit = "%" if rows["metric"].str.removesuffix("_gain").str.endswith("accuracy").all() else ""
-    points = rows.astype({"x": float, "mean": float})
-    for (panel, line), found in points.groupby(["panel", "line"], sort=False):
-        ends = found.sort_values(["x", "mean"]).iloc[[0, -1]]
+    for place, points in rows.astype({"x": float, "mean": float}).groupby(["panel", "line"], sort=False):
+        ends = points.sort_values(["x", "mean"]).iloc[[0, -1]]
         first, last = (f"{mean:.1f}{unit} at {x:g}" for x, mean in zip(ends["x"], ends["mean"], strict=True))
-        sentences.append(f"{panel + ', ' if panel else ''}{line}: from {first} to {last}.")
+        sentences.append(f"{', '.join(str(part) for part in place if part != '')}: from {first} to {last}.")
     return " ".join(sentences)
 
 
-def pictures_in_words(rows: pd.DataFrame) -> str:
-    """What the pictures show: for each attack, the DkNN's class and the neighbours' classes."""
-    sentences = [f"An image of class {rows['class'][0]} and its nearest references."]
-    for (line, column), found in rows.groupby(["row", "column"], sort=False):
-        predicted, classes = found["predicted"].iloc[0], ", ".join(found["neighbour_class"])
-        sentences.append(f"{line}, {column}: classified as {predicted}; neighbours of class {classes}.")
-    return " ".join(sentences)
-
-
-def accuracies_in_words(rows: pd.DataFrame) -> str:
-    """What stands below decision boundaries: the accuracies of each model's classifiers."""
-    found = [f"{row.model}, {row.classifier}, {row.images}: {float(row.mean):.0f}%." for row in rows.itertuples()]
-    return " ".join(["Decision boundaries of a network and a kNN in the plane.", *found])
-
-
-def value_table(rows: pd.DataFrame) -> list[dict[Any, Any]]:
-    """The drawn numbers as rows of text: panel, line, x, measured, paper."""
+def value_list(rows: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The drawn numbers as rows of text, with ``measured`` as in a table."""
     pairs = zip(rows["mean"], rows["ci95"], strict=True)
     measured = [format_value(float(mean), float(ci95) if ci95 else None) for mean, ci95 in pairs]
-    return rows.assign(measured=measured, paper=rows["paper_mean"]).to_dict("records")
+    return rows.assign(measured=measured).to_dict("records")
 
 
-def read_claims(run: Run) -> list[dict[str, Any]]:
-    """Rows of the claims ledger with their lists apart; none where the run has no ledger."""
-    if not run.claims.is_file():
-        return []
-    rows = read_csv(run.claims)
-    return rows.assign(artifacts=rows["artifacts"].str.split(), cells=rows["cells"].str.split()).to_dict("records")
-
-
-def gather_warnings(artifacts: Iterable[Json]) -> dict[str, list[Json]]:
-    """Every warning of the pages, with the artifacts that it touches."""
-    gathered: dict[str, list[Json]] = {}
-    for shown in artifacts:
-        for warning in shown["warnings"]:
-            gathered.setdefault(warning, []).append(shown)
-    return gathered
-
-
-def compare(artifacts: Iterable[Json]) -> dict[str, float] | None:
+def compare(frames: Iterable[pd.DataFrame]) -> dict[str, float] | None:
     """How near the measured values of the paper's own artifacts are to its, in points; None when it has none."""
-    frames = [shown["rows"] for shown in artifacts if shown["has_paper"]]
-    if not frames:
-        return None
-    rows = pd.concat(frames).drop_duplicates(COLUMNS[1:])
-    rows = rows[(rows["paper_mean"] != "") & rows["metric"].str.endswith("accuracy")]
+    rows = pd.concat([pd.DataFrame(columns=COLUMNS, dtype=str), *frames])[list(COLUMNS)].fillna("")
+    rows = rows[(rows["paper_mean"] != "") & rows["metric"].str.endswith("accuracy")].drop_duplicates(COLUMNS[1:])
     gaps = (rows["mean"].astype(float) - rows["paper_mean"].astype(float)).abs()
     if gaps.empty:
         return None

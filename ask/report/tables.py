@@ -4,8 +4,9 @@ Every cell shows the measured value with its 95% interval and, where the paper h
 difference in percentage points.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,26 @@ import pandas as pd
 
 from ask.files import write_text
 from ask.paths import Run
-from ask.report.numbers import (
-    COLUMNS,
-    MINUS,
-    PLUS_MINUS,
-    EmptyGroupError,
-    Json,
-    MissingValueError,
-    collect,
-    entries,
-    format_difference,
-    format_published,
-    format_value,
-    write_csv,
-    write_numbers,
-)
+from ask.report.numbers import EmptyGroupError, Json, MissingValueError, collect, entries, write_numbers
 
-SHADES = (1.0, 3.0, 10.0)
-"""Differences (points) from which a cell is shaded lightly, clearly and strongly."""
+KINDS = ("measured", "paper", "difference")
+"""What a cell shows."""
 
 MANY_COLUMNS = 4
 """A table of more columns is set tighter, to fit a page."""
 
 _TEXT = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "·": "periodcentered"}
-_MATHEMATICS = {"±": "pm", "×": "times", "≤": "leq", "≥": "geq", "∞": "infty", "ℓ": "ell", "ε": "varepsilon"}
-_MATHEMATICS |= {"τ": "tau", "ω": "omega"}
-LATEX = {MINUS: "$-$", "⁺": "$^{+}$", "⁻": "$^{-}$", "–": "--", "—": "---", "…": r"\ldots{}", "\N{NO-BREAK SPACE}": "~"}
-LATEX |= {character: rf"\{character}" for character in "&%$#_{}"}
-LATEX |= {character: rf"\text{name}{{}}" for character, name in _TEXT.items()}
-LATEX |= {character: rf"$\{name}$" for character, name in _MATHEMATICS.items()}
-LATEX |= {chr(ord("₀") + digit): f"$_{digit}$" for digit in range(10)}
-"""What LaTeX needs instead of a character, the symbols of the paper as mathematics."""
+_SYMBOLS = {"±": "pm", "×": "times", "≤": "leq", "≥": "geq", "∞": "infty", "ℓ": "ell", "ε": "varepsilon", "τ": "tau"}
+_SIGNS = {"−": "$-$", "⁺": "$^{+}$", "⁻": "$^{-}$", "–": "--", "—": "---", "…": r"\ldots{}", "\N{NO-BREAK SPACE}": "~"}
+LATEX = str.maketrans(
+    {character: rf"\{character}" for character in "&%$#_{}"}
+    | {character: rf"\text{name}{{}}" for character, name in _TEXT.items()}
+    | {character: rf"$\{name}$" for character, name in [*_SYMBOLS.items(), ("ω", "omega")]}
+    | {chr(ord("₀") + digit): f"$_{digit}$" for digit in range(10)}
+    | _SIGNS
+)
+"""What LaTeX typesets as a character, for `str.translate`; the symbols of the paper are mathematics."""
+_NUMBER = str.maketrans({"±": r" \pm ", "−": "-"})
 
 
 def render_table(job: Json, run: Run) -> list[Path]:
@@ -58,8 +48,7 @@ def render_table(job: Json, run: Run) -> list[Path]:
     path = run.table(job["id"])
     texts = {".md": as_markdown(job, numbers), ".tex": as_latex(job, numbers), ".html": as_html(job, numbers)}
     return [
-        write_csv(path, COLUMNS, numbers),
-        write_numbers(path.with_suffix(".json"), numbers),
+        *write_numbers(path, numbers),
         *(write_text(path.with_suffix(suffix), f"{text}\n") for suffix, text in texts.items()),
     ]
 
@@ -76,35 +65,9 @@ def partial_table(job: Json, run: Run) -> str:
 
 def spans(headers: Sequence[Sequence[str]], level: int) -> list[tuple[str, int, int]]:
     """Runs of neighbours that share a label at this level and every level above: (label, start, length)."""
-    merged: list[tuple[str, int, int]] = []
-    for position, labels in enumerate(headers):
-        if position and list(labels[: level + 1]) == list(headers[position - 1][: level + 1]):
-            label, start, length = merged[-1]
-            merged[-1] = (label, start, length + 1)
-        else:
-            merged.append((labels[level], position, 1))
-    return merged
-
-
-def in_text(job: Json, numbers: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as they are shown: ``measured``, ``paper`` and ``difference``, the last two empty where there are none.
-
-    Their ``shade`` is the class of the difference: ``above-2``, ``below-1``; empty when small.
-    """
-    paper, comparable = numbers["paper_mean"], job.get("comparable", True)
-    pairs = zip(numbers["mean"], paper, strict=True)
-    points = [mean - published if comparable and published is not None else None for mean, published in pairs]
-    return numbers.assign(
-        measured=list(map(format_value, numbers["mean"], numbers["ci95"])),
-        paper=list(map(format_published, paper, numbers["paper_ci95"])),
-        difference=list(map(format_difference, points)),
-        shade=[_shade(value or 0.0) for value in points],
-    )
-
-
-def _shade(points: float) -> str:
-    level = sum(abs(points) >= threshold for threshold in SHADES)
-    return f"{'above' if points > 0 else 'below'}-{level}" if level else ""
+    runs = groupby(range(len(headers)), key=lambda place: list(headers[place][: level + 1]))
+    places = [list(run) for _, run in runs]
+    return [(headers[run[0]][level], run[0], len(run)) for run in places]
 
 
 def grid(job: Json, numbers: pd.DataFrame, texts: Iterable[str], blank: str = "") -> list[list[str]]:
@@ -120,13 +83,13 @@ def as_markdown(job: Json, numbers: pd.DataFrame) -> str:
 
     def cell(number: Any) -> str:
         difference = f" ({number.difference})" if number.difference else ""
-        return number.measured + (f"<br><sub>paper {number.paper}{difference}</sub>" if number.paper else "")
+        return str(number.measured) + (f"<br><sub>paper {number.paper}{difference}</sub>" if number.paper else "")
 
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
 
     columns = [", ".join(filter(None, labels)) for labels in job["column_headers"]]
-    cells = grid(job, numbers, map(cell, in_text(job, numbers).itertuples()))
+    cells = grid(job, numbers, map(cell, numbers.itertuples()))
     lines = [
         line([*job["row_names"], *columns]),
         line([*(":--" for _ in job["row_names"]), *("--:" for _ in columns)]),
@@ -137,68 +100,50 @@ def as_markdown(job: Json, numbers: pd.DataFrame) -> str:
     return "\n\n".join(filter(None, [f"**{heading}**", job["caption"], "\n".join(lines), "\n".join(notes)]))
 
 
-def escape_latex(text: str) -> str:
-    """Text as LaTeX typesets it literally."""
-    return "".join(LATEX.get(character, character) for character in text)
-
-
 def as_latex(job: Json, numbers: pd.DataFrame) -> str:
     r"""A float to ``\input`` that needs the booktabs package alone.
 
     The measured values of each row and, below them, the paper's and the differences.
     """
-    rows, stub, width = job["row_headers"], len(job["row_names"]), len(job["column_headers"])
-    shown = in_text(job, numbers)
-    grids = [grid(job, shown, map(_mathematics, shown[name])) for name in ("measured", "paper", "difference")]
+    rows, columns, stub = job["row_headers"], job["column_headers"], len(job["row_names"])
+    lines: list[list[str] | str] = [r"\toprule"]
+    for level in range(len(columns[0])):
+        last = level == len(columns[0]) - 1
+        groups = [(label.translate(LATEX), start, length) for label, start, length in spans(columns, level)]
+        merged = [rf"\multicolumn{{{n}}}{{c}}{{{label}}}" if n > 1 else label for label, _, n in groups]
+        lines.append([*(name.translate(LATEX) if last else "" for name in job["row_names"]), *merged])
+        rules = [rf"\cmidrule(lr){{{stub + start + 1}-{stub + start + n}}}" for label, start, n in groups if label]
+        if rules and not last:
+            lines.append(" ".join(rules))
     stubs = [[""] * stub for _ in rows]
     for level in range(stub):
         for label, start, _ in spans(rows, level):
-            stubs[start][level] = escape_latex(label)
-    groups = {start for _, start, _ in spans(rows, 0)[1:]} if stub > 1 else set()
-    lines = [r"\toprule", *_latex_header(job, stub)]
-    for row, (labels, measured, *others) in enumerate(zip(stubs, *grids, strict=True)):
-        lines += [r"\midrule"] * (row in groups) + [_latex_line([*labels, *measured])]
-        for name, texts in zip(("paper", "difference"), others, strict=True):
+            stubs[start][level] = label.translate(LATEX)
+    breaks = {start for _, start, _ in spans(rows, 0)} if stub > 1 else {0}
+    shown = [[text and f"${text.translate(_NUMBER)}$" for text in numbers[name]] for name in KINDS]
+    for row, (labels, measured, *others) in enumerate(zip(stubs, *(grid(job, numbers, t) for t in shown), strict=True)):
+        lines += [r"\midrule", [*labels, *measured]] if row in breaks else [[*labels, *measured]]
+        for name, texts in zip(KINDS[1:], others, strict=True):
             if any(texts):
                 small = [text and rf"\scriptsize {text}" for text in texts]
-                lines.append(_latex_line([*[""] * (stub - 1), rf"\quad\scriptsize {name}", *small]))
-    caption = escape_latex(". ".join(text.rstrip(".") for text in (job["title"], job["caption"]) if text) + ".")
+                lines.append([*[""] * (stub - 1), rf"\quad\scriptsize {name}", *small])
+    caption = ". ".join(text.rstrip(".") for text in (job["title"], job["caption"]) if text) + "."
     return "\n".join(
         [
             r"% \usepackage{booktabs}",
             r"\begin{table}[t]",
             r"  \centering",
-            *[r"  \footnotesize\setlength{\tabcolsep}{2.5pt}"] * (width > MANY_COLUMNS),
-            rf"  \caption{{{caption}}}",
+            *[r"  \footnotesize\setlength{\tabcolsep}{2.5pt}"] * (len(columns) > MANY_COLUMNS),
+            rf"  \caption{{{caption.translate(LATEX)}}}",
             rf"  \label{{tab:{job['id']}}}",
-            rf"  \begin{{tabular}}{{@{{}}{'l' * stub}{'c' * width}@{{}}}}",
-            *(f"    {line}" for line in [*lines, r"\bottomrule"]),
+            rf"  \begin{{tabular}}{{@{{}}{'l' * stub}{'c' * len(columns)}@{{}}}}",
+            *("    " + (line if isinstance(line, str) else " & ".join(line) + r" \\") for line in lines),
+            r"    \bottomrule",
             r"  \end{tabular}",
-            *(rf"  \par\smallskip\footnotesize {escape_latex(note)}" for note in job["notes"]),
+            *(rf"  \par\smallskip\footnotesize {note.translate(LATEX)}" for note in job["notes"]),
             r"\end{table}",
         ]
     )
-
-
-def _latex_header(job: Json, stub: int) -> Iterator[str]:
-    last = len(job["column_headers"][0]) - 1
-    for level in range(last + 1):
-        names = [escape_latex(name) if level == last else "" for name in job["row_names"]]
-        groups = [(escape_latex(label), start, length) for label, start, length in spans(job["column_headers"], level)]
-        merged = [f"\\multicolumn{{{n}}}{{c}}{{{label}}}" if n > 1 else label for label, _, n in groups]
-        yield _latex_line([*names, *merged])
-        rules = [f"\\cmidrule(lr){{{stub + start + 1}-{stub + start + n}}}" for label, start, n in groups if label]
-        if rules and level < last:
-            yield " ".join(rules)
-    yield r"\midrule"
-
-
-def _latex_line(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _mathematics(text: str) -> str:
-    return text and "$" + text.replace(PLUS_MINUS, r" \pm ").replace(MINUS, "-") + "$"
 
 
 def as_html(job: Json, numbers: pd.DataFrame) -> str:
@@ -214,7 +159,7 @@ def as_html(job: Json, numbers: pd.DataFrame) -> str:
         f'<th scope="col"{tall} class="stub">{escape(name)}</th>' if name else f"<td{tall}></td>"
         for name in job["row_names"]
     ]
-    body = grid(job, numbers, map(_html_cell, in_text(job, numbers).itertuples()), '<td class="empty"></td>')
+    body = grid(job, numbers, map(_html_cell, numbers.itertuples()), '<td class="empty"></td>')
     for level in reversed(range(stub)):
         for label, start, length in spans(rows, level):
             body[start].insert(0, _header("row", length, label))
@@ -224,10 +169,10 @@ def as_html(job: Json, numbers: pd.DataFrame) -> str:
         f"<caption><strong>{escape(job['title'])}</strong> {escape(job['caption'])}</caption>",
         f'<colgroup span="{stub}"></colgroup>',
         *(f'<colgroup span="{length}"></colgroup>' for _, _, length in levels[0]),
-        *("<thead>", *map(_html_row, head), "</thead>"),
+        *("<thead>", *(f"<tr>{''.join(cells)}</tr>" for cells in head), "</thead>"),
     ]
     for _, start, length in spans(rows, 0) if stub > 1 else [("", 0, len(rows))]:
-        lines += ["<tbody>", *map(_html_row, body[start : start + length]), "</tbody>"]
+        lines += ["<tbody>", *(f"<tr>{''.join(cells)}</tr>" for cells in body[start : start + length]), "</tbody>"]
     return "\n".join([*lines, "</table>"])
 
 
@@ -236,12 +181,8 @@ def _header(side: str, length: int, label: str) -> str:
     return f"<th {scope}>{escape(label)}</th>"
 
 
-def _html_row(cells: Iterable[str]) -> str:
-    return f"<tr>{''.join(cells)}</tr>"
-
-
 def _html_cell(number: Any) -> str:
-    mean, sign, half_width = number.measured.partition(PLUS_MINUS)
+    mean, sign, half_width = number.measured.partition("±")
     interval = f'<span class="interval">{sign}{half_width}</span>' if sign else ""
     difference = f' <span class="difference">{number.difference}</span>' if number.difference else ""
     paper = f' <span class="paper">paper {number.paper}{difference}</span>' if number.paper else ""
