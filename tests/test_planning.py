@@ -72,7 +72,7 @@ def test_the_papers_network_costs_what_is_known_of_it() -> None:
     assert dimensions == [16384, 8192, 4096, 2048, 512]
 
 
-@pytest.mark.parametrize("model", ["at", "at-snn", "ask-def", "trades", "ask-def-trades"])
+@pytest.mark.parametrize("model", ["at", "at-snn", "ask-def", "ask-def-conv34", "trades", "ask-def-trades"])
 def test_trainings_cost_what_the_loop_counts_in_a_step(model: str, tmp_path: Path) -> None:
     plan = planned("demo")
     output = plan.run.weights("digits-vgg", model)
