@@ -194,7 +194,7 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
     assert main(["why", "table01", "--configfile", "config/demo.yaml"]) == 0
     assert "not made yet" in capsys.readouterr().out
     assert main(["why", "results/demo/claims.csv", "--configfile", "config/demo.yaml"]) == 0
-    assert "3 prepare, 13 train" in capsys.readouterr().out
+    assert "3 prepare, 20 train" in capsys.readouterr().out
     assert main(["plan", "slice-2", "--trials", "1", "--json"]) == 0
     (part,) = json.loads(capsys.readouterr().out)["artifacts"]
     assert part["artifact"] == "slice-2"

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
+from plans import jobs, planned
 from torch import Tensor, nn
 from training_jobs import (
     CPU,
@@ -425,6 +426,29 @@ def test_jobs_without_new_options_are_written_as_before() -> None:
     assert ASKSpec.model_validate_json(several.model_dump_json()) == several
     new = make_job(ema=0.5, pad=2)
     assert TrainJob.model_validate_json(new.model_dump_json()) == new
+
+
+@pytest.mark.parametrize("name", ["lite", "demo", "paper"])
+def test_each_control_changes_what_it_is_named_for(name: str) -> None:
+    plan = planned(name)
+    trained = jobs(plan, "train").items()
+    found = {model: job.training for (dataset, model), job in trained if dataset in ("cifar10", "digits-vgg")}
+    at, step = found["at"], found["at-step"].model_dump()
+    factor = at.ask_eps / at.eps
+    assert (found["at-eps8"].eps, found["ask-def-eps4"].ask_eps) == (factor * at.eps, at.eps)
+    assert found["at-long"].epochs == 2.5 * at.epochs
+    assert step["schedule"]["name"] == "step"
+    assert at.epochs // 2 <= min(step["schedule"]["milestones"]) <= max(step["schedule"]["milestones"]) < at.epochs
+    assert found["at-ema"].model_dump() == step | {"ema": 0.999}
+    assert found["ask-def-conv34"] == found["ask-def"] == at
+    seeds = {model for model in found if "-seed" in model}
+    most = plan.config.evaluation.max_training_seeds or 3
+    assert seeds == {f"{model}-seed{i}" for model in ("at", "at-long", "ask-def") for i in range(1, most)}
+
+
+def test_imagenettes_images_are_padded_by_four_pixels() -> None:
+    found = jobs(planned("paper"), "train")
+    assert (found["imagenette", "at"].training.pad, found["cifar10", "at"].training.pad) == (4, None)
 
 
 @pytest.mark.parametrize(
