@@ -87,7 +87,7 @@ STEPS: Mapping[str, Step] = {
     "figure": _render("figures:render_figure", "Draw a figure as SVG, PNG and PDF.", ".csv", ".json", *_DRAWN),
     "pictures": _render("pictures:render_pictures", "Draw one image with its neighbours.", ".csv", *_DRAWN),
     "boundaries": _render("pictures:render_boundaries", "Draw the plane's decision boundaries.", ".csv", *_DRAWN),
-    "claims": _render("claims.ledger:render_claims", "Judge the paper's claims by the run's numbers.", stage=LAST),
+    "claims": _render("claims:render_claims", "Judge the paper's claims by the run's numbers.", stage=LAST),
     "report": _render("site:render_report", "Write the report page.", stage=LAST),
 }
 """All steps, in the order of the workflow."""
@@ -124,7 +124,7 @@ def modules_of(name: str, job: Mapping[str, Any]) -> tuple[str, ...]:
     """The modules a job's results depend on: its step's, and those of the attacks and the method that it runs."""
     step = STEPS[name]
     attacks = [part["attack"]["name"] for part in (job, *job.get("cells", ())) if part.get("attack")]
-    homes = sorted({str(vars(ATTACKS[attack])["home"]) for attack in attacks})
+    homes = sorted({ATTACKS[attack].home for attack in attacks})
     method = job.get("method") or {}
     methods = [METHOD_HOMES[part] for part in (method.get("base"), method.get("regulariser")) if part in METHOD_HOMES]
     return (step.does.partition(":")[0], *step.modules, *homes, *methods)

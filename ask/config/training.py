@@ -149,7 +149,7 @@ class ASKSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _several(cls, given: Any) -> Any:
-        return {"layer": None} | given if isinstance(given, Mapping) and given.get("layers") else given
+        return {"layer": None, **given} if isinstance(given, Mapping) and given.get("layers") else given
 
     @model_validator(mode="after")
     def _check(self) -> Self:

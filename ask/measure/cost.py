@@ -13,7 +13,8 @@ def compare(job: CostJob, place: Place) -> dict[str, Any]:
     """Training seconds without validation, image passes a training image, and factors to the base of whole trainings.
 
     A pass is one image forward or backward through the network, whether to its end or to the attacked layer; the
-    multiply-adds count how far. Factors count epochs, too. Seconds were measured where each model was trained, beside whatever else ran there.
+    multiply-adds count how far. Factors count epochs, too. Seconds were measured where each model was trained, beside
+    whatever else ran there.
     """
     own, base = (_record(place.run, job.dataset, model) for model in (job.model, job.base))
     images, base_images = (record["passes_per_step"]["images"] for record in (own, base))
