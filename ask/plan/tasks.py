@@ -29,7 +29,7 @@ from ask.config.jobs import (
     TimingJob,
 )
 from ask.config.run import DatasetConfig, RunConfig, StandIn
-from ask.config.training import TrainJob
+from ask.config.training import ModelSpec, TrainingSpec, TrainJob
 from ask.data.sources import PUBLISHED
 from ask.paths import Run, prepared
 from ask.plan.graph import Task
@@ -219,12 +219,13 @@ class TaskMaker:
             return [data]
         if (known := self.run.weights(features.dataset, features.model)) in self.tasks:
             return [data, known]
+        method = self.config.models[subject.method]
         job = TrainJob(
             dataset=features.dataset,
             model=features.model,
             network=features.network,
-            method=self.config.models[subject.method],
-            training=dataset.training,
+            method=method.model_copy(update={"training": None, "epochs_factor": 1.0}),  # which `training` holds
+            training=_training(dataset.training, method),
             seed=self.config.seed + subject.training_seed,
         )
         return [data, self.put("train", job, [data])]
@@ -349,6 +350,15 @@ class TaskMaker:
         default = round(self.config.evaluation.step_size * scale.eps_scale, 6)
         own = round(attack.step_size * PIXEL, 6)
         return f"-step{own:g}" if own != default else ""
+
+
+def _training(shared: TrainingSpec, method: ModelSpec) -> TrainingSpec:
+    """The training settings of a data set with those of a method in their place."""
+    own, factor = method.training, method.epochs_factor
+    training = shared.model_copy(update={name: getattr(own, name) for name in own.model_fields_set} if own else {})
+    milestones = tuple(round(factor * epoch) for epoch in training.schedule.milestones)
+    schedule = training.schedule.model_copy(update={"milestones": milestones})
+    return training.model_copy(update={"epochs": max(1, round(factor * training.epochs)), "schedule": schedule})
 
 
 def _attack_id(attack: Spec, similarity: str, k: str = "") -> str:
