@@ -9,7 +9,7 @@ from ask.report.claims.verdicts import Finding, at_least, at_most, judged, near,
 
 BOTH = ("cifar10", "imagenette")
 ASK = {"attack": "ask", "variant": "non-targeted"}
-RIVALS = ({"attack": "advknn"}, {"attack": "dknn", "variant": "adam"})
+RIVALS = ({"attack": "advknn", "variant": ""}, {"attack": "dknn", "variant": "adam"})
 """The paper's rivals."""
 WITH_SIGN = (*RIVALS, {"attack": "dknn", "variant": "sign"})
 """And DkNN-Atk by sign-PGD, which is ours."""

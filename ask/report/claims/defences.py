@@ -97,7 +97,7 @@ def _(e: Evidence) -> Finding:
 
 @claim("C39")
 def _(e: Evidence) -> Finding:
-    return wins(gains(e, "figure1-right", "dknn_layers", "eps"))
+    return wins(gains(e, "figure1-right", "dknn_layers", "eps", attack="ask"))
 
 
 @claim("C40")
@@ -120,7 +120,7 @@ def _(e: Evidence) -> Finding:
 
 @claim("C43")
 def _(e: Evidence) -> Finding:
-    found = gains(e, "table07", "dknn_layers", over="at-snn", attack="advknn")
+    found = gains(e, "table07", "dknn_layers", over="at-snn", attack="advknn", variant="")
     return near(found["conv4"], 12, within=3)
 
 
