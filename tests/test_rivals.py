@@ -677,10 +677,10 @@ def margin_table(run, accuracies):
         (
             (40.0, 29.9),
             (
-                "ASK-Atk leaves at least 12.6 points less than the best of the paper's rivals (smallest margin: cosine, "
-                "Conv 4, AdvKnn) and at least 2.9 points less than the best of all shown (smallest margin: cosine, Conv 4, "
-                "PGD on the network). Margins against the best of all: cosine, Conv 3 +20.0 (PGD on the network); "
-                "cosine, Conv 4 +2.9 (PGD on the network)."
+                "ASK-Atk leaves at least 12.6 points less than the best of the paper's rivals (smallest margin: "
+                "cosine, Conv 4, AdvKnn) and at least 2.9 points less than the best of all shown (smallest margin: "
+                "cosine, Conv 4, PGD on the network). Margins against the best of all: cosine, Conv 3 +20.0 (PGD on"
+                " the network); cosine, Conv 4 +2.9 (PGD on the network)."
             ),
         ),
         (

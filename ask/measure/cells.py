@@ -136,13 +136,8 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
             shown = predictions["robust"][:, number] if job.classifiers else predictions["network_robust"][[number]]
             accuracies = ", ".join(f"{100 * (classes == labels).mean():.2f} %" for classes in shown)
             place.log(f"trial {number + 1}/{job.trials}: accuracy {accuracies}")
-    outside = _outside(job, place)
-    results = [
-        classifier.model_dump(mode="json")
-        | {kind: summarise(right.mean(1)) for kind, right in rightness(predictions, i, labels, outside).items()}
-        for i, classifier in enumerate(job.classifiers)
-    ]
     seconds["total"] = time.perf_counter() - began
+    results = _results(job, predictions, labels, _outside(job, place))
     measured = {"results": results, "validity": validity.summary(), "seconds": seconds, "setting": setting.known}
     if evaluator.clean_classes is not None:
         measured["network"] = {
@@ -152,17 +147,23 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
     return measured, {**predictions, "labels": labels.astype(np.uint8)}
 
 
-def rightness(
-    predictions: Mapping[str, NDArray[Any]], i: int, labels: NDArray[Any], outside: NDArray[np.int64]
-) -> dict[str, NDArray[Any]]:
-    """Where the i-th classifier is right, (trials, images).
+def _results(
+    job: CellJob, predictions: Mapping[str, NDArray[Any]], labels: NDArray[Any], outside: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Share of images over trials that each classifier has right.
 
-    Under attack (``robust``), ``clean``, both times (``kept``), and under attack on some images alone (``outside``, if
-    there are any).
+    That is under attack (``robust``), ``clean``, both times (``kept``), and under attack on some images alone
+    (``outside``, if there are any).
     """
-    robust, clean = (predictions[kind][i] == labels for kind in ("robust", "clean"))
-    found = {"robust": robust, "clean": clean, "kept": robust & clean}
-    return found | ({"outside": robust[:, outside]} if len(outside) else {})
+    results = []
+    for i, classifier in enumerate(job.classifiers):
+        robust, clean = (predictions[kind][i] == labels for kind in ("robust", "clean"))
+        right = {"robust": robust, "clean": clean, "kept": robust & clean}
+        if len(outside):
+            right["outside"] = robust[:, outside]
+        shares = {kind: summarise(where.mean(1)) for kind, where in right.items()}
+        results.append(classifier.model_dump(mode="json") | shares)
+    return results
 
 
 def _outside(job: CellJob, place: Place) -> NDArray[np.int64]:
