@@ -124,7 +124,7 @@ def modules_of(name: str, job: Mapping[str, Any]) -> tuple[str, ...]:
     """The modules a job's results depend on: its step's, and those of the attacks and the method that it runs."""
     step = STEPS[name]
     attacks = [part["attack"]["name"] for part in (job, *job.get("cells", ())) if part.get("attack")]
-    homes = sorted({str(vars(ATTACKS[attack])["home"]) for attack in attacks})
+    homes = sorted({ATTACKS[attack].home for attack in attacks})
     method = job.get("method") or {}
     methods = [METHOD_HOMES[part] for part in (method.get("base"), method.get("regulariser")) if part in METHOD_HOMES]
     return (step.does.partition(":")[0], *step.modules, *homes, *methods)

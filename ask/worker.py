@@ -39,7 +39,7 @@ def _when_idle() -> list[str]:
     from ask.steps import STEPS
 
     steps = [step.does.partition(":")[0] for step in STEPS.values()]
-    return [*LARGE, *steps, *(str(vars(kind).get("home")) for kind in ATTACKS.values()), *METHOD_HOMES.values()]
+    return [*LARGE, *steps, *(kind.home for kind in ATTACKS.values()), *METHOD_HOMES.values()]
 
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -20,7 +20,6 @@ from torch import Tensor
 from training_jobs import CPU, Arrays, Interrupted, history, interrupt, load_images, make_job, run, same, weights
 
 from ask.attacks.linf import random_start
-from ask.cli import step_modules
 from ask.config.run import ConfigError, load_run, read_run
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
 from ask.knn.dknn import DkNN
@@ -29,6 +28,7 @@ from ask.losses.snn import pairwise_distance, snn_loss
 from ask.losses.trades import kl_divergence, trades_loss
 from ask.models.networks import Network, build, fold_batchnorm
 from ask.plan import provenance
+from ask.steps import modules_of
 from ask.training import selection
 from ask.training.ask_def import ASKRegulariser, by_class, floored_loss
 from ask.training.images import ResidentImages, seeded
@@ -662,7 +662,7 @@ def test_a_job_holds_the_options_of_its_own_parts_alone() -> None:
 def test_a_methods_code_is_that_of_its_parts() -> None:
     """Editing ASK-Def retrains no AT."""
     codes = {
-        name: provenance.closure(step_modules("train", make_job(method=method).model_dump()))
+        name: provenance.closure(modules_of("train", make_job(method=method).model_dump()))
         for name, method in {"at": {}, **METHODS}.items()
     }
     assert not any(name.startswith("ask.losses") for name in codes["at"])

@@ -31,7 +31,7 @@ from ask.config.jobs import (
 from ask.config.run import DatasetConfig, RunConfig, StandIn
 from ask.config.training import TrainJob
 from ask.data.sources import PUBLISHED
-from ask.paths import Run
+from ask.paths import Run, prepared
 from ask.plan.graph import Task
 from ask.steps import STEPS, output_of
 
@@ -199,7 +199,7 @@ class TaskMaker:
         """All that an attack reads: data, weights, indexes, calibrations and blocks."""
         dataset, model = job.features.dataset, job.features.model
         layers = {*getattr(job.attack, "layers", ()), *(layer for c in classifiers for layer in c.layers)}
-        found = [self.data / "prepared" / dataset / "facts.json"]
+        found = [prepared(self.data, dataset) / "facts.json"]
         if job.features.network is not None:
             found.append(self.run.weights(dataset, model))
         found += [self.run.index(dataset, model, layer) for layer in sorted(layers)]
@@ -208,6 +208,8 @@ class TaskMaker:
         return found + [self.run.blocks(dataset, model, name) for name in getattr(job, "blocks_from", ())]
 
     def _data(self, subject: Subject) -> Path:
+        if (known := prepared(self.data, subject.features.dataset) / "facts.json") in self.tasks:
+            return known
         spec = DataSpec(**{name: getattr(subject.dataset, name) for name in DataSpec.model_fields})
         needs = [Path(spec.path)] if spec.path else []
         if spec.source in PUBLISHED and PUBLISHED[spec.source].files:
@@ -220,6 +222,8 @@ class TaskMaker:
         data = self._data(subject)
         if features.network is None:
             return [data]
+        if (known := self.run.weights(features.dataset, features.model)) in self.tasks:
+            return [data, known]
         job = TrainJob(
             dataset=features.dataset,
             model=features.model,
@@ -231,6 +235,8 @@ class TaskMaker:
         return [data, self.put("train", job, [data])]
 
     def _index(self, subject: Subject, layer: str) -> Path:
+        if (known := self.run.index(subject.features.dataset, subject.features.model, layer)) in self.tasks:
+            return known
         job = IndexJob.model_validate({"features": subject.features, "layer": layer})
         return self.put("index", job, self._model(subject))
 
@@ -267,8 +273,11 @@ class TaskMaker:
             "alpha": self._dknn_points(attack),
             "guides": self._dknn_points(attack),
         }
+        name = f"{what}-{_attack_id(tuned, similarity)}{self._step_id(tuned, subject.scale)}"
+        if self.run.calibration(subject.features.dataset, subject.features.model, name) in self.tasks:
+            return name
         job = CalibrationJob(
-            id=f"{what}-{_attack_id(tuned, similarity)}{self._step_id(tuned, subject.scale)}",
+            id=name,
             features=subject.features,
             attack=tuned,
             similarity=similarity,
@@ -281,7 +290,7 @@ class TaskMaker:
             seed=self.config.seed,
         )
         self.put("calibrate", job, self._reads(job, [job.classifier]))
-        return job.id
+        return name
 
     def _taus(self, similarity: str) -> tuple[float, ...]:
         return self.config.calibration.tau_cosine if similarity == "cosine" else self.config.calibration.tau_l2
