@@ -10,6 +10,7 @@ from plans import ROOT, planned
 from ask.config.stored import current
 from ask.paths import Run
 from ask.plan.planner import Plan
+from ask.report.evidence import describe
 from ask.report.numbers import collect
 from ask.report.tables import margin_remark
 
@@ -155,6 +156,19 @@ def test_clean_errors_counted_as_errors_are_told_by_committed_predictions() -> N
         assert "ASK-Atk leaves at least" in margin_remark(plan.artifacts[name], numbers)
     assert margins["table01"] == pytest.approx(12.6, abs=0.05)
     assert margins["table01-kept"] == pytest.approx(2.9, abs=0.05)
+
+
+def test_committed_parameters_at_an_end_of_their_grid_are_marked() -> None:
+    marked = {}
+    for folder in RUNS:
+        run = Run(ROOT / "results" / folder)
+        for path in sorted((run.root / "cells").rglob("*.json")):
+            name = "/".join(path.relative_to(run.root / "cells").with_suffix("").parts)
+            marked[folder, name] = describe(name, json.loads(path.read_text()), run)["parameters"]
+    assert marked["lite", "cifar10/at/ask-cos-L3-K5-e8-s20"] == "τ conv3 0.003 (edge of its grid)"
+    assert marked["paper", "mnist/raw/ask-cos-Lin-K5-e40-s20"] == "τ input 0.003 (edge of its grid)"
+    assert marked["paper", "fashion_mnist/raw/ask-l2-Lin-K5-e40-s20"] == "τ input 0.03", "it lies inside"
+    assert "edge" not in marked["lite", "cifar10/at/pgd-e8-s20"]
 
 
 def test_fields_added_to_attacks_are_in_documents_only_where_they_are_set() -> None:

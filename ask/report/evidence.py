@@ -156,8 +156,8 @@ def _at_ends(job: Json, run: Run) -> list[tuple[str, str]]:
         path = run.calibration(job["features"]["dataset"], job["features"]["model"], name) if name else None
         if path and path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
-            grid = current({"grid": record["grid"], "tau_from": ()})["grid"]
-            found += [(parameter, layer) for parameter in ends(record["picked"], grid)]
+            *grid, picked = current({"grid": [*record["grid"], record["picked"]], "tau_from": ()})["grid"]
+            found += [(parameter, layer) for parameter in ends(picked, grid)]
     return found
 
 
