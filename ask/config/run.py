@@ -229,6 +229,11 @@ def read_run(files: Sequence[Path]) -> RunConfig:
     return load_run(merged, " + ".join(str(path) for path in files))
 
 
+def read_spec(kind: type[T], path: Path) -> T:
+    """One YAML file as a configuration type; raises ConfigError with one line for each mistake."""
+    return _validate(kind, _read(path), str(path))
+
+
 def export_mirror(config: RunConfig) -> None:
     """Hand the mirror to the jobs through ``ASK_DATA_MIRROR``.
 

@@ -25,14 +25,18 @@ COLUMNS = ("artifact", *SETTING_COLUMNS, "mean", "ci95", "trials", "paper_mean",
 """Columns of a tidy table, one row a number."""
 PLACES = ("row", "column", "axes", "panel", "line", "x")
 """Where a number stands: in a table, or in a plot (`axes` counts its panels)."""
-_OWN = ["artifact", "mean", "ci95", "trials", "values", "paper_mean", "paper_ci95", "reference", "baseline", *PLACES]
+_OWN = ["artifact", "mean", "ci95", "trials", "values", "paper_mean", "paper_ci95", "reference", "baseline", "over"]
+_OWN += PLACES
 
 METRICS = {f"{who}_{kind}_accuracy": kind for who in ("dknn", "dnn") for kind in ("robust", "clean", "kept")}
 """Where results keep a metric, if not under its own name: a classifier's, or the network's own (``dnn_``)."""
 AS_MEASURED = {*get_args(TimingMetric), *get_args(CostMetric), *get_args(StudyMetric)}
 """Metrics that are not fractions to be shown in percent."""
 
-VERDICTS = ("reproduced", "direction only", "not reproduced", "inconsistent in the paper", "not evaluated")
+VERDICTS = (
+    *("reproduced", "direction only", "not reproduced", "undecided", "inconsistent in the paper", "not evaluated"),
+    *("holds on stand-in data", "does not hold on stand-in data", "undecided on stand-in data"),
+)
 """What a run can say about a claim of the paper."""
 
 SHADES = (1.0, 3.0, 10.0)
@@ -72,6 +76,7 @@ def collect(job: Json, run: Run, *, skip: type[MissingValueError] | tuple[()] = 
             continue
         found |= {"artifact": job["id"], "paper_mean": entry.get("paper_mean"), "paper_ci95": entry.get("paper_ci95")}
         found["reference"] = write_reference(entry)
+        found["over"] = [write_reference({**entry, "cell": cell}) for cell in entry.get("over", ())] or None
         if "baseline" in entry:
             found["baseline"] = write_reference({**entry, **entry["baseline"]})
         rows.append({**dict.fromkeys(columns), **entry["columns"], **found, **place})
@@ -277,7 +282,7 @@ def write_numbers(path: Path, numbers: pd.DataFrame, *more: str) -> list[Path]:
     for number in numbers.to_dict("records"):
         known = {name: value for name, value in number.items() if value is not None}
         about = {"columns": {name: known[name] for name in settings if name in known}, "trials": number["values"]}
-        about |= {name: known[name] for name in ("reference", "baseline", "line", "x") if name in known}
+        about |= {name: known[name] for name in ("reference", "baseline", "over", "line", "x") if name in known}
         lines.append(json.dumps(about, ensure_ascii=False))
     return [
         write_csv(path, (*COLUMNS, *more), numbers),
