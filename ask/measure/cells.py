@@ -6,7 +6,7 @@ trial only, so that all attacks and models of a trial share them and can be comp
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any
@@ -18,10 +18,12 @@ from torch import Tensor
 
 from ask.attacks.linf import Unsound
 from ask.config.jobs import BlockJob, CalibrationJob, CellJob
+from ask.data.arrays import load
 from ask.errors import AskError
-from ask.measure.evaluator import Attack, Evaluator
+from ask.grids import beyond, ends
+from ask.measure.evaluator import Attack, Evaluator, pick_test_images
 from ask.measure.place import Place
-from ask.paths import Run
+from ask.paths import Run, prepared
 from ask.seeds import derive_seed
 from ask.statistics import summarise
 
@@ -34,7 +36,11 @@ class InvalidAttackError(AskError):
 
 
 def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
-    """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first."""
+    """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first.
+
+    While the winner lies at an end of the grid, the grid grows there by one point, at most ``extend`` times; a winner
+    that is still at an end is noted as ``edge``.
+    """
     layers = layers_of(job.attack)
     evaluator = Evaluator(job.features, layers, job.similarity, [job.classifier], job.images, place)
     seed = derive_seed(job.seed, job.features.dataset, "calibration")
@@ -43,22 +49,41 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
 
     def at(point: Mapping[str, float]) -> Any:
         """The attack at a point of the grid."""
-        changes: dict[str, Any] = dict(point)
+        changes = parameters(point)
         if "omega" in point:
             changes = {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
         return job.attack.model_copy(update=changes)
 
-    clean = None
-    accuracies = []
-    for first in range(0, len(job.grid), evaluator.attacks_at_once):
-        points = job.grid[first : first + evaluator.attacks_at_once]
-        attacks = [trial.attack(at(point), seed) for point in points]
-        clean = clean or trial.neighbours(evaluator.clean_features, attacks[0])
-        for adversarial in evaluator.run(attacks, [clean] * len(attacks)):
-            predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
-            accuracies.append(float((predicted == evaluator.labels).float().mean()))
-    picked = job.grid[int(np.argmin(accuracies))]
-    return {"picked": picked, "grid": list(job.grid), "accuracies": accuracies}
+    clean: dict[int, Any] = {}
+
+    def measure(points: Sequence[Mapping[str, float]]) -> Iterator[float]:
+        """Accuracy at each of some points."""
+        for first in range(0, len(points), evaluator.attacks_at_once):
+            attacks = [trial.attack(at(point), seed) for point in points[first : first + evaluator.attacks_at_once]]
+            greediest = max(attacks, key=lambda attack: attack.k_class)  # its neighbours serve all
+            most = greediest.k_class
+            clean[most] = clean.get(most) or trial.neighbours(evaluator.clean_features, greediest)
+            for adversarial in evaluator.run(attacks, [clean[most]] * len(attacks)):
+                predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
+                yield float((predicted == evaluator.labels).float().mean())
+
+    grid, accuracies = list(job.grid), list(measure(job.grid))
+    picked = _lowest(grid, accuracies)
+    while len(grid) < len(job.grid) + job.extend and (further := beyond(picked, grid)):
+        grid.append(further)
+        accuracies += measure([further])
+        picked = _lowest(grid, accuracies)
+    found = {"picked": picked, "grid": grid, "accuracies": accuracies}
+    return found | ({"edge": True} if ends(picked, grid) else {})
+
+
+def _lowest(grid: Sequence[dict[str, float]], accuracies: Sequence[float]) -> dict[str, float]:
+    return grid[int(np.argmin(accuracies))]
+
+
+def parameters(point: Mapping[str, float]) -> dict[str, Any]:
+    """Settings of an attack at a point of a grid, whose numbers are all floats."""
+    return {name: int(value) if name == "guides" else value for name, value in point.items()}
 
 
 def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -112,12 +137,8 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
             shown = predictions["robust"][:, number] if job.classifiers else predictions["network_robust"][[number]]
             accuracies = ", ".join(f"{100 * (classes == labels).mean():.2f} %" for classes in shown)
             place.log(f"trial {number + 1}/{job.trials}: accuracy {accuracies}")
-    results = [
-        classifier.model_dump(mode="json")
-        | {kind: summarise((predictions[kind][i] == labels).mean(1)) for kind in ("robust", "clean")}
-        for i, classifier in enumerate(job.classifiers)
-    ]
     seconds["total"] = time.perf_counter() - began
+    results = _results(job, predictions, labels, _outside(job, place))
     measured = {"results": results, "validity": validity.summary(), "seconds": seconds, "setting": setting.known}
     if evaluator.clean_classes is not None:
         measured["network"] = {
@@ -130,6 +151,41 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
 def compact(classes: NDArray[np.int64]) -> NDArray[Any]:
     """Classes in the smallest unsigned type that holds them: uint8 up to class 255."""
     return classes.astype(np.min_scalar_type(classes.max(initial=0)))
+
+
+def _results(
+    job: CellJob, predictions: Mapping[str, NDArray[Any]], labels: NDArray[Any], outside: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Share of images over trials that each classifier has right.
+
+    That is under attack (``robust``), ``clean``, both times (``kept``), and under attack on some images alone
+    (``outside``, if there are any).
+    """
+    results = []
+    for i, classifier in enumerate(job.classifiers):
+        robust, clean = (predictions[kind][i] == labels for kind in ("robust", "clean"))
+        right = {"robust": robust, "clean": clean, "kept": robust & clean}
+        if len(outside):
+            right["outside"] = robust[:, outside]
+        shares = {kind: summarise(where.mean(1)) for kind, where in right.items()}
+        results.append(classifier.model_dump(mode="json") | shares)
+    return results
+
+
+def _outside(job: CellJob, place: Place) -> NDArray[np.int64]:
+    """Places among a cell's test images of those that its parameters were not picked on; none if they were not picked.
+
+    The batch that they were picked on holds the first of one fixed shuffle of all test images.
+    """
+    if job.calibration_images is None:
+        return np.zeros(0, np.int64)
+    dataset = job.features.dataset
+    available = len(load(prepared(place.data, dataset), "test")[1])
+    everyone = np.arange(available)
+    counted, batch = (
+        everyone[pick_test_images(available, wanted, dataset)] for wanted in (job.test_images, job.calibration_images)
+    )
+    return np.flatnonzero(~np.isin(counted, batch))
 
 
 def reference_seed(job: CellJob | BlockJob, trial: int) -> int:
@@ -202,7 +258,7 @@ class Setting:
                 shares = _shares(read_picked(place.run, job, job.omega_from)["omega"])
             self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
         if job.alpha_from:
-            self.known = read_picked(place.run, job, job.alpha_from)
+            self.known = parameters(read_picked(place.run, job, job.alpha_from))
         self.config: Any = attack and attack.model_copy(update=self.known)
 
     @cached_property

@@ -179,7 +179,8 @@ class _Planner:
     def _table(self, _: str, artifact: ArtifactConfig) -> dict[str, Any]:
         grid = self._grid(artifact)
         self._compare_seconds(grid["entries"])
-        return {"row_names": [axis.name for axis in artifact.rows], **grid}
+        margin = {"margin": artifact.margin.model_dump(mode="json")} if artifact.margin else {}
+        return {"row_names": [axis.name for axis in artifact.rows], **grid, **margin}
 
     def _pictures(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
         grid = self._grid(artifact)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 
 from ask.config.artifacts import SETTING_COLUMNS, CostMetric, StudyMetric, TimingMetric
@@ -27,7 +28,7 @@ PLACES = ("row", "column", "axes", "panel", "line", "x")
 _OWN = ["artifact", "mean", "ci95", "trials", "values", "paper_mean", "paper_ci95", "reference", "baseline", "over"]
 _OWN += PLACES
 
-METRICS = {f"{who}_{kind}_accuracy": kind for who in ("dknn", "dnn") for kind in ("robust", "clean")}
+METRICS = {f"{who}_{kind}_accuracy": kind for who in ("dknn", "dnn") for kind in ("robust", "clean", "kept")}
 """Where results keep a metric, if not under its own name: a classifier's, or the network's own (``dnn_``)."""
 AS_MEASURED = {*get_args(TimingMetric), *get_args(CostMetric), *get_args(StudyMetric)}
 """Metrics that are not fractions to be shown in percent."""
@@ -138,6 +139,8 @@ def _statistic(entry: Json, run: Run) -> dict[str, Any]:
     name, wanted, metric = _name(entry["cell"]), entry["classifier"], str(entry["metric"])
     content, kept = load_cell(name, run), METRICS.get(metric, metric)
     result = content.get("network", {}) if metric.startswith("dnn_") else find_result(content, wanted)
+    if metric == "dknn_kept_accuracy" and kept not in result and result:
+        result = {kept: _kept(run.cell(*name.split("/")), content["results"].index(result))}
     if kept in result and result[kept] is None:
         raise EmptyGroupError(f"{name}: no image is among the {metric.partition('.')[0]}")
     if kept not in result:
@@ -147,6 +150,23 @@ def _statistic(entry: Json, run: Run) -> dict[str, Any]:
             f"make it again: snakemake --cores all --force {run.cell(*name.split('/'))}"
         )
     return dict(result[kept])
+
+
+def _kept(record: Path, classifier: int) -> dict[str, Any]:
+    """Share of all images that a record's i-th classifier has right clean and attacked, from its predictions.
+
+    Records hold it themselves since attacks are also compared with clean errors counted as errors.
+
+    Raises:
+        MissingValueError: the predictions are not beside the record.
+    """
+    path = record.with_suffix(".npz")
+    try:
+        with np.load(path) as stored:
+            right = [stored[kind][classifier] == stored["labels"] for kind in ("clean", "robust")]
+    except FileNotFoundError:
+        raise MissingValueError(f"{path} is missing; make it again: snakemake --cores all --force {record}") from None
+    return summarise((right[0] & right[1]).mean(1))
 
 
 def load_cell(name: str, run: Run) -> dict[str, Any]:
