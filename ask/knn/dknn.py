@@ -92,7 +92,7 @@ class DkNN:
         """Index the references X (references, ...) with labels y (references,)."""
         if self.metric not in SIMILARITIES:
             raise ValueError(f"metric={self.metric!r} is not one of {', '.join(SIMILARITIES)}")
-        images, labels = _tensor(X), np.asarray(y)
+        images, labels = _tensor(X), _array(y)
         if labels.shape != (len(images),):
             raise ValueError(f"y must have one label for each of the {len(images)} samples, got shape {labels.shape}")
         self.classes_, encoded = np.unique(labels, return_inverse=True)
@@ -125,7 +125,7 @@ class DkNN:
 
     def score(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
         """Share of X whose predicted label is y."""
-        return float(np.mean(self.predict(X) == np.asarray(y)))
+        return float(np.mean(self.predict(X) == _array(y)))
 
     def _votes(self, X: ArrayLike | Tensor) -> list[Tensor]:
         found = self._neighbours(X, self.n_neighbors, self.layers)
@@ -158,3 +158,7 @@ def make_search(features: Tensor, labels: Tensor, similarity: Similarity, backen
 
 def _tensor(X: ArrayLike | Tensor) -> Tensor:
     return X if isinstance(X, Tensor) else torch.as_tensor(np.asarray(X), dtype=torch.float32)
+
+
+def _array(y: ArrayLike | Tensor) -> NDArray[Any]:
+    return np.asarray(y.cpu() if isinstance(y, Tensor) else y)
