@@ -112,9 +112,9 @@ def draw_references(counts: Tensor, batch: int, k: int, generator: torch.Generat
     drawn = []
     for start, count in zip((counts.cumsum(0) - counts).tolist(), counts.tolist(), strict=True):
         # Floyd's sampling: place j is uniform below j + 1, or j itself when that is taken.
-        ids = torch.full((batch, k), -1, dtype=torch.int64)
+        ids = torch.full((batch, k), -1, dtype=torch.int64, device=generator.device)
         for place, last in enumerate(range(count - k, count)):
-            pick = torch.randint(last + 1, (batch,), generator=generator)
+            pick = torch.randint(last + 1, (batch,), generator=generator, device=generator.device)
             taken = (ids[:, :place] == pick.unsqueeze(1)).any(1)
             ids[:, place] = torch.where(taken, last, pick)
         drawn.append(ids + start)
