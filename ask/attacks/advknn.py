@@ -186,7 +186,8 @@ def _captured(
     with torch.no_grad():
         for parameter, old in zip(parameters, begin, strict=True):
             parameter.copy_(old)
-            optimiser.state[parameter]["momentum_buffer"].zero_()
+            for buffer in optimiser.state[parameter].values():  # none where momentum is 0
+                buffer.zero_()
 
     def replay(wanted: Tensor) -> None:
         batch.copy_(wanted)
