@@ -60,6 +60,8 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
         chosen = {layer: self._choose(neighbours[layer], labels, layer) for layer in config.layers}
         targets = nearest_wrong_class(neighbours, labels, config.k_out) if config.variant == "targeted" else None
 
+        omega = self.references[self.layers[0]].features.new_tensor(list(self.omega.values()))
+
         def make_loss(part: slice) -> FeatureLoss:
             own, aimed = labels[part], None if targets is None else targets[part]
             similarities = {}
@@ -71,7 +73,7 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
 
             def loss(features: Mapping[str, Tensor]) -> Tensor:
                 margins = [ask_margin(similar(features[layer]), own, aimed) for layer, similar in similarities.items()]
-                return scale_free_loss(margins, list(self.omega.values()))
+                return scale_free_loss(margins, omega)
 
             return loss
 
