@@ -31,8 +31,11 @@ def pick_device(wanted: str) -> "torch.device":
 
 
 def describe(device: "torch.device") -> dict[str, Any]:
-    """Device, hardware and versions, JSON-able."""
-    return {"device": device.type, "hardware": hardware(device), "versions": versions()}
+    """Device, hardware, precision of float32 arithmetic, and versions, JSON-able."""
+    from ask.precision import in_force
+
+    about = {"device": device.type, "hardware": hardware(device), "precision": in_force(device)}
+    return {**about, "versions": versions()}
 
 
 def hardware(device: "torch.device") -> str:
@@ -59,12 +62,17 @@ def usage(device: "torch.device") -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def matmul_peak(device: "torch.device", *, dtype: "torch.dtype | None" = None, side: int | None = None) -> float:
+def matmul_peak(
+    device: "torch.device", *, dtype: "torch.dtype | None" = None, side: int | None = None, read: str = "ieee"
+) -> float:
     """Floating-point operations a second of the best of five square products: what arithmetic can reach here, now.
 
-    In the precision of training passes unless told otherwise: bf16 on a GPU, fp32 on a CPU.
+    In the precision of training passes unless told otherwise: bf16 on a GPU, fp32 on a CPU. ``read`` is how float32
+    factors are read, ``ieee`` or ``tf32``: convolutions and searches differ in it.
     """
     import torch
+
+    from ask.precision import products_read_as
 
     gpu = device.type == "cuda"
     side = side or (8192 if gpu else 1024)
@@ -72,12 +80,13 @@ def matmul_peak(device: "torch.device", *, dtype: "torch.dtype | None" = None, s
     factors = torch.rand((2, side, side), generator=generator, device=device)
     a, b = factors.to(dtype or (torch.bfloat16 if gpu else torch.float32)).unbind()
     best = float("inf")
-    for _ in range(5):
-        _wait(device)
-        began = time.perf_counter()
-        torch.mm(a, b)
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
+    with products_read_as(read):
+        for _ in range(5):
+            _wait(device)
+            began = time.perf_counter()
+            torch.mm(a, b)
+            _wait(device)
+            best = min(best, time.perf_counter() - began)
     return float(2 * side**3 / best)
 
 

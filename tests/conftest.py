@@ -14,7 +14,7 @@ def repository() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--pretend-cuda``: run the tests marked ``gpu`` where there is no GPU."""
-    what = "run tests marked gpu on a pretended CUDA device, which has its rules but not its kernels (a CPU build of torch)"
+    what = "run tests marked gpu on a pretended CUDA device: its rules without its kernels, on a CPU build of torch"
     parser.addoption("--pretend-cuda", action="store_true", help=what)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ask.knn.similarity import Similarity, unit
+from ask.precision import products_read_as
 
 DEFAULT_MEMORY = 256 * 2**20
 _SHORTLIST = 16
@@ -147,6 +148,7 @@ class ExactSearch(Search):
         self.square_norms = self.features.square().sum(1)
         self._max_norm = self.square_norms.max().sqrt()
 
+    @products_read_as("ieee")  # ids are exact whatever the environment says
     def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
         """As :class:`Search`."""
         queries = self._checked(queries, k, k_class)

@@ -129,7 +129,7 @@ def scale_free_loss(margins: Sequence[Tensor], omega: Sequence[float] | Tensor) 
 
     Args:
         margins: m of each layer, (batch,).
-        omega: weight of each layer; a tensor on the margins' device, of their type, spares each step a copy from the host.
+        omega: weight of each layer; a tensor like the margins spares each step a copy from the host.
 
     Returns:
         (batch,).

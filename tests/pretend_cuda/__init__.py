@@ -2,8 +2,8 @@
 
 Within ``with pretend_cuda() as device:`` the name ``cuda`` works. A tensor there wraps one on the CPU, which holds its
 values, so that code that depends on data (a top-k, near ties, a loss that diverges) takes the way that it takes on a
-card. Every operator is checked against what a card would refuse (:mod:`pretend_cuda.rules`), and CUDA graphs run nothing
-until they are replayed (:mod:`pretend_cuda.graphs`). What is refused raises :class:`Refused`.
+card. Every operator is checked against what a card would refuse (:mod:`pretend_cuda.rules`), and CUDA graphs run
+nothing until they are replayed (:mod:`pretend_cuda.graphs`). What is refused raises :class:`Refused`.
 
 ``pytest --pretend-cuda`` runs the tests marked ``gpu`` on it. It does not see: what cuDNN and cuBLAS compute beyond the
 precision that they read (tf32) and write (bf16), operators without a CUDA kernel, several streams at once, memory that
