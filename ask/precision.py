@@ -1,8 +1,8 @@
 """Precision of float32 arithmetic, set in one place.
 
 Matrix products (searches, losses, fully connected layers) multiply in IEEE float32, on every device. A GPU's
-convolutions read float32 factors as tf32, with ten bits of mantissa, as cuDNN does unless told otherwise; training passes
-are in bf16 there (:func:`ask.training.methods.training_precision`). A CPU computes everything in IEEE float32.
+convolutions read float32 factors as tf32, with ten bits of mantissa, as cuDNN does unless told otherwise; training
+passes are in bf16 there (:func:`ask.training.methods.training_precision`). A CPU computes all in IEEE float32.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,17 @@ CONVOLUTIONS = "tf32"
 """How a GPU's convolutions read float32: ``tf32`` or ``ieee``."""
 
 
-def settle() -> None:
-    """Set the precisions for this process, whatever the environment has set (``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE``)."""
+def settle(convolutions: str = CONVOLUTIONS) -> None:
+    """Set the precisions for this process (``ieee`` or ``tf32`` convolutions on a GPU), whatever the environment has set.
+
+    ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`` turns products on a GPU to tf32, and neighbours found so are not the nearest.
+    """
     # The older function sets the flags of all backends, old and new ones; where these contradict each other, products
     # on a GPU are errors.
     torch.set_float32_matmul_precision("highest")
     # Both alike, for torch's older flag covers both and raises where they differ.
     for operator in (_backends.cudnn.conv, _backends.cudnn.rnn):
-        operator.fp32_precision = CONVOLUTIONS
+        operator.fp32_precision = convolutions
     _backends.mkldnn.conv.fp32_precision = "ieee"
 
 
