@@ -25,8 +25,8 @@ PACKAGES = ("torch", "numpy", "safetensors", "snakemake")
 def pick_device(wanted: str) -> "torch.device":
     """The device for ``auto``, ``cpu`` or ``cuda``.
 
-    Raises AskError when a GPU is asked for and there is none, or when there is one, by its driver's own tool, that torch
-    cannot use: a run of days on a CPU is not what ``auto`` means then.
+    Raises AskError when a GPU is asked for and there is none, or when there is one, by its driver's own tool, that
+    torch cannot use: a run of days on a CPU is not what ``auto`` means then.
     """
     import torch
 
@@ -44,8 +44,8 @@ def pick_device(wanted: str) -> "torch.device":
         except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
             why = str(error).partition("\n")[0]
         raise AskError(
-            f"there is a GPU driver ({driver}) that torch {torch.__version__} cannot use: {why}; install a driver and a "
-            "torch that fit each other, or use device: cpu"
+            f"there is a GPU driver ({driver}) that torch {torch.__version__} cannot use: {why}; install a driver and "
+            "a torch that fit each other, or use device: cpu"
         )
     return torch.device("cpu")
 

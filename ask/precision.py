@@ -17,7 +17,7 @@ CONVOLUTIONS = "tf32"
 
 
 def settle(convolutions: str = CONVOLUTIONS) -> None:
-    """Set the precisions for this process (``ieee`` or ``tf32`` convolutions on a GPU), whatever the environment has set.
+    """Set the precisions for this process (a GPU's convolutions: ``ieee`` or ``tf32``), whatever the environment says.
 
     ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`` turns products on a GPU to tf32, and neighbours found so are not the nearest.
     """
