@@ -298,6 +298,16 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_run_on_a_cpu(said, status, 
     assert pick_device("auto").type == "cpu"
 
 
+def test_precision_is_the_projects_whatever_the_environment_says():
+    code = (
+        "import torch; from ask.precision import in_force, settle; cpu, cuda = torch.device('cpu'), torch.device('cuda');"
+        "print(in_force(cuda)['products']); settle(); print(*in_force(cuda).values(), *in_force(cpu).values())"
+    )
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["tf32", "ieee", "tf32", "ieee", "ieee"], done.stderr
+
+
 def test_versions_say_what_computed():
     found = versions()
     assert found["python"].startswith("3.")

@@ -3,10 +3,12 @@
 All of it runs on a pretended device too (``--pretend-cuda``).
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,13 +17,15 @@ from plans import planned
 from torch import Tensor
 from training_jobs import load_images, make_job
 
+import ask.knn.faiss
 from ask.attacks import AdvKnn, AdvKnnConfig, ASKAttack, ASKAttackConfig, BlockConfig, DkNNAttack, DkNNAttackConfig
 from ask.attacks.advknn import fit_blocks
 from ask.attacks.ask import identity_features
 from ask.attacks.linf import Ascent, ascend
 from ask.attacks.pgd import PGD, PGDConfig
-from ask.cli import perform
+from ask.cli import main, perform
 from ask.knn.dknn import DkNN
+from ask.knn.faiss import FaissSearch
 from ask.knn.search import ExactSearch
 from ask.measure.place import Place
 from ask.paths import Run as Folder
@@ -148,6 +152,21 @@ def test_search_is_exact_where_products_are_set_to_tf32(monkeypatch: pytest.Monk
     assert in_force(torch.device("cuda")) == {"products": "ieee", "convolutions": "tf32"}
 
 
+def test_indexes_of_faiss_share_a_gpus_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = pytest.importorskip("faiss", reason="faiss is an extra")
+    resources = Mock()
+    monkeypatch.setattr(library, "StandardGpuResources", resources, raising=False)
+    monkeypatch.setattr(library, "index_cpu_to_gpu", lambda resources, device, index: index, raising=False)
+    ask.knn.faiss._resources.cache_clear()
+    images, _, references, labels = scene("cuda")
+    found = FaissSearch(references[10:], labels[10:], similarity="l2").search(images.flatten(1), k=4, k_class=3)
+    ask.knn.faiss._resources.cache_clear()
+    exact = ExactSearch(references[10:], labels[10:], similarity="l2").search(images.flatten(1), k=4, k_class=3)
+    assert resources.call_count == 1
+    assert torch.equal(found.indices, exact.indices)
+    assert torch.equal(found.class_indices, exact.class_indices)
+
+
 # Training
 
 
@@ -202,6 +221,17 @@ def test_a_replayed_step_ends_with_the_weights_of_a_launched_one(name: str, tmp_
 
 
 # A run
+
+
+@pytest.mark.parametrize("part", ["attack", "knn", "train"])
+def test_a_part_of_the_benchmarks(part: str, tmp_path: Path) -> None:
+    if part == "knn":
+        pytest.importorskip("faiss", reason="a peer of the benchmarks")
+    assert main(["bench", part, "--small", "--repeats", "1", "--out", str(tmp_path), "--device", "cuda"]) == 0
+    record = json.loads((tmp_path / f"{part}.json").read_text())
+    assert record["device"] == "cuda"
+    assert record["precision"] == {"products": "ieee", "convolutions": "tf32"}
+    assert all(row["median_seconds"] > 0 for case in record["cases"] for row in case["rows"])
 
 
 def closure(plan: Any, wanted: list[Any]) -> list[Any]:

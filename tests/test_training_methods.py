@@ -770,9 +770,9 @@ RECORDINGS = dict(zip(CRAFTED, (2, 2, 5, 5, 5, 3), strict=True))
 """Images come in two batch sizes, references in one; batch statistics leave no recording of G2."""
 
 
-def trained(job: TrainJob, data: Arrays, folder: Path, crafting: Crafting, device: torch.device = CPU) -> Run:
+def trained(job: TrainJob, data: Arrays, folder: Path, crafting: Crafting) -> Run:
     """A run after two epochs, the last batch of each smaller than the others."""
-    run = Run(job, *data, device, Checkpoint(folder, job, "", ""), crafting=crafting)
+    run = Run(job, *data, CPU, Checkpoint(folder, job, "", ""), crafting=crafting)
     for _ in range(2):
         for _ in range(run.steps):
             run.advance()
