@@ -9,7 +9,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SLICES := slice-1 slice-2 slice-3 slice-4 slice-5 slice-6
-.PHONY: help demo paper $(SLICES) bundle merge test lint format docs env clean
+.PHONY: help demo paper $(SLICES) bundle merge test test-pretend lint format docs env clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -30,7 +30,7 @@ OVERLAY   := $(if $(filter-out paper,$(RUN)),--configfile config/$(RUN).yaml)
 CONFIGS   := config/config.yaml config/demo.yaml
 
 help: ## List these commands
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.stamp-$(FAISS) ## Run everything on embedded data and a CPU, in minutes; ends with the report's path
 	@$(SNAKEMAKE) --configfile config/demo.yaml $(FLAGS)
@@ -58,6 +58,9 @@ merge: .venv/.stamp-$(FAISS) ## Merge packed evidence into its run and render it
 
 test: .venv/.stamp-test ## Run the tests, on all cores, one torch thread each
 	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n logical --maxprocesses 8 --dist loadgroup $(PYTEST)
+
+test-pretend: .venv/.stamp-test ## Run the tests marked gpu without a GPU: CUDA's rules on a pretended device (needs g++)
+	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n logical --maxprocesses 8 -m gpu --pretend-cuda $(PYTEST)
 
 lint: .venv/.stamp-lint ## Check style, types and the workflow; changes nothing
 	@$(IN_ENV) ruff check .

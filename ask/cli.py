@@ -183,7 +183,9 @@ def _step(
     from ask.hardware import pick_device
     from ask.measure.place import Place
     from ask.plan.provenance import fingerprint
+    from ask.precision import settle
 
+    settle()
     if step.device:
         # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
         # first parallel operation, for its threads inherit the setting.

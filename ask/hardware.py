@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -22,17 +23,52 @@ PACKAGES = ("torch", "numpy", "safetensors", "snakemake")
 
 
 def pick_device(wanted: str) -> "torch.device":
-    """The device for ``auto``, ``cpu`` or ``cuda``; raises AskError when a GPU is asked for and there is none."""
+    """The device for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises AskError when a GPU is asked for and there is none, or when there is one, by its driver's own tool, that
+    torch cannot use: a run of days on a CPU is not what ``auto`` means then.
+    """
     import torch
 
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if wanted == "cuda":
         raise AskError("device 'cuda' was asked for, but torch sees no GPU; use device: auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    driver = _driver()
+    if driver:
+        try:
+            torch.cuda.init()
+            why = "torch sees no GPU"
+        except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+            why = str(error).partition("\n")[0]
+        raise AskError(
+            f"there is a GPU driver ({driver}) that torch {torch.__version__} cannot use: {why}; install a driver and "
+            "a torch that fit each other, or use device: cpu"
+        )
+    return torch.device("cpu")
+
+
+def _driver() -> str:
+    """What ``nvidia-smi`` says of the driver; empty where there is none, no card, or none that this process may see."""
+    if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ""
+    command = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi: {error}"
+    said = (done.stdout.strip() or done.stderr.strip()).partition("\n")[0]
+    return "" if "No devices were found" in said else said or f"nvidia-smi ended with status {done.returncode}"
 
 
 def describe(device: "torch.device") -> dict[str, Any]:
-    """Device, hardware and versions, JSON-able."""
-    return {"device": device.type, "hardware": hardware(device), "versions": versions()}
+    """Device, hardware, precision of float32 arithmetic, and versions, JSON-able."""
+    from ask.precision import in_force
+
+    about = {"device": device.type, "hardware": hardware(device), "precision": in_force(device)}
+    return {**about, "versions": versions()}
 
 
 def hardware(device: "torch.device") -> str:
@@ -59,12 +95,17 @@ def usage(device: "torch.device") -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def matmul_peak(device: "torch.device", *, dtype: "torch.dtype | None" = None, side: int | None = None) -> float:
+def matmul_peak(
+    device: "torch.device", *, dtype: "torch.dtype | None" = None, side: int | None = None, read: str = "ieee"
+) -> float:
     """Floating-point operations a second of the best of five square products: what arithmetic can reach here, now.
 
-    In the precision of training passes unless told otherwise: bf16 on a GPU, fp32 on a CPU.
+    In the precision of training passes unless told otherwise: bf16 on a GPU, fp32 on a CPU. ``read`` is how float32
+    factors are read, ``ieee`` or ``tf32``: convolutions and searches differ in it.
     """
     import torch
+
+    from ask.precision import products_read_as
 
     gpu = device.type == "cuda"
     side = side or (8192 if gpu else 1024)
@@ -72,12 +113,13 @@ def matmul_peak(device: "torch.device", *, dtype: "torch.dtype | None" = None, s
     factors = torch.rand((2, side, side), generator=generator, device=device)
     a, b = factors.to(dtype or (torch.bfloat16 if gpu else torch.float32)).unbind()
     best = float("inf")
-    for _ in range(5):
-        _wait(device)
-        began = time.perf_counter()
-        torch.mm(a, b)
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
+    with products_read_as(read):
+        for _ in range(5):
+            _wait(device)
+            began = time.perf_counter()
+            torch.mm(a, b)
+            _wait(device)
+            best = min(best, time.perf_counter() - began)
     return float(2 * side**3 / best)
 
 

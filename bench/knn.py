@@ -18,7 +18,7 @@ CLASSES = 10
 
 def cases(options: Options) -> Iterator[Case]:
     """The pair at the size of one cell, Conv 4 of CIFAR-10; then many references."""
-    peak = floor_peak(options)
+    peak = floor_peak(options, of="products")
     queries, references, dimensions = (60, 400, 32) if options.small else (10_000, 20_000, 2048)
     many = (2000, 4000) if options.small else (200_000, 1_000_000)
     queries_of_many, narrow = (20, 16) if options.small else (500, 256)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ask.hardware import matmul_peak
+from ask.precision import in_force
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +175,13 @@ def peaks(device: torch.device) -> tuple[float, float | None]:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1), gpu
 
 
-def floor_peak(options: Options, dtype: torch.dtype = torch.float32) -> float:
-    """FLOP/s that a matrix product reaches here, as things are now."""
-    return matmul_peak(options.device, dtype=dtype, side=256 if options.small else None)
+def floor_peak(options: Options, dtype: torch.dtype = torch.float32, *, of: str = "convolutions") -> float:
+    """FLOP/s that a matrix product reaches here, as things are now, in the precision in which the work is done.
+
+    float32 ``convolutions`` and ``products`` (of searches) are read in different precisions on a GPU.
+    """
+    read = in_force(options.device)[of]
+    return matmul_peak(options.device, dtype=dtype, side=256 if options.small else None, read=read)
 
 
 def table(case: dict[str, Any]) -> str:

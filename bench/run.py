@@ -14,11 +14,12 @@ import torch
 from ask import files
 from ask.errors import AskError
 from ask.hardware import describe, pick_device
+from ask.precision import settle, tried_kernels
 
 from .measure import Options, table
 
 PARTS = ("attack", "knn", "train", "pgd", "dag", "demo")
-PEERS = ("scikit-learn", "faiss-cpu", "torchattacks", "foolbox", "adversarial-robustness-toolbox")
+PEERS = ("scikit-learn", "faiss-cpu", "faiss-gpu", "torchattacks", "foolbox", "adversarial-robustness-toolbox")
 
 
 def main(parts: Sequence[str], *, repeats: int, small: bool, share: float, out: Path, device: str) -> None:
@@ -35,17 +36,19 @@ def main(parts: Sequence[str], *, repeats: int, small: bool, share: float, out: 
         raise AskError(f"--share {share} must be above 0 and at most 1")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     torch.set_flush_denormal(True)
+    settle()
     options = Options(device=pick_device(device), repeats=repeats, small=small, share=share)
     for part in parts or PARTS:
         found: dict[str, Any] = {**_made_with(part, options), "cases": []}
         sys.stdout.write(_heading(found))
         try:
-            for case in import_module(f"bench.{part}").cases(options):
-                found["cases"].append(case.record())
-                sys.stdout.write(table(found["cases"][-1]) + "\n")
-                sys.stdout.flush()
-                files.write_json(out / f"{part}.json", found)
-                files.write_text(out / "README.md", page(out))
+            with tried_kernels():  # as in training
+                for case in import_module(f"bench.{part}").cases(options):
+                    found["cases"].append(case.record())
+                    sys.stdout.write(table(found["cases"][-1]) + "\n")
+                    sys.stdout.flush()
+                    files.write_json(out / f"{part}.json", found)
+                    files.write_text(out / "README.md", page(out))
         except ModuleNotFoundError as error:
             raise AskError(f"{error}; install the peers: pip install -c constraints.txt -e '.[bench]'") from error
 

@@ -1,5 +1,6 @@
 """What all tests share: where the repository is, and which tests this machine can run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,36 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--pretend-cuda``: run the tests marked ``gpu`` where there is no GPU."""
+    what = "run tests marked gpu on a pretended CUDA device: its rules without its kernels, on a CPU build of torch"
+    parser.addoption("--pretend-cuda", action="store_true", help=what)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where torch finds no CUDA device; torch is asked only if such a test was selected."""
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_tests:
         return
     import torch
 
-    if torch.cuda.is_available():
+    if config.getoption("--pretend-cuda"):
+        import pretend_cuda
+
+        reason = pretend_cuda.missing()
+    else:
+        reason = "" if torch.cuda.is_available() else "needs a CUDA device, and torch finds none (or --pretend-cuda)"
+    for item in gpu_tests if reason else ():
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _pretended_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A pretended device of its own for each test marked ``gpu``, if it was asked for."""
+    if not (request.node.get_closest_marker("gpu") and request.config.getoption("--pretend-cuda")):
+        yield
         return
-    skip = pytest.mark.skip(reason="needs a CUDA device, and torch finds none")
-    for item in gpu_tests:
-        item.add_marker(skip)
+    import pretend_cuda
+
+    with pretend_cuda.pretend_cuda():
+        yield

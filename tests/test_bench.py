@@ -15,6 +15,7 @@ from ask.knn.dknn import DkNN
 from ask.knn.search import ExactSearch
 from ask.losses.ask import ask_loss, class_wise
 from ask.plan import provenance
+from ask.precision import settle
 from ask.steps import STEPS, modules_of
 from bench import memory
 from bench.knn import clustered
@@ -181,8 +182,17 @@ def test_a_gpu_finds_the_neighbours_that_a_cpu_finds():
     assert torch.equal(on_gpu.class_indices.cpu(), on_cpu.class_indices)
 
 
+@pytest.fixture
+def convolutions(request):
+    """Convolutions of a GPU in the precision of the parameter."""
+    settle(request.param)
+    yield request.param
+    settle()
+
+
 @pytest.mark.gpu
-def test_a_gpu_attacks_as_a_cpu_does(small):
+@pytest.mark.parametrize("convolutions", ["ieee", "tf32"], indirect=True)
+def test_a_gpu_attacks_as_a_cpu_does(small, convolutions):
     network, x, y, pool, pool_labels = small
     scores, losses, gradients = [], [], []
     for device in ("cpu", "cuda"):
@@ -196,9 +206,10 @@ def test_a_gpu_attacks_as_a_cpu_does(small):
         images.requires_grad_(True)
         losses.append(loss(folded.features(images, attack.layers)))
         gradients.append(torch.autograd.grad(losses[-1].sum(), images)[0].cpu())
-    torch.testing.assert_close(losses[0], losses[1].cpu(), atol=1e-3, rtol=1e-3)
+    near = {"ieee": 1e-3, "tf32": 1e-2}[convolutions]
+    torch.testing.assert_close(losses[0], losses[1].cpu(), atol=near, rtol=near)
     clear = gradients[0].abs() > 1e-2 * gradients[0].abs().amax((1, 2, 3), keepdim=True)
-    assert (gradients[0].sign() == gradients[1].sign())[clear].float().mean() > 0.99
+    assert (gradients[0].sign() == gradients[1].sign())[clear].float().mean() > 1 - 5 * near
     assert abs(scores[0] - scores[1]) <= 2 / len(x)
 
 

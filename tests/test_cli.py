@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -274,6 +275,37 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     assert pick_device("auto").type == "cpu"
     with pytest.raises(AskError, match="torch sees no GPU; use device: auto or cpu"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("said", "status"), [("535.161.08, NVIDIA A100", 0), ("NVIDIA-SMI has failed because it could not communicate", 9)]
+)
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_run_on_a_cpu(said, status, monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{said}'\nexit {status}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=RuntimeError("The NVIDIA driver is too old\nmore")))
+    with pytest.raises(AskError, match=rf"{said}.*The NVIDIA driver is too old; install a driver .*device: cpu"):
+        pick_device("auto")
+    assert pick_device("cpu").type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert pick_device("auto").type == "cpu"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    tool.write_text("#!/bin/sh\necho No devices were found\nexit 6\n")
+    assert pick_device("auto").type == "cpu"
+
+
+def test_precision_is_the_projects_whatever_the_environment_says():
+    code = (
+        "import torch; from ask.precision import in_force, settle; cpu, cuda = torch.device('cpu'), torch.device('cuda');"
+        "print(in_force(cuda)['products']); settle(); print(*in_force(cuda).values(), *in_force(cpu).values())"
+    )
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["tf32", "ieee", "tf32", "ieee", "ieee"], done.stderr
 
 
 def test_versions_say_what_computed():

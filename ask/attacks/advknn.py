@@ -128,7 +128,7 @@ def fit_blocks(
         targets: vote distribution of each reference (sets, references, classes).
         similarity: noted in the blocks.
         config: how.
-        generator: draws initial weights and batches; on the CPU.
+        generator: draws initial weights and batches, on its own device.
 
     Returns:
         A block for each set.
@@ -139,7 +139,7 @@ def fit_blocks(
     for inputs, outputs in pairwise(widths):
         bound = inputs**-0.5  # as torch.nn.Linear
         for shape in ((sets, inputs, outputs), (sets, 1, outputs)):
-            drawn = torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound)
+            drawn = torch.rand(shape, generator=generator, device=generator.device).mul_(2 * bound).sub_(bound)
             parameters.append(drawn.to(pool).requires_grad_())
     optimiser = torch.optim.SGD(
         parameters,
@@ -161,7 +161,7 @@ def fit_blocks(
 
     run = _captured(step, parameters, optimiser, sets, config.batch_size, pool.device)
     for _ in range(config.epochs):
-        order = torch.rand(sets, count, generator=generator).argsort(1).to(pool.device)
+        order = torch.rand(sets, count, generator=generator, device=generator.device).argsort(1).to(pool.device)
         for batch in order.split(config.batch_size, dim=1):
             (run if batch.shape[1] == config.batch_size else step)(batch)
     return [DeepKNNBlock(similarity, tuple(p.detach()[i] for p in parameters)) for i in range(sets)]
@@ -192,7 +192,8 @@ def _captured(
     with torch.no_grad():
         for parameter, old in zip(parameters, begin, strict=True):
             parameter.copy_(old)
-            optimiser.state[parameter]["momentum_buffer"].zero_()
+            for buffer in optimiser.state[parameter].values():  # none where momentum is 0
+                buffer.zero_()
 
     def replay(wanted: Tensor) -> None:
         batch.copy_(wanted)

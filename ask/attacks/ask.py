@@ -65,6 +65,8 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
         chosen = {layer: self._choose(neighbours[layer], labels, layer) for layer in config.layers}
         targets = nearest_wrong_class(neighbours, labels, config.k_out) if config.variant == "targeted" else None
 
+        omega = self.references[self.layers[0]].features.new_tensor(list(self.omega.values()))
+
         def make_loss(part: slice) -> FeatureLoss:
             own, aimed = labels[part], None if targets is None else targets[part]
             similarities = {}
@@ -81,7 +83,7 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
 
             def loss(features: Mapping[str, Tensor]) -> Tensor:
                 margins = [ask_margin(similar(features[layer]), own, aimed) for layer, similar in similarities.items()]
-                return scale_free_loss(margins, list(self.omega.values()))
+                return scale_free_loss(margins, omega)
 
             return loss
 
@@ -122,9 +124,9 @@ def draw_references(counts: Tensor, batch: int, k: int, generator: torch.Generat
     drawn = []
     for start, count in zip((counts.cumsum(0) - counts).tolist(), counts.tolist(), strict=True):
         # Floyd's sampling: place j is uniform below j + 1, or j itself when that is taken.
-        ids = torch.full((batch, k), -1, dtype=torch.int64)
+        ids = torch.full((batch, k), -1, dtype=torch.int64, device=generator.device)
         for place, last in enumerate(range(count - k, count)):
-            pick = torch.randint(last + 1, (batch,), generator=generator)
+            pick = torch.randint(last + 1, (batch,), generator=generator, device=generator.device)
             taken = (ids[:, :place] == pick.unsqueeze(1)).any(1)
             ids[:, place] = torch.where(taken, last, pick)
         drawn.append(ids + start)

@@ -5,6 +5,7 @@ references are on a GPU, the index lives there. Flat ranks by float32 scores wit
 :class:`ask.knn.search.ExactSearch`, so near ties can come in another order; ties are in faiss's order.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class FaissSearch(Search):
             index.nprobe = max(1, lists // 16)
             index.train(array)
         if features.device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), features.device.index or 0, index)
+            index = faiss.index_cpu_to_gpu(_resources(), features.device.index or 0, index)
         index.add(array)
         return index
 
@@ -79,3 +80,11 @@ class FaissSearch(Search):
             raise ValueError(f"the approximate index found fewer than {k} neighbours of a query; use backend 'faiss'")
         distances = 1 - scores if self.similarity == "cosine" else np.sqrt(np.maximum(scores, 0))
         return torch.from_numpy(distances), torch.from_numpy(ids)
+
+
+@cache
+def _resources() -> Any:
+    """Of all indexes on GPUs: each such object takes 1.5 GiB of a card for its temporary memory."""
+    import faiss
+
+    return faiss.StandardGpuResources()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ask.knn.similarity import Similarity, unit
+from ask.precision import products_read_as
 
 DEFAULT_MEMORY = 256 * 2**20
 _SHORTLIST = 16
@@ -204,6 +205,7 @@ class ExactSearch(Search):
             self.square_norms[self._zero] = 1
         self._max_norm = self.square_norms.max().sqrt()
 
+    @products_read_as("ieee")  # ids are exact whatever the environment says
     def _nearest(self, queries: Tensor, k: int, k_class: int) -> Neighbours:
         """As :class:`Search`."""
         blocks = self._blocks(len(queries))

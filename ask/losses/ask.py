@@ -133,7 +133,7 @@ def layer_weighted_loss(margins: Sequence[Tensor], omega: Sequence[float]) -> Te
     return torch.stack([weight * F.softplus(margin) for margin, weight in zip(margins, omega, strict=True)]).sum(0)
 
 
-def scale_free_loss(margins: Sequence[Tensor], omega: Sequence[float]) -> Tensor:
+def scale_free_loss(margins: Sequence[Tensor], omega: Sequence[float] | Tensor) -> Tensor:
     """A stand-in for :func:`layer_weighted_loss` whose gradient is a positive multiple, image by image.
 
     The gradient of softplus(m) is sigmoid(m) times that of m, and sigmoid(m) is zero in float32 long before
@@ -142,13 +142,14 @@ def scale_free_loss(margins: Sequence[Tensor], omega: Sequence[float]) -> Tensor
 
     Args:
         margins: m of each layer, (batch,).
-        omega: weight of each layer.
+        omega: weight of each layer; a tensor like the margins spares each step a copy from the host.
 
     Returns:
         (batch,).
     """
     stacked = torch.stack(list(margins))
     with torch.no_grad():
-        log_factor = F.logsigmoid(stacked) + stacked.new_tensor(omega).log().unsqueeze(1)
+        weights = torch.as_tensor(omega, dtype=stacked.dtype, device=stacked.device)
+        log_factor = F.logsigmoid(stacked) + weights.log().unsqueeze(1)
         factor = (log_factor - log_factor.amax(0)).exp()
     return (factor * stacked).sum(0)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ask.config.training import TrainJob
 from ask.files import write_text
 from ask.models.networks import save_weights
+from ask.precision import tried_kernels
 from ask.training.methods import Crafting, Replayed, as_it_comes
 from ask.training.record import Checkpoint, write_history
 from ask.training.run import Run
@@ -89,7 +90,7 @@ def train(
     with (
         # Dropout draws from torch's global generator, seeded each step; the caller's is put back.
         torch.random.fork_rng([torch.cuda.current_device()] if where.type == "cuda" else []),
-        torch.backends.cudnn.flags(enabled=True, benchmark=True),
+        tried_kernels(),
         tqdm(total=total, initial=run.position, desc=f"{job.dataset}/{job.model}", unit="step", disable=hidden) as bar,
     ):
         if run.position:

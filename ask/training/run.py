@@ -137,7 +137,11 @@ class Run:
         output = self.base(self.network, batch, self.regulariser.layers if self.regulariser else ())
         loss = output.loss
         if self.regulariser:
-            loss = loss + self.regulariser(self.network, batch, output)
+            term = self.regulariser(self.network, batch, output)
+            # Addition would hide it: features that left autocast in bf16.
+            assert term.dtype == torch.float32, f"the regulariser's term is {term.dtype}"
+            loss = loss + term
+        assert loss.dtype == torch.float32, f"the loss is {loss.dtype}"
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
