@@ -20,9 +20,9 @@ from training_jobs import load_images, make_job
 import ask.knn.faiss
 from ask.attacks import AdvKnn, AdvKnnConfig, ASKAttack, ASKAttackConfig, BlockConfig, DkNNAttack, DkNNAttackConfig
 from ask.attacks.advknn import fit_blocks
-from ask.attacks.ask import identity_features
 from ask.attacks.linf import Ascent, ascend
 from ask.attacks.pgd import PGD, PGDConfig
+from ask.attacks.references import identity_features
 from ask.cli import main, perform
 from ask.knn.dknn import DkNN
 from ask.knn.faiss import FaissSearch

@@ -411,8 +411,7 @@ def test_pixels_without_a_finite_gradient_rest_and_the_others_move(rule):
         return images[:, 1] + (0 * images[:, 0]).sqrt()
 
     images = torch.full((2, 2), 0.5)
-    with pytest.warns(RuntimeWarning, match=r"100 % of the images' gradients"):
-        found = linf_ascent(loss, images, eps=0.1, step_size=0.02, steps=5, rule=rule)
+    found = linf_ascent(loss, images, eps=0.1, step_size=0.02, steps=5, rule=rule)
     torch.testing.assert_close(found[:, 0], images[:, 0])
     assert (found[:, 1] > 0.53).all()
 

@@ -63,8 +63,6 @@ def linf_ascent(
 ) -> Tensor:
     """Maximise a loss within the l-infinity ball, by projected sign-gradient ascent unless told otherwise.
 
-    Warns of non-finite gradients, but not while a CUDA graph is recorded.
-
     Args:
         loss_function: losses (batch,) of images (batch, channels, height, width); images must not
             influence each other's loss, so that summing changes nothing but the scale.
@@ -80,39 +78,17 @@ def linf_ascent(
     Returns:
         Adversarial images, detached, on the device and of the type of ``images``.
     """
-    unsound = Unsound()
-
-    def see(gradient: Tensor) -> None:
-        unsound.see(gradient)
-        if on_gradient is not None:
-            on_gradient(gradient)
-
+    low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
     if start is None and generator is not None:
         start = random_start(images, eps, generator)
-    found = _steps(loss_function, images, eps, steps, start, rule or SignSteps(step_size), see)
-    if not (images.is_cuda and torch.cuda.is_current_stream_capturing()):
-        unsound.warn()
-    return found
-
-
-def _steps(
-    loss_function: LossFunction,
-    images: Tensor,
-    eps: float,
-    steps: int,
-    start: Tensor | None,
-    rule: StepRule,
-    on_gradient: Callable[[Tensor], None],
-) -> Tensor:
-    """As :func:`linf_ascent`."""
-    low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
     current = images.clone() if start is None else torch.clamp(images + start, low, high)
-    step = rule(low, high, current)
+    step = (rule or SignSteps(step_size))(low, high, current)
     for _ in range(steps):
         current.requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(loss_function(current).sum(), current)
-        on_gradient(gradient)
+        if on_gradient is not None:
+            on_gradient(gradient)
         current = step(current.detach(), gradient)
     return current
 
@@ -227,6 +203,13 @@ class GradientAttack(ABC, Generic[C]):
     def ascent(self, images: Tensor, labels: Tensor) -> "Ascent":
         """The attack on images (batch, ...) in [0, 1] of true classes (batch,), int64, ready to climb."""
 
+    def attack(self, ascent: "Ascent") -> Tensor:
+        """Adversarial images of one call; warns its caller once of gradients that are not finite."""
+        unsound = Unsound()
+        (found,) = ascend([ascent], unsound)
+        unsound.warn(stacklevel=4)
+        return found
+
 
 @dataclass(frozen=True)
 class Ascent:
@@ -254,13 +237,13 @@ class Ascent:
         return own == others
 
 
-def ascend(ascents: Sequence[Ascent]) -> list[Tensor]:
+def ascend(ascents: Sequence[Ascent], unsound: Unsound | None = None) -> list[Tensor]:
     """Adversarial images of each ascent, as :func:`linf_ascent` finds them.
 
     Neighbours in the sequence that can join do so as long as all their images fit into one batch: small batches leave
-    a device idle. An ascent of more images than its batch size climbs part by part. Warns once of non-finite gradients.
+    a device idle. An ascent of more images than its batch size climbs part by part.
+    Gradients that are not finite are counted in ``unsound``, which waits for no device.
     """
-    unsound = Unsound()
     results: list[Tensor] = []
     while len(results) < len(ascents):
         first, *others = ascents[len(results) :]
@@ -277,11 +260,10 @@ def ascend(ascents: Sequence[Ascent]) -> list[Tensor]:
             size = first.batch_size
             parts = [slice(begin, begin + size) for begin in range(0, len(first.images), size)]
             results.append(torch.cat([_climb([(first, part)], unsound) for part in parts]))
-    unsound.warn(stacklevel=4)  # who called the attack
     return results
 
 
-def _climb(parts: Sequence[tuple[Ascent, slice]], unsound: Unsound) -> Tensor:
+def _climb(parts: Sequence[tuple[Ascent, slice]], unsound: Unsound | None) -> Tensor:
     """Adversarial images of parts of ascents that can join, one after the other."""
     attack = parts[0][0].attack
     images = [ascent.images[where] for ascent, where in parts]
@@ -296,14 +278,24 @@ def _climb(parts: Sequence[tuple[Ascent, slice]], unsound: Unsound) -> Tensor:
         return torch.cat([own({layer: each[i] for layer, each in found.items()}) for i, own in enumerate(losses)])
 
     def see(gradient: Tensor) -> None:
-        unsound.see(gradient)
+        if unsound is not None:
+            unsound.see(gradient)
         for (ascent, _), own in zip(parts, gradient.split(sizes), strict=True):
             if ascent.attack.on_gradient is not None:
                 ascent.attack.on_gradient(own)
 
     start = torch.cat([ascent.start[where] for ascent, where in parts])
     with evaluating(attack.features):
-        return _steps(loss, torch.cat(images), attack.config.eps, attack.config.steps, start, attack.rule, see)
+        return linf_ascent(
+            loss,
+            torch.cat(images),
+            eps=attack.config.eps,
+            step_size=0.0,  # the rule steps
+            steps=attack.config.steps,
+            start=start,
+            rule=attack.rule,
+            on_gradient=see,
+        )
 
 
 def fitting_batch(images: Tensor, a_image: int) -> int:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ask.attacks.linf import Ascent, FeatureLoss, GradientAttack, LossFunction, ascend, frozen, random_start
+from ask.attacks.linf import Ascent, FeatureLoss, GradientAttack, LossFunction, frozen, random_start
 from ask.attacks.validation import check_images, check_labels
 from ask.config.attacks import PGDConfig
 
@@ -37,7 +37,7 @@ class PGD(GradientAttack[PGDConfig]):
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images (batch, channels, height, width) in [0, 1] for true labels (batch,)."""
         with frozen(self.network):
-            return ascend([self.ascent(images, labels)])[0]
+            return self.attack(self.ascent(images, labels))
 
     def ascent(self, images: Tensor, labels: Tensor) -> Ascent:
         """The attack on these images, ready to climb; the network must be in evaluation mode while it does."""

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttack, ascend, random_start
+from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttack, random_start
 from ask.attacks.validation import check_images, check_labels, positions
 from ask.config.attacks import ReferenceAttackConfig
 from ask.knn.dknn import DkNN
@@ -90,7 +90,7 @@ class ReferenceAttack(GradientAttack[R]):
         Returns:
             Tensor like ``images``, within ``eps`` of it and in [0, 1].
         """
-        return ascend([self.ascent(images, labels, neighbours=neighbours)])[0]
+        return self.attack(self.ascent(images, labels, neighbours=neighbours))
 
     def ascent(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Ascent:
         """The attack on these images, ready to climb; arguments as in a call."""
