@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from artifact_jobs import (
     figure_job,
     grouped_table_job,
@@ -25,6 +26,7 @@ from artifact_jobs import (
 
 from ask.paths import Run
 from ask.report import numbers
+from ask.report.captions import listed
 from ask.report.evidence import describe, duration, in_text
 from ask.report.figures import render_figure, spread
 from ask.report.site import render_report
@@ -228,6 +230,58 @@ def test_predictions_that_are_not_of_the_record_are_not_counted(run: Run) -> Non
     record["results"][0]["robust"] |= {"ci95": 0.01, "trials": [0.5, 0.5, 0.5, 0.5]}
     path.write_text(json.dumps(record))
     assert numbers.lookup(make_entry("a", ("conv3",)), run)["ci95"] == pytest.approx(1)
+
+
+SETTING = re.compile(
+    r"\d/255|\b(eps|ε|K|τ|tau) = ?\d|\b\d[\d,]* (steps|trials|epochs|(test |training )?images|references)\b|\bwidth \d"
+    r"|CIFAR|Imagenette|MNIST|VGG|ResNet|\btruck"
+)
+"""What a caption may say of the paper alone: a run has settings and data sets of its own."""
+OTHERS = {"table01", "table02", "table07", "table10", "figure1-left", "figure1-right"}
+
+
+@pytest.mark.parametrize("path", sorted(Path("config/artifacts").glob("*.yaml")), ids=lambda path: path.stem)
+def test_captions_name_no_setting_or_data_set_but_the_papers(path: Path) -> None:
+    if path.stem in OTHERS:
+        pytest.skip("rewritten with their rivals")
+    artifact = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for text in (artifact["title"], artifact["caption"], *artifact.get("notes", ())):
+        for sentence in re.split(r"(?<=[.;]) ", text):
+            assert "paper" in sentence or not SETTING.search(sentence), sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (["8", "4", "8"], "4/255, 8/255"),
+        (["51.2"], "51.2/255"),
+        (["1", "2", "4", "8", "16"], "1/255 to 16/255"),
+        ([], ""),
+    ],
+)
+def test_settings_are_listed_in_order(values: list[str], text: str) -> None:
+    assert listed(values, "/255") == text
+
+
+def test_tables_say_what_they_were_measured_with(run: Run) -> None:
+    job = table_job(run)
+    path = run.cell("digits", "at", "ask-cos-L3-K5-e8-s20")
+    record = json.loads(path.read_text())
+    features = {"dataset": "digits", "model": "at", "network": {"name": "vgg16", "width": 0.25}}
+    attack = {"name": "pgd", "eps": 51.2, "step_size": 8.0, "steps": 20}
+    asked = {"features": features, "attack": attack, "classifiers": [{}], "references_per_class": 2000}
+    path.write_text(json.dumps(record | {"job": asked | {"trials": 10, "test_images": 500}}))
+    for entry in job["entries"]:
+        entry["columns"]["eps"] = 51.2
+    told = (
+        "Measured with: data set Digits (in place of CIFAR-10); training AT; variant non-targeted; K in class 5; "
+        "K out of class 5; classifier K 5; ε 51.2/255; steps 20; metric DkNN robust accuracy; trials 10; network VGG16 "
+        "at width 1/4; step size 8/255; references a class 2,000; test images 500."
+    )
+    paths = render_table(job | {"labels": {"digits": "Digits (in place of CIFAR-10)"}}, run)
+    assert f"in the ASK loss. {told}\n" in paths[2].read_text()
+    assert told in paths[4].read_text()
+    assert "51.2/255" in paths[3].read_text()
 
 
 def test_references_round_trip() -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ask.config.claims import Claim, Part, read_claims
 from ask.errors import AskError
 from ask.paths import Run
+from ask.report.captions import NAMES
 from ask.report.numbers import Json, estimate, join_predictions, read_csv, read_predictions, write_csv
 from ask.report.verdicts import MOST, Comparison, Finding, judge, region_of
 from ask.statistics import Estimate
@@ -37,9 +38,8 @@ WORDS = (
         "k_out": "K- = {}",
     }
     | {"k": "K = {}", "classes": "C = {}", "spread": "spread {}", "l2": "l2 distance", "conv3+conv4": "Conv 3, 4"}
-    | {"at": "AT", "at-snn": "AT+SNN", "ask-def": "ASK-Def", "ask": "ASK-Atk", "advknn": "AdvKnn", "dknn": "DkNN-Atk"}
-    | {"adam": "", "non-targeted": "", "trades": "TRADES", "ask-def-trades": "ASK-Def(TRADES)"}
-    | {f"conv{i}": f"Conv {i}" for i in range(1, 6)}
+    | {"adam": "", "non-targeted": ""}
+    | NAMES
 )
 """How a setting reads in a sentence, where not as it is: by its column, or by its value."""
 

@@ -158,7 +158,10 @@ def read_predictions(reference: str, metric: str, run: Run) -> NDArray[np.uint8]
         return None
     of_dknn = metric.startswith("dknn_")
     with np.load(record.with_suffix(".npz")) as stored:
-        classes, labels = stored["network_" * (not of_dknn) + METRICS[metric]], stored["labels"]
+        kept = "network_" * (not of_dknn) + METRICS[metric]
+        if kept not in stored:
+            return None
+        classes, labels = stored[kept], stored["labels"]
     if of_dknn:
         content = load_cell(name, run)
         classes = classes[content["results"].index(find_result(content, classifier))]
