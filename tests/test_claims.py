@@ -156,7 +156,7 @@ def test_a_run_without_anything_evaluates_nothing_and_says_how(tmp_path: Path) -
     assert rows["C01"]["command"] == "snakemake --cores all results/demo/claims.csv --configfile config/demo.yaml"
     assert rows["C01"]["why"] == "Without data: table01 has not been made yet."
     assert rows["C01"]["artifacts"] == "table01"
-    assert rows["C66"]["why"].endswith("Without data: paper-parameters is not part of run demo.")
+    assert rows["C66"]["why"].endswith("Without data: paper-parameters has not been made yet.")
 
 
 @pytest.mark.parametrize("run", ["lite", "raw-pixels"])

@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 from ask import bundle, slices
+from ask.config.claims import read_claims
 from ask.config.run import ConfigError, load_run, merge
 from ask.errors import AskError
 from ask.files import locked
-from ask.plan.planner import load, plan_run
+from ask.plan.planner import entries, load, plan_run
 from ask.slices import covers, merge_command, pack_command, stale, targets_of
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,28 @@ def test_slices_share_no_measurement_and_make_all_that_the_papers_tables_show(ho
     weights.parent.mkdir(parents=True)
     weights.touch()
     assert run.example("figure2") in targets_of(plan, "slice-3").outputs
+
+
+def test_slices_make_all_that_claims_are_judged_by(home):
+    plan = load([])
+    every = {path for name in plan.config.slices for path in targets_of(plan, name).outputs}
+    models = {(path.parts[-3], path.parts[-2]) for path in every}
+    costs = {task.output for task in plan.of("cost")}  # compared where evidence is merged (`ask.slices.render`)
+    assert {path.parts[-2] for path in costs} <= {model for dataset, model in models if dataset == "cifar10"}
+    claims = read_claims(ROOT / "config/paper/claims.yaml").claims.values()
+    parts = [part for claim in claims for part in claim.parts]
+    named = {part.artifact for part in parts}
+    named |= {settings.get("artifact", part.artifact) for part in parts for settings in (*part.of, *part.minus)}
+    for name in named & set(plan.artifacts):
+        assert set(plan.cells_of(name)) - costs <= every, name
+    assert named - set(plan.artifacts) <= {"ask-def-layers"}, "C65 waits for models with the ASK loss on two layers"
+    wanted = {(dataset, part.artifact) for part in parts for dataset in part.datasets}
+    shown = {
+        (columns["dataset"], name)
+        for name, artifact in plan.artifacts.items()
+        for columns in (entry["columns"] for entry in entries(artifact))
+    }
+    assert {name for _, name in wanted - shown} <= {"ask-def-layers"}
 
 
 def test_mistakes_in_slices_are_named(home):

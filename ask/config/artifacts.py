@@ -106,7 +106,7 @@ class AxisValue(Settings):
     """One row, column or line."""
 
     label: str
-    """Heading; `{dataset}` becomes the data set's label."""
+    """Heading; `{dataset}` becomes the data set's label, `{eps}` the radius used, e.g. `8/255`."""
     part: str | None = None
     """A name under which runs can leave it out (`without`), with all that bears the same."""
 
@@ -168,7 +168,7 @@ class ArtifactConfig(Spec):
     title: str
     """Title."""
     caption: str
-    """What is shown, under which settings, in a sentence or two."""
+    """What is shown, in a sentence or two; the settings used are said beside it, from the measurements."""
     category: Category
     """Section of the report."""
     paper: str | None = None

@@ -28,7 +28,7 @@ from ask.plan.paper import Paper
 from ask.plan.settings import Resolver, leave_out, merge_levels, product
 from ask.plan.tasks import Subject, TaskMaker
 
-SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes")
+SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes", "labels")
 """What every artifact's document holds."""
 ARTIFACTS, PAPER = Path("config/artifacts"), Path("config/paper")
 MEASUREMENTS = ("attack", "failures", "timing", "cost", "study")
@@ -143,9 +143,10 @@ class _Planner:
         result, make = self.result, self.make
         for name, whole in artifacts.items():
             if artifact := leave_out(whole, set(self.config.without)):
-                head = {"id": name} | {key: artifact.model_dump(mode="json")[key] for key in SHOWN if key != "id"}
+                head = {"id": name} | artifact.model_dump(mode="json", include=set(SHOWN))
                 try:
-                    result.artifacts[name] = head | getattr(self, f"_{artifact.kind}")(name, artifact)
+                    document = head | getattr(self, f"_{artifact.kind}")(name, artifact)
+                    result.artifacts[name] = document | {"labels": self._names(document)}
                 except ConfigError as error:
                     raise ConfigError(f"config/artifacts/{name}.yaml: {error}") from None
         result.tasks = make.finish()
@@ -160,6 +161,11 @@ class _Planner:
         result.tasks = make.finish()
         return result
 
+    def _names(self, document: Mapping[str, Any]) -> dict[str, str]:
+        """Labels of the data sets that an artifact shows, with those of the paper's that they stand in for."""
+        shown = dict.fromkeys(entry["columns"]["dataset"] for entry in entries(document))
+        return {name: self.settings.label_of(name) for name in shown if name}
+
     def _grid(self, artifact: ArtifactConfig) -> dict[str, Any]:
         """What tables and pictures have in common: an entry for each row and column."""
         if not artifact.rows or not artifact.columns:
@@ -171,8 +177,10 @@ class _Planner:
         ]
         return {
             "comparable": self._comparable(found),
-            "row_headers": [self._labels(artifact, row) for row in rows],
-            "column_headers": [self._labels(artifact, column) for column in columns],
+            "row_headers": [self._labels(artifact, row, _at(found, row=i)) for i, row in enumerate(rows)],
+            "column_headers": [
+                self._labels(artifact, column, _at(found, column=j)) for j, column in enumerate(columns)
+            ],
             "entries": found,
         }
 
@@ -199,18 +207,18 @@ class _Planner:
         for panel in artifact.panels:
             lines = []
             for line in panel.lines.values:
-                points = []
+                points: list[dict[str, Any]] = []
                 for x in self.config.evaluation.x_values.get(panel.x.setting, panel.x.values):
                     value = x if panel.x.setting == "eps" else int(x)
                     at = Settings.model_validate({panel.x.setting: value})
                     entry = self._entry(artifact, [artifact.settings, panel.settings, line, at])
                     points.append({"x": self._x(panel.x.setting, x, entry), "entry": entry})
-                lines.append({"label": self._labels(artifact, (line,))[0], "points": points})
+                label = self._labels(artifact, (line,), [point["entry"] for point in points])[0]
+                lines.append({"label": label, "points": points})
             dataset = merge_levels([artifact.settings, panel.settings]).get("dataset")
             title = panel.title.replace("{dataset}", self.settings.label(dataset) if dataset else "")
             panels.append({"title": title, "x_label": panel.x.label, "y_label": panel.y_label, "lines": lines})
-        points = [point["entry"] for panel in panels for line in panel["lines"] for point in line["points"]]
-        return {"comparable": self._comparable(points), "panels": panels}
+        return {"comparable": self._comparable(entries({"panels": panels})), "panels": panels}
 
     def _compare_seconds(self, found: list[dict[str, Any]]) -> None:
         """Let timing metrics of a table read one common measurement, in which attacks take turns."""
@@ -242,11 +250,16 @@ class _Planner:
         replacements = {stand_in.dataset for stand_in in self.config.stand_ins.values()}
         return not any(entry["columns"]["dataset"] in replacements for entry in found)
 
-    def _labels(self, artifact: ArtifactConfig, values: Iterable[AxisValue]) -> list[str]:
+    def _labels(
+        self, artifact: ArtifactConfig, values: Iterable[AxisValue], shown: Iterable[Mapping[str, Any]]
+    ) -> list[str]:
+        """Headings of a row, column or line; `{eps}` is what its numbers were really measured with."""
         values = list(values)
+        radii = dict.fromkeys(entry["columns"]["eps"] for entry in shown if entry["columns"]["eps"])
+        eps = ", ".join(f"{radius:g}/255" for radius in radii)
         dataset = merge_levels([artifact.settings, *values]).get("dataset")
         label = self.settings.label(dataset) if dataset else ""
-        return [value.label.replace("{dataset}", label) for value in values]
+        return [value.label.replace("{dataset}", label).replace("{eps}", eps) for value in values]
 
     def _entry(self, artifact: ArtifactConfig, levels: list[Settings]) -> dict[str, Any]:
         if artifact.study:
@@ -346,6 +359,11 @@ class _Planner:
             # Claims state accuracies and shares in percent, gaps as they are; gaps are shown times 100 too.
             return self.paper.claimed(claim) * (100 if asked["metric"] == "similarity_gap" else 1), None
         return self.paper.value(artifact.paper_table, asked, self.config.models[asked["model"]].label)
+
+
+def _at(found: Iterable[dict[str, Any]], **place: int) -> list[dict[str, Any]]:
+    """Entries of a row or column."""
+    return [entry for entry in found if place.items() <= entry.items()]
 
 
 def _value(

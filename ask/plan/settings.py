@@ -80,6 +80,13 @@ class Resolver:
         original = self.config.datasets.get(name)
         return f"{label} (for {original.label})" if name in self.config.stand_ins and original else label
 
+    def label_of(self, name: str) -> str:
+        """A data set's own name, with those of the paper's that it stands in for."""
+        replaced = [known for known, stand_in in self.config.stand_ins.items() if stand_in.dataset == name]
+        originals = [self.config.datasets[known].label for known in replaced if known in self.config.datasets]
+        label = self.config.datasets[name].label
+        return f"{label} (in place of {' and '.join(originals)})" if originals else label
+
     def is_raw(self, model: str) -> bool:
         """Whether a model is the pixels themselves."""
         return model in self.config.models and self.config.models[model].base == "none"

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from ask.config.claims import Claim, Part, read_claims
 from ask.errors import AskError
 from ask.paths import Run
-from ask.report.numbers import METRICS, Json, find_result, read_csv, read_reference, write_csv
+from ask.report.captions import NAMES
+from ask.report.numbers import Json, estimate, join_predictions, read_csv, read_predictions, write_csv
 from ask.report.verdicts import MOST, Comparison, Finding, judge, region_of
-from ask.statistics import Estimate, over_trials_and_images
+from ask.statistics import Estimate
 
 Row = dict[str, Any]
 
@@ -28,8 +29,6 @@ COLUMNS = (
     *("stand_in", "why", "decides", "artifacts", "cells", "command"),
 )
 SIGNS = {">=": "≥ ", "<=": "≤ ", "==": "", "~=": "≈ ", "<": "< ", ">": "> "}
-EXACT = {"dnn_clean_accuracy", "times_work", "times_passes", "passes_per_image"}
-"""Metrics that no trial changes."""
 WORDS = (
     {
         "eps": "eps = {:g}/255",
@@ -39,9 +38,8 @@ WORDS = (
         "k_out": "K- = {}",
     }
     | {"k": "K = {}", "classes": "C = {}", "spread": "spread {}", "l2": "l2 distance", "conv3+conv4": "Conv 3, 4"}
-    | {"at": "AT", "at-snn": "AT+SNN", "ask-def": "ASK-Def", "ask": "ASK-Atk", "advknn": "AdvKnn", "dknn": "DkNN-Atk"}
-    | {"adam": "", "non-targeted": "", "trades": "TRADES", "ask-def-trades": "ASK-Def(TRADES)"}
-    | {f"conv{i}": f"Conv {i}" for i in range(1, 6)}
+    | {"adam": "", "non-targeted": ""}
+    | NAMES
 )
 """How a setting reads in a sentence, where not as it is: by its column, or by its value."""
 
@@ -103,58 +101,21 @@ class Evidence:
         return str(self.job["labels"].get(dataset, dataset))
 
     def values(self, row: Row) -> NDArray[Any]:
-        """A number in the unit shown: trainings x trials x images; where no predictions are kept, one mean over images.
-
-        Of several trainings without predictions, only the mean over trials is known.
-        """
-        right = [self._right(reference, row["metric"]) for reference in (row["reference"], *row.get("over", ()))]
-        kept = [one for one in right if one is not None]
-        trials = np.reshape(row["trials"], (len(right), -1, 1))
-        if len(kept) == len(right):
-            values = np.stack(kept)
-            means = values.mean(2) if len(right) == 1 else values.mean((1, 2))
-            if means.size == trials.size and np.allclose(means.ravel(), trials.ravel()):
-                return values
-        return trials
-
-    def _right(self, reference: str, metric: str) -> NDArray[np.uint8] | None:
-        """100 where a prediction is right, else 0, trials x images; None where no predictions are kept."""
-        of_dknn = metric.startswith("dknn_")
-        record = self.run.cell(*reference.partition("#")[0].split("/"))
-        if (reference, metric) not in self.kept:
-            self.kept[reference, metric] = None
-            if metric in METRICS and record.with_suffix(".npz").is_file():
-                with np.load(record.with_suffix(".npz")) as stored:
-                    classes, labels = stored["network_" * (not of_dknn) + METRICS[metric]], stored["labels"]
-                if of_dknn:
-                    content = json.loads(record.read_text(encoding="utf-8"))
-                    classes = classes[content["results"].index(find_result(content, read_reference(reference)[1]))]
-                self.kept[reference, metric] = np.atleast_2d(classes == labels) * np.uint8(100)
-        return self.kept[reference, metric]
+        """A number by training, trial and, where predictions are kept, image (`join_predictions`)."""
+        for reference in (references := (row["reference"], *row.get("over", ()))):
+            if (reference, row["metric"]) not in self.kept:
+                self.kept[reference, row["metric"]] = read_predictions(reference, row["metric"], self.run)
+        return join_predictions([self.kept[reference, row["metric"]] for reference in references], row["trials"])
 
     def estimate(self, terms: Sequence[tuple[float, Row]], *, of_these_images: bool) -> tuple[Estimate, int | None]:
-        """A sum of numbers on one data set, paired by trial and image, and within a model by training.
+        """A sum of numbers on one data set (`ask.report.numbers.estimate`).
 
         Args:
-            terms: coefficients and numbers; of different numbers of trials, the first common ones count.
+            terms: coefficients and numbers.
             of_these_images: whether the mean over just the paper's test images is meant.
-
-        Returns:
-            The estimate, and the number of trials; None where no trial changes it.
         """
-        read = [(factor, row, self.values(row)) for factor, row in terms]
-        varying = (v.shape[1] for _, row, v in read if row["metric"] not in EXACT and (len(v) == 1 or v.shape[1] > 1))
-        trials = min(varying, default=None)
-        by_image = len({values.shape[2] for _, _, values in read}) == 1
-        models: dict[str, Any] = {}
-        for factor, row, values in read:
-            values = factor * (values if by_image else values.mean(2, keepdims=True))[:, :trials]
-            models[row["model"]] = models.get(row["model"], 0.0) + values
-        means = [values.mean((1, 2)) for values in models.values() if len(values) > 1]
-        trainings = tuple((float(each.var(ddof=1)) / len(each), len(each)) for each in means)
-        mean = sum(values.mean(0) for values in models.values())
         population = self.test_images.get(terms[0][1]["dataset"], math.inf) if of_these_images else math.inf
-        return over_trials_and_images(mean, population, trainings), trials
+        return estimate([(factor, row, self.values(row)) for factor, row in terms], population)
 
 
 def worded(column: str, value: object) -> str:

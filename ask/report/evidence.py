@@ -5,9 +5,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import pandas as pd
-
-from ask.config.artifacts import SETTING_COLUMNS
 from ask.config.stored import current
 from ask.grids import ends
 from ask.paths import Run
@@ -20,39 +17,19 @@ LEAST_CLEAN_ACCURACY = 0.5
 """Clean accuracy of a classifier below which its robust accuracy says little."""
 
 WORDS = {
-    "dataset": "data set",
-    "attack_layers": "attacked layers",
-    "classifier_similarity": "DkNN's similarity",
-    "dknn_layers": "DkNN layers",
-    "k_in": "K in class",
-    "k_out": "K out of class",
-    "classifier_k": "classifier K",
-    "eps": "ε",
-    "about": "case",
     "models": "training",
     "index": "indexes",
     "blocks": "AdvKnn's blocks",
     "cells": "attacks and analyses",
     "examples": "pictures",
 }
-"""Columns of a tidy CSV, and folders of a run, in words, where not as they are."""
+"""Folders of a run in words, where not as they are."""
 
 PARAMETERS = {"tau": "τ", "omega": "ω", "alpha": "α", "learning_rate": "learning rate", "guides": "guides"}
 """Calibrated parameters in words."""
 
 STAGES = ("models", "index", "calibration", "blocks", "cells", "examples", "tables", "figures")
 """Folders of benchmark files, in the order of the workflow."""
-
-
-def common_settings(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Settings that all numbers of an artifact share; those that vary are in its headers."""
-    shared = []
-    for column in rows.columns.intersection([*SETTING_COLUMNS, "trials"]):
-        values = rows[column].unique()
-        if len(values) == 1 and (value := values[0]):
-            words = value.replace("dnn_", "network ").replace("_", " ").replace("dknn", "DkNN")
-            shared.append((WORDS.get(column, column), f"{value}/255" if column == "eps" else words))
-    return shared
 
 
 def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str, Any]:

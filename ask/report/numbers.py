@@ -12,26 +12,29 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ask.config.artifacts import SETTING_COLUMNS, CostMetric, StudyMetric, TimingMetric
 from ask.errors import AskError
 from ask.files import write, write_text
 from ask.paths import Run
-from ask.statistics import summarise
+from ask.statistics import Estimate, over_trials_and_images, summarise
 
 Json = Mapping[str, Any]
 
-COLUMNS = ("artifact", *SETTING_COLUMNS, "mean", "ci95", "trials", "paper_mean", "paper_ci95")
+COLUMNS = ("artifact", *SETTING_COLUMNS, "mean", "ci95", "ci95_trials", "trials", "paper_mean", "paper_ci95")
 """Columns of a tidy table, one row a number."""
 PLACES = ("row", "column", "axes", "panel", "line", "x")
 """Where a number stands: in a table, or in a plot (`axes` counts its panels)."""
-_OWN = ["artifact", "mean", "ci95", "trials", "values", "paper_mean", "paper_ci95", "reference", "baseline", "over"]
-_OWN += PLACES
+_OWN = [*("artifact", "mean", "ci95", "ci95_trials", "trials", "values"), *("paper_mean", "paper_ci95")]
+_OWN += ["reference", "baseline", "over", *PLACES]
 
 METRICS = {f"{who}_{kind}_accuracy": kind for who in ("dknn", "dnn") for kind in ("robust", "clean", "kept")}
 """Where results keep a metric, if not under its own name: a classifier's, or the network's own (``dnn_``)."""
 AS_MEASURED = {*get_args(TimingMetric), *get_args(CostMetric), *get_args(StudyMetric)}
 """Metrics that are not fractions to be shown in percent."""
+EXACT = {"dnn_clean_accuracy", "times_work", "times_passes", "passes_per_image"}
+"""Metrics that no trial changes."""
 
 VERDICTS = (
     *("reproduced", "direction only", "not reproduced", "undecided", "inconsistent in the paper", "not evaluated"),
@@ -105,26 +108,107 @@ def entries(job: Json) -> Iterator[tuple[Json, Json]]:
 def lookup(entry: Json, run: Run) -> dict[str, Any]:
     """Measured value of an entry, in percent, milliseconds or seconds; with a baseline, the difference to it.
 
-    Trials share reference sets and random starts, so a difference is taken trial by trial, and so is its interval
-    (model by model, where several were trained).
+    Trials share reference sets, random starts and images, so a difference is taken trial by trial and image by image,
+    and so is its interval (model by model, where several were trained).
 
     Returns:
-        ``mean`` over trials, ``ci95``, the half width of its 95% t-interval (None with one trial), the number of
-        ``trials``, and their ``values`` in order.
+        ``mean`` over trials; ``ci95``, the half width of its 95% interval, which counts images, trials and trainings
+        (trials alone where no predictions are kept; None of a single one); ``ci95_trials``, that of the t-interval over
+        trials (trainings, where there are several); the number of ``trials``, and their ``values`` in order.
 
     Raises:
         MissingValueError: the cell's file is not there, or holds no such classifier or metric.
         EmptyGroupError: no image is of the kind that the metric describes.
     """
-    measured = _over_models(entry, run)
+    both = [entry] + ([{"over": (), **entry, **entry["baseline"]}] if "baseline" in entry else [])
+    found = [_over_models(one, run) for one in both]
+    measured = found[0]
     if "baseline" in entry:
-        base = _over_models({"over": (), **entry, **entry["baseline"]}, run)
         # One cell may serve another artifact with more trials; the first ones are the same.
-        measured = summarise(a - b for a, b in zip(measured["trials"], base["trials"], strict=False))
+        measured = summarise(a - b for a, b in zip(*(one["trials"] for one in found), strict=False))
     scale = 1 if entry["metric"] in AS_MEASURED else 100
     values = tuple(scale * value for value in measured["trials"])
-    ci95 = None if measured["ci95"] is None else scale * measured["ci95"]
-    return {"mean": scale * measured["mean"], "ci95": ci95, "trials": len(values), "values": values}
+    alone = ci95 = None if measured["ci95"] is None else scale * measured["ci95"]
+    terms = []
+    for sign, one, statistic in zip((1.0, -1.0), both, found, strict=False):
+        right = [read_predictions(reference, entry["metric"], run) for reference in _references(one)]
+        by_image = join_predictions(right, [scale * value for value in statistic["trials"]])
+        terms.append((sign, {"model": one["cell"]["model"], "metric": entry["metric"]}, by_image))
+    if all(by_image.shape[2] > 1 for _, _, by_image in terms):
+        ci95 = estimate(terms)[0].half_width
+    return {
+        "mean": scale * measured["mean"],
+        "ci95": ci95,
+        "ci95_trials": alone,
+        "trials": len(values),
+        "values": values,
+    }
+
+
+def _references(entry: Json) -> list[str]:
+    """What an entry reads: its cell, and those of the other models in ``over``."""
+    return [write_reference({**entry, "cell": cell}) for cell in (entry["cell"], *(entry.get("over") or ()))]
+
+
+def read_predictions(reference: str, metric: str, run: Run) -> NDArray[np.uint8] | None:
+    """100 where a prediction is right, else 0, trials x images; None where no predictions are kept."""
+    name, classifier = read_reference(reference)
+    record = run.cell(*name.split("/"))
+    if metric not in METRICS or not record.with_suffix(".npz").is_file():
+        return None
+    of_dknn = metric.startswith("dknn_")
+    with np.load(record.with_suffix(".npz")) as stored:
+        kept = "network_" * (not of_dknn) + METRICS[metric]
+        if kept not in stored:
+            return None
+        classes, labels = stored[kept], stored["labels"]
+    if of_dknn:
+        content = load_cell(name, run)
+        classes = classes[content["results"].index(find_result(content, classifier))]
+    return np.atleast_2d(classes == labels) * np.uint8(100)
+
+
+def join_predictions(right: Sequence[NDArray[np.uint8] | None], trials: Sequence[float]) -> NDArray[Any]:
+    """A number in the unit shown: trainings x trials x images; one mean over images where predictions are not all kept.
+
+    Args:
+        right: of each training (`read_predictions`).
+        trials: the mean of each trial; of several trainings, of each of these, as only the mean over trials is known.
+    """
+    means = np.reshape(trials, (len(right), -1, 1))
+    kept = [one for one in right if one is not None]
+    if len(kept) == len(right):
+        values = np.stack(kept)
+        known = values.mean(2) if len(right) == 1 else values.mean((1, 2))
+        if known.size == means.size and np.allclose(known.ravel(), means.ravel()):
+            return values
+    return means
+
+
+def estimate(
+    terms: Sequence[tuple[float, Json, NDArray[Any]]], population: float = math.inf
+) -> tuple[Estimate, int | None]:
+    """A sum of numbers on one data set, paired by trial and image, and within a model by training.
+
+    Args:
+        terms: coefficients, numbers (``metric`` and ``model``) and their values (`join_predictions`); of different
+            numbers of trials, the first common ones count.
+        population: see `ask.statistics.Estimate`.
+
+    Returns:
+        The estimate, and the number of trials; None where no trial changes it.
+    """
+    varying = (v.shape[1] for _, row, v in terms if row["metric"] not in EXACT and (len(v) == 1 or v.shape[1] > 1))
+    trials = min(varying, default=None)
+    by_image = len({values.shape[2] for _, _, values in terms}) == 1
+    models: dict[str, Any] = {}
+    for factor, row, found in terms:
+        values = factor * (found if by_image else found.mean(2, keepdims=True))[:, :trials]
+        models[row["model"]] = models.get(row["model"], 0.0) + values
+    means = [values.mean((1, 2)) for values in models.values() if len(values) > 1]
+    trainings = tuple((float(each.var(ddof=1)) / len(each), len(each)) for each in means)
+    mean = sum(values.mean(0) for values in models.values())
+    return over_trials_and_images(mean, population, trainings), trials
 
 
 def _over_models(entry: Json, run: Run) -> dict[str, Any]:

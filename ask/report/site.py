@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from ask.files import write_text
 from ask.paths import Run
-from ask.report.evidence import anchor, common_settings, describe, duration, in_text, stages, summarise, warn
+from ask.report.captions import settings_of
+from ask.report.evidence import anchor, describe, duration, in_text, stages, summarise, warn
 from ask.report.numbers import COLUMNS, VERDICTS, Json, MissingValueError, format_value, load_cell, read_csv
 from ask.report.plotting import inline_svg
 
@@ -109,7 +110,7 @@ def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile:
         "body": Markup(linked(text) if kind == "table" else inline_svg(text, prefix=name, words=in_words(kind, rows))),
         "rows": rows,
         "drawn": value_list(rows) if kind == "figure" else [],
-        "settings": common_settings(rows),
+        "settings": settings_of(rows, behind.values(), artifact.get("labels", {})),
         "has_paper": "paper_mean" in rows and (rows["paper_mean"] != "").any(),
         "cells": [describe(each, cell, run, configfile) for each, cell in behind.items()],
         "warnings": warn(named, behind),

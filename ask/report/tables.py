@@ -14,6 +14,7 @@ import pandas as pd
 
 from ask.files import write_text
 from ask.paths import Run
+from ask.report.captions import sentence, settings_of
 from ask.report.numbers import (
     EmptyGroupError,
     Json,
@@ -21,6 +22,8 @@ from ask.report.numbers import (
     collect,
     entries,
     format_difference,
+    load_cell,
+    read_reference,
     write_numbers,
 )
 
@@ -56,7 +59,7 @@ def render_table(job: Json, run: Run) -> list[Path]:
     remark = margin_remark(job, numbers)
     if remark:
         job = {**job, "notes": [*job["notes"], remark]}
-    path = run.table(job["id"])
+    path, job = run.table(job["id"]), described(job, numbers, run)
     texts = {".md": as_markdown(job, numbers), ".tex": as_latex(job, numbers), ".html": as_html(job, numbers)}
     if remark:  # the report page has the other notes from elsewhere
         texts[".html"] += f'\n<p class="remark">{escape(remark)}</p>'
@@ -113,7 +116,14 @@ def partial_table(job: Json, run: Run) -> str:
     count = f"{len(numbers)} of {wanted} numbers measured\n"
     if job["kind"] != "table":
         return f"{job['title']}: " + (count if wanted else "no table\n")
-    return f"{as_markdown(job, numbers)}\n\n{count}"
+    return f"{as_markdown(described(job, numbers, run), numbers)}\n\n{count}"
+
+
+def described(job: Json, numbers: pd.DataFrame, run: Run) -> dict[str, Any]:
+    """A table's job, its caption followed by the settings that the numbers were measured with."""
+    cells = dict.fromkeys(read_reference(reference)[0] for reference in numbers["reference"])
+    told = settings_of(numbers, [load_cell(name, run) for name in cells], job.get("labels", {}))
+    return {**job, "caption": " ".join(filter(None, [job["caption"], sentence(told)]))}
 
 
 def spans(headers: Sequence[Sequence[str]], level: int) -> list[tuple[str, int, int]]:
