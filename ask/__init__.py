@@ -9,9 +9,10 @@ from ask.lazy import exports
 
 if TYPE_CHECKING:
     from ask.attacks.advknn import AdvKnn
-    from ask.attacks.ask import ASKAttack, identity_features
+    from ask.attacks.ask import ASKAttack
     from ask.attacks.dknn_atk import DkNNAttack
     from ask.attacks.pgd import PGD
+    from ask.attacks.references import identity_features
     from ask.knn.dknn import DkNN
     from ask.knn.search import ExactSearch
     from ask.models.hooks import hook_features
@@ -39,7 +40,7 @@ __getattr__ = exports(
         "DkNNAttack": "attacks.dknn_atk",
         "ExactSearch": "knn.search",
         "hook_features": "models.hooks",
-        "identity_features": "attacks.ask",
+        "identity_features": "attacks.references",
         "train": "training.loop",
     },
 )

@@ -87,7 +87,7 @@ STEPS: Mapping[str, Step] = {
     "figure": _render("figures:render_figure", "Draw a figure as SVG, PNG and PDF.", ".csv", ".json", *_DRAWN),
     "pictures": _render("pictures:render_pictures", "Draw one image with its neighbours.", ".csv", *_DRAWN),
     "boundaries": _render("pictures:render_boundaries", "Draw the plane's decision boundaries.", ".csv", *_DRAWN),
-    "claims": _render("claims.ledger:render_claims", "Judge the paper's claims by the run's numbers.", stage=LAST),
+    "claims": _render("claims:render_claims", "Judge the paper's claims by the run's numbers.", stage=LAST),
     "report": _render("site:render_report", "Write the report page.", stage=LAST),
 }
 """All steps, in the order of the workflow."""

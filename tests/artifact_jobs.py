@@ -235,7 +235,7 @@ def report_job(artifacts: list[dict[str, Any]], *, stand_ins: list[str] | None =
 def render_everything(root: Path, *, stand_ins: list[str] | None = None) -> Path:
     """A whole synthetic run with a ledger of two claims; returns its report's index."""
     from ask.report.figures import render_figure
-    from ask.report.numbers import VERDICTS, write_csv
+    from ask.report.numbers import write_csv
     from ask.report.site import render_report
     from ask.report.tables import render_table
 
@@ -248,12 +248,17 @@ def render_everything(root: Path, *, stand_ins: list[str] | None = None) -> Path
     (run.root / "benchmarks/cells").mkdir(parents=True)
     (run.root / "benchmarks/cells/one.tsv").write_text("s\th:m:s\n75.5\t0:01:15\n")
     columns = ["id", "statement", "source", "quantity", "paper", "measured", "value", "ci95", "verdict", "why"]
+    judged = ["direction only", "not evaluated", "reproduced"]
     claims = [
-        ["C01", "ASK-Atk beats its rivals", "Abstract", "margin", "≥ 13", "9.1±0.4 points", "9.1", "0.4", VERDICTS[1]],
-        ["C02", "It is <fast>", "VI", "seconds", "≈ 20", "–", "", "", VERDICTS[4]],
-        ["C10", "K matters little", "VI", "range", "≤ 3", "2.0 points", "2", "", VERDICTS[0]],
+        ["C01", "ASK-Atk beats its rivals", "Abstract", "margin", "≥ 13", "9.1±0.4 points", "9.1", "0.4", judged[0]],
+        ["C02", "It is <fast>", "VI", "seconds", "≈ 20", "–", "", "", judged[1]],
+        ["C10", "K matters little", "VI", "range", "≤ 3", "2.0 points", "2", "", judged[2]],
     ]
     rest = ["Smallest at Conv 3.", "table01", "digits/at/ask-cos-L3-K5-e8-s20#cosine/conv3/5", "snakemake all"]
-    rows = [dict(zip([*columns, "artifacts", "cells", "command"], [*claim, *rest], strict=True)) for claim in claims]
+    rest += ["images, trials", "About 900 images."]
+    rows = [
+        dict(zip([*columns, "artifacts", "cells", "command", "interval", "decides"], [*claim, *rest], strict=True))
+        for claim in claims
+    ]
     write_csv(run.claims, list(rows[0]), rows)
     return render_report(report_job([tables[0], figure, tables[1]], stand_ins=stand_ins), run)[0]

@@ -238,18 +238,19 @@ def test_pictures_are_drawn_with_their_facts(place):
 
 def test_training_costs_are_factors_of_the_base(tmp_path):
     run = Run(tmp_path)
-    for model, seconds, forward, gmac in (("at", 10.0, 600, 5.0), ("ask-def", 25.0, 1500, 11.0)):
+    for model, epochs, seconds, forward, gmac in (("at", 4, 10.0, 600, 5.0), ("ask-def", 6, 25.0, 1500, 11.0)):
         folder = run.model("digits", model)
         folder.mkdir(parents=True)
         passes = {"images": 50, "forward": forward, "backward": forward, "gmac": gmac}
-        (folder / "config.yaml").write_text(yaml.safe_dump({"train_seconds": seconds, "passes_per_step": passes}))
+        record = {"job": {"training": {"epochs": epochs}}, "train_seconds": seconds, "passes_per_step": passes}
+        (folder / "config.yaml").write_text(yaml.safe_dump(record))
     place = Place(run=run, data=tmp_path, device=torch.device("cpu"))
     (found,) = compare(CostJob(id="c", dataset="digits", model="ask-def", base="at"), place)["results"]
     means = {name: value["mean"] for name, value in found.items()}
     assert means == {
         "training_seconds": 25,
         "passes_per_image": 60,
-        "times_passes": 2.5,
-        "times_work": pytest.approx(2.2),
+        "times_passes": 1.5 * 2.5,  # one and a half times the epochs
+        "times_work": pytest.approx(1.5 * 2.2),
         "times_seconds": 2.5,
     }

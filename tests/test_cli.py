@@ -300,7 +300,8 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_run_on_a_cpu(said, status, 
 
 def test_precision_is_the_projects_whatever_the_environment_says():
     code = (
-        "import torch; from ask.precision import in_force, settle; cpu, cuda = map(torch.device, ('cpu', 'cuda'));"
+        "import torch; from ask.precision import in_force, settle;"
+        "cpu, cuda = torch.device('cpu'), torch.device('cuda');"
         "print(in_force(cuda)['products']); settle(); print(*in_force(cuda).values(), *in_force(cpu).values())"
     )
     environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}

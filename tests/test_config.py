@@ -253,7 +253,8 @@ def test_a_run_may_choose_the_values_along_figures():
 def test_training_costs_compare_with_plain_adversarial_training():
     costs = jobs(planned("demo"), "cost")
     assert costs["digits-vgg", "ask-def", "training-cost"].base == "at"
-    assert {model for _, model, _ in costs} == {"at", "at-snn", "ask-def", "trades", "ask-def-trades"}
+    controls = {"at-long", "ask-def-conv34"}
+    assert {model for _, model, _ in costs} == {"at", "at-snn", "ask-def", "trades", "ask-def-trades"} | controls
 
 
 def test_pgd_needs_a_network_and_no_layers(raw, tmp_path):

@@ -7,15 +7,18 @@ import pytest
 import torch
 from scipy import stats
 
-from ask.config.attacks import ASKAttackConfig
+from ask.config.attacks import VARIANTS, ASKAttackConfig, DkNNAttackConfig
 from ask.config.data import DataSpec
 from ask.config.jobs import CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.data import download, prepare
 from ask.errors import AskError
+from ask.grids import beyond, ends
 from ask.measure.cells import InvalidAttackError, Setting, Validity, run_calibration, run_cell
 from ask.measure.evaluator import Evaluator, draw_references, pick_test_images
 from ask.measure.place import Place, build_index
 from ask.paths import Run
+from ask.report.evidence import describe
+from ask.report.numbers import MissingValueError, lookup
 from ask.seeds import derive_seed
 from ask.statistics import summarise
 
@@ -124,6 +127,9 @@ def test_a_cell_measures_what_its_predictions_say(place):
         for kind in ("robust", "clean"):
             by_hand = (predictions[kind][i] == labels).mean(1)
             assert result[kind]["trials"] == by_hand.tolist()
+        kept = ((predictions["robust"][i] == labels) & (predictions["clean"][i] == labels)).mean(1)
+        assert result["kept"]["trials"] == kept.tolist()
+        assert "outside" not in result
         assert result["clean"]["mean"] > 0.9
         assert result["robust"]["mean"] < result["clean"]["mean"] - 0.1
     assert 0 < measured["validity"]["max_linf"] <= 40 / 255 + 1e-6
@@ -186,6 +192,140 @@ def test_calibration_picks_the_lowest_accuracy_and_cells_use_it(place):
     assert setting.known == {"tau": {"input": found["picked"]["tau"]}, "omega": {"input": 1.0}}
     assert (setting.config.tau, setting.config.omega) == (setting.known["tau"], setting.known["omega"])
     assert run_cell(job, place)[0]["setting"]["tau"] == {"input": found["picked"]["tau"]}
+
+
+TAU = ({"tau": 0.1}, {"tau": 1.0}, {"tau": 10.0}, {"tau": 100.0})
+
+
+@pytest.mark.parametrize(
+    ("point", "expected", "further"),
+    [
+        ({"tau": 1.0}, [], None),
+        ({"tau": 0.1}, ["tau"], {"tau": 0.01}),
+        ({"tau": 100.0}, ["tau"], {"tau": 1000.0}),
+    ],
+)
+def test_grids_grow_by_their_own_ratio_from_their_ends(point, expected, further):
+    assert ends(point, TAU) == expected
+    assert beyond(point, TAU) == further
+
+
+def test_a_grid_of_two_parameters_grows_along_one_at_a_time():
+    grid = [{"alpha": a, "learning_rate": r} for a in (1.0, 4.0, 30.0) for r in (0.03, 0.1, 0.3)]
+    assert ends(grid[5], grid) == ["learning_rate"]
+    assert beyond(grid[5], grid) == {"alpha": 4.0, "learning_rate": 0.9}
+    assert beyond(grid[8], grid) == {"alpha": 225.0, "learning_rate": 0.3}
+    assert ends(grid[4], grid) == []
+
+
+def test_what_is_not_searched_has_no_end_and_some_grids_do_not_grow():
+    single = [{"alpha": a, "learning_rate": 0.3} for a in (1.0, 4.0, 30.0)]
+    assert ends(single[1], single) == []
+    guides = [{"guides": 2}, {"guides": 6}]
+    assert (ends(guides[1], guides), beyond(guides[1], guides)) == (["guides"], None)
+    omega = [{"omega": 0.1}, {"omega": 0.9}]
+    assert (ends(omega[0], omega), beyond(omega[0], omega)) == ([], None)
+
+
+@pytest.mark.parametrize("extend", [0, 1, 4])
+def test_a_calibration_grows_until_the_best_lies_inside(place, extend):
+    grid = ({"tau": 0.3}, {"tau": 1.0}, {"tau": 3.0})  # all of them too large
+    plain = run_calibration(calibration(grid=grid), place)
+    found = run_calibration(calibration(grid=grid, extend=extend), place)
+    assert found["grid"][:3] == list(grid)
+    assert found["accuracies"][:3] == plain["accuracies"]
+    assert len(found["accuracies"]) == len(found["grid"]) <= 3 + extend
+    for i in range(3, len(found["grid"])):
+        best = found["grid"][int(np.argmin(found["accuracies"][:i]))]
+        assert found["grid"][i] == beyond(best, found["grid"][:i])
+    assert found["picked"] == found["grid"][int(np.argmin(found["accuracies"]))]
+    assert found.get("edge", False) == bool(ends(found["picked"], found["grid"]))
+    assert plain["edge"]
+    if extend == 4:
+        assert "edge" not in found, "it has got inside"
+        assert found["picked"]["tau"] < 0.3
+
+
+def test_documents_of_calibrations_and_cells_hold_nothing_new_unless_asked_for():
+    assert not calibration().model_dump_json().count("extend")
+    assert '"extend":2' in calibration(extend=2).model_dump_json()
+    assert not cell().model_dump_json().count("calibration_images")
+    assert CellJob.model_validate_json(cell(calibration_images=9).model_dump_json()).calibration_images == 9
+
+
+def test_the_number_of_guides_is_calibrated_as_a_whole_number(place):
+    open_attack = DkNNAttackConfig(
+        layers=("input",),
+        eps=40 / 255,
+        step_size=4 / 255,
+        steps=10,
+        alpha=None,
+        learning_rate=None,
+        **VARIANTS["dknn"]["successor-sign"],
+    )
+    grid = tuple({"guides": guides} for guides in (2, 6, 20))
+    job = calibration(id="guides", attack=open_attack, grid=grid)
+    found = run_calibration(job, place)
+    one_by_one = [run_calibration(calibration(attack=open_attack, grid=(point,)), place) for point in grid]
+    assert found["accuracies"] == [each["accuracies"][0] for each in one_by_one], "each has all neighbours it needs"
+    path = place.run.calibration("digits", "raw", "guides")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    setting = Setting(cell(attack=open_attack, alpha_from="guides"), place)
+    assert setting.known == {"guides": int(found["picked"]["guides"])}
+    assert isinstance(setting.config.guides, int)
+
+
+def test_accuracy_outside_the_calibration_is_that_of_the_other_images(place):
+    measured, predictions = run_cell(cell(calibration_images=20), place)
+    right = predictions["robust"] == predictions["labels"]
+    for result, own in zip(measured["results"], right, strict=True):
+        assert result["outside"]["trials"] == own[:, 20:].mean(1).tolist(), "the batch comes first in the shuffle"
+    everyone, all_predictions = run_cell(cell(test_images=None, trials=1, calibration_images=20), place)
+    batch = pick_test_images(len(all_predictions["labels"]), 20, "digits")
+    others = np.setdiff1d(np.arange(len(all_predictions["labels"])), batch)
+    assert len(others) == len(all_predictions["labels"]) - 20
+    right = all_predictions["robust"][1, 0] == all_predictions["labels"]
+    assert everyone["results"][1]["outside"]["mean"] == pytest.approx(right[others].mean())
+    assert "outside" not in run_cell(cell(calibration_images=60), place)[0]["results"][0], "there are no others"
+
+
+def test_the_report_marks_what_lies_at_an_end_and_tells_the_accuracy_outside(place):
+    path = place.run.calibration("digits", "raw", "end")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"picked": {"tau": 0.003}, "grid": [0.003, 0.1, 0.3], "edge": True}))
+    job = cell(attack=OPEN, tau_from=("end",), calibration_images=20)
+    measured, _ = run_cell(job, place)
+    described = describe("digits/raw/cell", {**measured, "job": job.model_dump(mode="json")}, place.run)
+    assert described["parameters"] == "τ input 0.003 (edge of its grid)"
+    facts = dict(described["facts"])
+    assert facts["parameters"] == described["parameters"]
+    assert facts["accuracy on images outside the calibration"].endswith(" % (l2, input, K=5)")
+    path.write_text(json.dumps({"picked": {"tau": 0.1}, "grid": [{"tau": t} for t in (0.003, 0.1, 0.3)]}))
+    measured, _ = run_cell(job, place)
+    described = describe("digits/raw/cell", {**measured, "job": job.model_dump(mode="json")}, place.run)
+    assert described["parameters"] == "τ input 0.1"
+
+
+def test_clean_errors_count_as_errors_in_records_old_and_new(place):
+    measured, predictions = run_cell(cell(id="kept"), place)
+    entry = {
+        "cell": {"dataset": "digits", "model": "raw", "id": "kept"},
+        "classifier": CLASSIFIERS[1].model_dump(mode="json"),
+        "metric": "dknn_kept_accuracy",
+    }
+    path = place.run.cell("digits", "raw", "kept")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(measured))
+    expected = lookup(entry, place.run)
+    assert expected["mean"] <= lookup({**entry, "metric": "dknn_robust_accuracy"}, place.run)["mean"]
+    for result in measured["results"]:
+        del result["kept"]
+    path.write_text(json.dumps(measured))
+    with pytest.raises(MissingValueError, match=r"kept\.npz is missing; make it again: snakemake .* --force"):
+        lookup(entry, place.run)
+    np.savez_compressed(path.with_suffix(".npz"), **predictions)
+    assert lookup(entry, place.run) == expected
 
 
 def test_layer_weights_come_from_their_calibration(place):

@@ -52,6 +52,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "TRADES": {"base": "trades"},
     "AT+SNN": {"regulariser": "snn", "snn": {"learn_temperature": True}},
     "ASK-Def": {"regulariser": "ask"},
+    "ASK-Def, layers": {"regulariser": "ask", "ask": {"layers": ["conv3", "conv4"]}},
     "ASK-Def, own image and references by G2": {
         "regulariser": "ask",
         "ask": {"include_self": True, "reference_attack": "ask"},

@@ -72,7 +72,7 @@ def test_the_papers_network_costs_what_is_known_of_it() -> None:
     assert dimensions == [16384, 8192, 4096, 2048, 512]
 
 
-@pytest.mark.parametrize("model", ["at", "at-snn", "ask-def", "trades", "ask-def-trades"])
+@pytest.mark.parametrize("model", ["at", "at-snn", "ask-def", "ask-def-conv34", "trades", "ask-def-trades"])
 def test_trainings_cost_what_the_loop_counts_in_a_step(model: str, tmp_path: Path) -> None:
     plan = planned("demo")
     output = plan.run.weights("digits-vgg", model)
@@ -103,7 +103,7 @@ def test_a_target_needs_all_that_it_rests_on(tmp_path: Path) -> None:
     assert not any(tasks[path].done for path in wanted)
     made = {output for task in tasks.values() for output in task.outputs}
     needed = {need for task in tasks.values() for need in task.needs}
-    assert needed - made == {Path("config/paper/claims.csv")}
+    assert needed - made == {Path("config/paper/claims.csv"), Path("config/paper/claims.yaml")}
     assert required(tasks, [plan.run.report]) == set(tasks), "the report shows everything"
 
 
@@ -190,11 +190,11 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
     assert main(["status", "--configfile", "config/demo.yaml"]) == 0
     assert "0 of 24" in capsys.readouterr().out
     assert main(["status", "table01", "--configfile", "config/demo.yaml"]) == 0
-    assert "0 of 24 numbers measured" in capsys.readouterr().out
+    assert "0 of 42 numbers measured" in capsys.readouterr().out
     assert main(["why", "table01", "--configfile", "config/demo.yaml"]) == 0
     assert "not made yet" in capsys.readouterr().out
     assert main(["why", "results/demo/claims.csv", "--configfile", "config/demo.yaml"]) == 0
-    assert "3 prepare, 13 train" in capsys.readouterr().out
+    assert "3 prepare, 20 train" in capsys.readouterr().out
     assert main(["plan", "slice-2", "--trials", "1", "--json"]) == 0
     (part,) = json.loads(capsys.readouterr().out)["artifacts"]
     assert part["artifact"] == "slice-2"

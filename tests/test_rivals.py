@@ -1,4 +1,7 @@
-"""DkNN-Atk and AdvKnn against naive implementations written from their formulas, one image and one guide at a time."""
+"""DkNN-Atk and AdvKnn against naive implementations written from their formulas, one image and one guide at a time.
+
+And what artifacts make of the rivals: their cells, and the sentence on what remains of ASK-Atk's margin.
+"""
 
 import itertools
 import math
@@ -8,19 +11,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from artifact_jobs import measure, write_cell
+from plans import PAPER, ROOT, jobs, planned
 from sklearn.neighbors import NearestNeighbors
 
 from ask.attacks import AdvKnn, AdvKnnConfig, ASKAttack, ASKAttackConfig, BlockConfig, DkNNAttack, DkNNAttackConfig
 from ask.attacks.advknn import build as build_advknn
 from ask.attacks.advknn import fit_blocks, vote_distributions
-from ask.attacks.ask import identity_features
 from ask.attacks.dknn_atk import mean_neighbour_distance
 from ask.attacks.linf import BoxSteps, ascend, linf_ascent
-from ask.attacks.references import Subject, leave_one_out
+from ask.attacks.references import Subject, identity_features, leave_one_out
+from ask.config.attacks import VARIANTS
+from ask.config.run import load_artifacts
 from ask.knn.dknn import DkNN
 from ask.knn.search import ExactSearch
+from ask.paths import Run
+from ask.plan.planner import plan_run
+from ask.plan.settings import leave_out
+from ask.report.tables import render_table
 
 CLASSES, PER_CLASS, SIDE = 4, 12, 3
+ARTIFACTS = ROOT / "config/artifacts"
 
 
 @pytest.fixture
@@ -181,6 +192,23 @@ def test_box_steps_are_the_optimiser_on_the_tanh_variable(optimizer):
     torch.testing.assert_close(found, (middle + half * w.tanh()).detach(), rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize(("rate", "end"), [(0.03, 0.38), (0.1, 0.88), (0.3, 0.998)])
+def test_how_far_twenty_steps_of_adam_go(rate, end):
+    """From random starts, under a gradient of constant sign: what table01.yaml, the docs and BoxSteps say."""
+    images = torch.full((50, 1, 20, 20), 0.5)
+    for sign in (1, -1):
+        found = linf_ascent(
+            lambda x, sign=sign: sign * x.flatten(1).sum(1),
+            images,
+            eps=0.1,
+            step_size=1.0,
+            steps=20,
+            generator=torch.Generator().manual_seed(0),
+            rule=BoxSteps("adam", rate),
+        )
+        assert float((sign * (found - images) / 0.1).mean()) == pytest.approx(end, abs=0.006)
+
+
 def test_guides_are_chosen_anew_after_refresh_steps(scene):
     *_, images, y, features = scene
     calls = []
@@ -222,6 +250,46 @@ def test_advknn_equals_a_naive_implementation(scene, similarity, ce_weight):
     loss = attack.losses(found_neighbours, y)(slice(None))(features(x, layers))
     torch.testing.assert_close(loss.detach(), torch.stack(values), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), x)[0], torch.stack(gradients), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("ce_weight", [0.0, 0.3])
+def test_advknn_away_from_the_label_climbs_the_blocks_cross_entropy(scene, ce_weight):
+    *_, images, y, features = scene
+    layers = ("a", "b")
+    block = BlockConfig(epochs=3, batch_size=16)
+    config = AdvKnnConfig(layers=layers, k=3, ce_weight=ce_weight, block=block, target="label")
+    attack = AdvKnn(features, searches(scene, layers, "cosine"), config, generator=torch.Generator().manual_seed(1))
+    attack.references["a"].search = attack.references["b"].search = None  # is not called any more
+    moved = (images + 0.1).clamp(0, 1)
+    expected = torch.zeros(len(y))
+    for layer in layers:
+        unit = F.normalize(features(moved, layers)[layer], dim=1)
+        weight, bias = attack.blocks[layer].parameters
+        expected += (1 + ce_weight) * F.cross_entropy(unit @ weight + bias, y, reduction="none")
+    assert (attack.k, attack.k_class) == (0, 0)
+    torch.testing.assert_close(attack.losses({}, y)(slice(None))(features(moved, layers)), expected)
+    assert attack(images, y).shape == images.shape
+
+
+def test_the_label_leads_images_that_votes_would_put_right_further_away(digits):
+    """On digits with a few wrong references: of images that the clean DkNN gets wrong, votes put more right."""
+    train, labels, images, y = digits
+    search = {"input": ExactSearch(train[:60].flatten(1), labels[:60], similarity="l2")}
+    classifier = DkNN(n_neighbors=5, metric="l2").fit(train[:60], labels[:60])
+    wrong = torch.as_tensor(classifier.predict(images)) != y
+    right = {}
+    for target in ("votes", "label"):
+        config = AdvKnnConfig(
+            layers=("input",),
+            eps=0.15,
+            step_size=0.03,
+            block=BlockConfig(epochs=100, learning_rate=0.1),
+            target=target,
+        )
+        attack = AdvKnn(identity_features, search, config, generator=torch.Generator().manual_seed(0))
+        right[target] = (torch.as_tensor(classifier.predict(attack(images, y))) == y)[wrong].float().mean()
+    assert wrong.sum() >= 10
+    assert right["votes"] > right["label"] == 0
 
 
 @pytest.mark.parametrize("hidden", [None, 7])
@@ -328,6 +396,17 @@ def accuracies(digits):
         assert torch.equal(adversarial, again)
         found[name] = classifier.score(adversarial, y)
     return found
+
+
+def test_the_successor_by_sign_steps_is_stronger_than_by_its_own(digits, accuracies):
+    train, labels, images, y = digits
+    search = {"input": ExactSearch(train.flatten(1), labels, similarity="l2")}
+    variant = VARIANTS["dknn"]["successor-sign"]
+    config = DkNNAttackConfig(layers=("input",), eps=0.25, step_size=0.03, alpha=None, learning_rate=None, **variant)
+    assert config.refresh is None, "20 steps are too few to choose guides anew"
+    attack = DkNNAttack(identity_features, search, config, generator=torch.Generator().manual_seed(0))
+    classifier = DkNN(n_neighbors=5, metric="l2").fit(train, labels)
+    assert classifier.score(attack(images, y), y) < accuracies["successor"]
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -511,3 +590,122 @@ def test_blocks_on_a_gpu_equal_those_on_a_cpu():
     ]
     for cpu, gpu in zip(*found, strict=True):
         torch.testing.assert_close(gpu(pool.cuda()).cpu(), cpu(pool), rtol=1e-3, atol=1e-3)
+
+
+def test_rivals_beyond_the_paper_are_cells_of_their_own():
+    cells, found = jobs(planned("demo"), "attack"), jobs(planned("demo"), "calibrate")
+    label = cells["digits-vgg", "at", "advknn-label-cos-L4-K5-e51.2-s20"]
+    votes = cells["digits-vgg", "at", "advknn-cos-L4-K5-e51.2-s20"]
+    assert label.attack == votes.attack.model_copy(update={"target": "label"})
+    assert label.blocks_from == votes.blocks_from
+    assert "target" not in votes.attack.model_dump(mode="json")
+    sign = cells["digits-vgg", "at", "dknn-successor-sign-cos-L4-K5-e51.2-s20"]
+    assert (sign.attack.optimizer, sign.attack.loss, sign.alpha_from) == (
+        "sign",
+        "relu",
+        "guides-dknn-successor-sign-cos-L4-e51.2",
+    )
+    guides = found["digits-vgg", "at", sign.alpha_from]
+    assert guides.grid == ({"guides": 2}, {"guides": 10})
+    assert found["digits-vgg", "at", "alpha-dknn-sign-cos-L4-e51.2"].grid == ({"alpha": 1}, {"alpha": 4})
+
+
+@pytest.mark.parametrize("names", [["table01"], ["table08", "table01"]])
+def test_one_pgd_serves_every_classifier(names):
+    """An attack on the network has no similarity of its own, whichever table asks for it."""
+    plan = plan_run(planned("demo").config, load_artifacts(ARTIFACTS, names), PAPER)
+    pgd = jobs(plan, "attack")["digits-vgg", "at", "pgd-e51.2-s20"]
+    assert pgd.similarity == "cosine"
+    assert {(c.similarity, c.layers) for c in pgd.classifiers} == {
+        (similarity, layers)
+        for similarity in ("cosine", "l2")
+        for layers in (("conv3",), ("conv4",), ("conv3", "conv4"))
+    }
+    shown = [e for e in plan.artifacts["table01"]["entries"] if e["columns"]["attack"] == "pgd"]
+    assert len(shown) == 6
+    assert {e["columns"]["similarity"] for e in shown} == {"cosine", "l2"}
+    assert {(e["columns"]["metric"], e["columns"]["attack_layers"]) for e in shown} == {("dknn_robust_accuracy", "")}
+    assert all(e["paper_mean"] is None for e in shown)
+
+
+def test_a_run_may_leave_parts_of_artifacts_out():
+    (whole,) = load_artifacts(ARTIFACTS, ["table01"]).values()
+    labels = [value.label for value in leave_out(whole, {"fair-rivals"}).columns[1].values]
+    assert labels == ["ASK-Atk", "AdvKnn", "DkNN-Atk", "DkNN-Atk (sign-PGD)"]
+    assert leave_out(whole, set()) == whole
+    assert planned("lite").artifacts["table01"]["column_headers"][3] == ["cosine similarity", "DkNN-Atk (sign-PGD)"]
+    assert len(planned("lite").artifacts["table01"]["column_headers"]) == 8
+
+
+def margin_table(run, accuracies):
+    """A table of attacks (columns) on two layers (rows), its accuracies in percent by column."""
+    entries = []
+    for column, (label, values) in enumerate(accuracies.items()):
+        for row, value in enumerate(values):
+            name, layers = f"cell-{row}-{column}", (f"conv{3 + row}",)
+            write_cell(run, name, [measure(layers, value / 100)])
+            columns = {"dataset": "digits", "metric": "dknn_robust_accuracy", "attack": label}
+            entries.append(
+                {
+                    "row": row,
+                    "column": column,
+                    "columns": columns,
+                    "metric": "dknn_robust_accuracy",
+                    "cell": {"dataset": "digits", "model": "at", "id": name},
+                    "classifier": {"similarity": "cosine", "layers": list(layers), "k": 5},
+                }
+            )
+    return {
+        "id": "table01",
+        "kind": "table",
+        "title": "Attacks",
+        "caption": "",
+        "paper": None,
+        "notes": ["A note."],
+        "row_names": ["Layers"],
+        "row_headers": [["Conv 3"], ["Conv 4"]],
+        "column_headers": [["cosine", label] for label in accuracies],
+        "entries": entries,
+        "margin": {"of": "ASK-Atk", "rivals": ["AdvKnn", "DkNN-Atk"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (
+            (40.0, 29.9),
+            (
+                "ASK-Atk leaves at least 12.6 points less than the best of the paper's rivals (smallest margin: "
+                "cosine, Conv 4, AdvKnn) and at least 2.9 points less than the best of all shown (smallest margin: "
+                "cosine, Conv 4, PGD on the network). Margins against the best of all: cosine, Conv 3 +20.0 (PGD on"
+                " the network); cosine, Conv 4 +2.9 (PGD on the network)."
+            ),
+        ),
+        (
+            (60.0, 25.4),
+            (
+                "and up to 1.6 points more than the best of all shown (smallest margin: cosine, Conv 4, PGD on the "
+                "network). Margins against the best of all: cosine, Conv 3 +25.0 (DkNN-Atk); cosine, Conv 4 "
+                "\N{MINUS SIGN}1.6 (PGD on the network)."
+            ),
+        ),
+        ((60.0, 27.0), "and in some setting as much as the best of all shown (smallest margin: cosine, Conv 4, PGD"),
+    ],
+)
+def test_what_remains_of_the_margin_is_said_below_the_table(tmp_path, network, expected):
+    run = Run(tmp_path / "run")
+    accuracies = {"ASK-Atk": (20, 27), "AdvKnn": (55, 39.6), "DkNN-Atk": (45, 50), "PGD on the network": network}
+    render_table(margin_table(run, accuracies), run)
+    texts = {suffix: run.table("table01").with_suffix(suffix).read_text() for suffix in (".md", ".tex", ".html")}
+    assert "- A note.\n- ASK-Atk leaves at least 12.6 points less" in texts[".md"]
+    assert expected in texts[".md"]
+    assert expected.split(" (")[0].replace("'", "&#x27;") in texts[".html"].partition("</table>")[2]
+    assert "ASK-Atk leaves at least 12.6 points less" in texts[".tex"]
+
+
+def test_a_table_without_that_wish_says_nothing(tmp_path):
+    run = Run(tmp_path / "run")
+    job = margin_table(run, {"ASK-Atk": (20, 27), "AdvKnn": (55, 39.6)})
+    render_table({key: value for key, value in job.items() if key != "margin"}, run)
+    assert "leaves" not in run.table("table01").with_suffix(".md").read_text()

@@ -8,7 +8,11 @@ import pytest
 from plans import ROOT, planned
 
 from ask.config.stored import current
+from ask.paths import Run
 from ask.plan.planner import Plan
+from ask.report.evidence import describe
+from ask.report.numbers import collect
+from ask.report.tables import margin_remark
 
 RUNS = {"lite": "lite", "paper": "raw-pixels"}
 """Committed results by their folder, and the configurations that made them."""
@@ -138,3 +142,39 @@ def test_the_first_grids_held_values_of_what_was_searched() -> None:
 def test_unknown_documents_stay_as_they_are() -> None:
     assert current({"anything": 1}) == {"anything": 1}
     assert current({"attack": None, "id": "clean"}) == {"attack": None, "id": "clean"}
+
+
+def test_clean_errors_counted_as_errors_are_told_by_committed_predictions() -> None:
+    """Most of ASK-Atk's margin over AdvKnn on Conv 4 is images that AdvKnn puts right."""
+    plan = planned("lite")
+    run, margins = Run(ROOT / plan.run.root), {}
+    for name in ("table01", "table01-kept"):
+        numbers = collect(plan.artifacts[name], run)
+        found = numbers[(numbers["similarity"] == "cosine") & (numbers["dknn_layers"] == "conv4")]
+        means = dict(zip(found["attack"] + found["variant"], found["mean"], strict=True))
+        margins[name] = means["advknn"] - means["asknon-targeted"]
+        assert "ASK-Atk leaves at least" in margin_remark(plan.artifacts[name], numbers)
+    assert margins["table01"] == pytest.approx(12.6, abs=0.05)
+    assert margins["table01-kept"] == pytest.approx(2.9, abs=0.05)
+
+
+def test_committed_parameters_at_an_end_of_their_grid_are_marked() -> None:
+    marked = {}
+    for folder in RUNS:
+        run = Run(ROOT / "results" / folder)
+        for path in sorted((run.root / "cells").rglob("*.json")):
+            name = "/".join(path.relative_to(run.root / "cells").with_suffix("").parts)
+            marked[folder, name] = describe(name, json.loads(path.read_text()), run)["parameters"]
+    assert marked["lite", "cifar10/at/ask-cos-L3-K5-e8-s20"] == "τ conv3 0.003 (edge of its grid)"
+    assert marked["paper", "mnist/raw/ask-cos-Lin-K5-e40-s20"] == "τ input 0.003 (edge of its grid)"
+    assert marked["paper", "fashion_mnist/raw/ask-l2-Lin-K5-e40-s20"] == "τ input 0.03", "it lies inside"
+    assert "edge" not in marked["lite", "cifar10/at/pgd-e8-s20"]
+
+
+def test_fields_added_to_attacks_are_in_documents_only_where_they_are_set() -> None:
+    found = current(old_cell("x", name="advknn", layers=["conv4"], advknn={"ce_weight": 0.0}))["attack"]
+    assert "target" not in found
+    plan = planned("paper")
+    label = document(plan, plan.run.cell("cifar10", "at", "advknn-label-cos-L4-K5-e8-s20"))
+    assert label["attack"]["target"] == "label"
+    assert current(label) == label

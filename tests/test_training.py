@@ -4,7 +4,7 @@ import re
 import signal
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
+from plans import jobs, planned
 from torch import Tensor, nn
 from training_jobs import (
     CPU,
@@ -28,13 +29,19 @@ from training_jobs import (
     weights,
 )
 
-from ask.config.training import ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
+from ask.config.artifacts import ArtifactConfig
+from ask.config.run import ConfigError, load_run, merge
+from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
 from ask.models.networks import Network, build, fold_batchnorm, load_network, load_weights
+from ask.plan.planner import plan_run
 from ask.training import TrainingDivergedError
 from ask.training.images import ResidentImages, augment, seeded, split_holdout
 from ask.training.methods import AdversarialTraining, BaseOutput, Batch, make_method
 from ask.training.record import Checkpoint, State
 from ask.training.run import Run, learning_rate
+from ask.training.selection import Judge
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +135,17 @@ def test_half_of_the_images_are_flipped() -> None:
     assert torch.equal(plain, ~falling)
     assert all(value in flips[i, 0] for i in range(20) for value in reach[4:12])
     assert abs(falling.float().mean().item() - 0.5) < 0.04
+
+
+@pytest.mark.parametrize(("pad", "margin"), [(None, 16), (4, 4), (0, 0)])
+def test_the_padding_is_an_eighth_of_the_side_unless_it_is_given(pad: int | None, margin: int) -> None:
+    data = ResidentImages(
+        np.full((400, 1, 128, 128), 255, np.uint8), np.zeros(400, np.int64), device=CPU, kind="crop", pad=pad
+    )
+    rows = data.draw(torch.arange(400), seeded(CPU, 0))[0][:, 0].amax(2)
+    shifts = {int(row.argmax()) - int(row.flip(0).argmax()) for row in rows}
+    assert shifts == set(range(-margin, margin + 1))
+    assert rows.mean(1).min() == pytest.approx(1 - margin / 128)
 
 
 def test_augmentation_repeats_for_a_seed_and_none_changes_nothing() -> None:
@@ -257,6 +275,8 @@ def test_outputs_say_what_was_done(few: Arrays, tmp_path: Path) -> None:
     robust = [float(row["val_robust_accuracy"]) for row in rows]
     assert record["chosen_epoch"] == 1 + robust.index(max(robust))
     assert f"epoch {record['chosen_epoch']} of 2: highest held-out robust" in record["selection"]
+    last = float(rows[-1]["val_clean_accuracy"])
+    assert record["selection"].endswith(f"; the last epoch's: {robust[-1]:.4f} (clean {last:.4f})")
     assert load_weights(tmp_path / "weights.safetensors")[1]["epoch"] == str(record["chosen_epoch"])
     assert load_network(tmp_path).spec == job.network
 
@@ -307,6 +327,144 @@ def test_unfit_data_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(make_job(holdout=0), (images, labels), tmp_path)
+
+
+# Averaged weights
+
+
+def test_what_is_kept_is_the_average_of_weights_and_statistics(
+    few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the plain recurrence in float64 over the weights of every step."""
+
+    def size(network: Network) -> float:
+        return float(next(network.head.parameters()).detach().abs().sum())
+
+    monkeypatch.setattr(Judge, "__call__", lambda _, folded: (1.0, size(folded)))
+    job, without, decay = make_job(ema=0.6), make_job(), 0.6
+    training = Run(job, *few, CPU, Checkpoint(tmp_path, job, "", ""))
+    plain = Run(without, *few, CPU, Checkpoint(tmp_path, without, "", ""))
+    expected = {name: tensor.double().clone() for name, tensor in training.network.state_dict().items()}
+    while training.state.epoch < 2:
+        step = training.position
+        training.advance()
+        plain.advance()
+        now = dict(training.network.state_dict())
+        assert same(now, dict(plain.network.state_dict()))  # training itself takes no notice
+        share = min(decay, (1 + step) / (10 + step))
+        expected = {name: share * mean + (1 - share) * now[name].double() for name, mean in expected.items()}
+        if training.state.step == training.steps:
+            training.end_epoch()
+            plain.end_epoch()
+    kept = training.kept.state_dict()
+    floats = [name for name in kept if kept[name].is_floating_point()]
+    assert any(name.endswith("running_var") for name in floats)
+    for name in floats:
+        torch.testing.assert_close(kept[name].double(), expected[name], rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(kept[name], now[name]) for name in kept if name not in floats)
+    # The average is what is judged, and what is written: the last, and that of the epoch that was judged best.
+    scores = [row["val_robust_accuracy"] for row in training.state.rows]
+    assert scores[-1] == size(training.kept) != size(training.network)
+    run(job, few, tmp_path / "run")
+    assert same(weights(tmp_path / "run"), dict(kept))
+    assert size(load_network(tmp_path / "run")) == max(scores)
+
+
+@pytest.mark.parametrize("after", [3, 5, 7])
+def test_a_resumed_average_equals_an_undisturbed_one(
+    after: int, few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(ema=0.9)
+    calm = run(job, few, tmp_path / "calm")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after)
+        with pytest.raises(Interrupted):
+            run(job, few, tmp_path / "resumed", checkpoint_seconds=0)
+    run(job, few, tmp_path / "resumed")
+    for which in ("last", "weights"):
+        assert same(weights(calm, which), weights(tmp_path / "resumed", which))
+    assert not same(weights(calm), weights(run(make_job(), few, tmp_path / "plain")))
+
+
+# A method's own settings
+
+
+def planned_training(overlay: dict[str, Any]) -> dict[str, TrainJob]:
+    """Training jobs on CIFAR-10 by model, of a table of two models."""
+    files = [ROOT / "config/config.yaml"]
+    raw = merge(yaml.safe_load(files[0].read_text()), overlay)
+    artifact = ArtifactConfig.model_validate(
+        {"kind": "table", "title": "", "caption": "", "category": "defence"}
+        | {"settings": {"dataset": "cifar10", "layers": ["conv4"]}, "columns": [{"values": [{"label": ""}]}]}
+        | {"rows": [{"values": [{"label": name, "model": name} for name in ("at", "mine")]}]}
+    )
+    return {task.job.model: task.job for task in plan_run(load_run(raw), {"x": artifact}).of("train")}
+
+
+def test_a_method_may_change_settings_of_the_training() -> None:
+    mine = {"label": "Mine", "base": "at", "epochs_factor": 2.5, "training": {"eps": 8, "ema": 0.999}}
+    shared = {"epochs": 30, "steps": 3, "schedule": {"name": "step", "milestones": [9, 21]}}
+    found = planned_training({"models": {"mine": mine}, "datasets": {"cifar10": {"training": shared}}})
+    at, own = found["at"].training, found["mine"].training
+    assert (at.eps, at.ema, at.epochs, at.schedule.milestones) == (4, None, 30, (9, 21))
+    assert (own.eps, own.ema, own.epochs, own.schedule.milestones) == (8, 0.999, 75, (22, 52))
+    changed = {"eps", "ema", "epochs", "schedule"}
+    assert own.model_dump(exclude=changed) == at.model_dump(exclude=changed)
+    # The job says what is trained, once: its method is that of plain AT, but for the label.
+    assert found["mine"].method.model_dump() == found["at"].method.model_dump() | {"label": "Mine"}
+    assert TrainJob.model_validate_json(found["mine"].model_dump_json()) == found["mine"]
+
+
+def test_jobs_without_new_options_are_written_as_before() -> None:
+    """Evidence, checkpoints and Snakemake's record of parameters go by these documents."""
+    job = make_job(method={"regulariser": "ask"}).model_dump(mode="json")
+    assert not {"ema", "pad"} & job["training"].keys()
+    assert not {"training", "epochs_factor"} & job["method"].keys()
+    assert "layers" not in job["method"]["ask"]
+    several = ASKSpec(layers=("conv3", "conv4"))
+    assert several.model_dump(mode="json")["layers"] == ["conv3", "conv4"]
+    assert ASKSpec.model_validate_json(several.model_dump_json()) == several
+    new = make_job(ema=0.5, pad=2)
+    assert TrainJob.model_validate_json(new.model_dump_json()) == new
+
+
+@pytest.mark.parametrize("name", ["lite", "demo", "paper"])
+def test_each_control_changes_what_it_is_named_for(name: str) -> None:
+    plan = planned(name)
+    trained = jobs(plan, "train").items()
+    found = {model: job.training for (dataset, model), job in trained if dataset in ("cifar10", "digits-vgg")}
+    at, step = found["at"], found["at-step"].model_dump()
+    factor = at.ask_eps / at.eps
+    assert (found["at-eps8"].eps, found["ask-def-eps4"].ask_eps) == (factor * at.eps, at.eps)
+    assert found["at-long"].epochs == 2.5 * at.epochs
+    assert step["schedule"]["name"] == "step"
+    assert at.epochs // 2 <= min(step["schedule"]["milestones"]) <= max(step["schedule"]["milestones"]) < at.epochs
+    assert found["at-ema"].model_dump() == step | {"ema": 0.999}
+    assert found["ask-def-conv34"] == found["ask-def"] == at
+    seeds = {model for model in found if "-seed" in model}
+    most = plan.config.evaluation.max_training_seeds or 3
+    assert seeds == {f"{model}-seed{i}" for model in ("at", "at-long", "ask-def") for i in range(1, most)}
+
+
+def test_imagenettes_images_are_padded_by_four_pixels() -> None:
+    found = jobs(planned("paper"), "train")
+    assert (found["imagenette", "at"].training.pad, found["cifar10", "at"].training.pad) == (4, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"training": {"eps": 300}}, r"training\.eps: input should be less than or equal to 255"),
+        ({"training": {"epsilon": 8}}, r"training\.epsilon: unknown option; allowed here: ask_eps"),
+        ({"epochs_factor": 0}, r"epochs_factor: input should be greater than 0"),
+        ({"base": "none", "epochs_factor": 2}, "base: none trains nothing: remove training and epochs_factor"),
+    ],
+)
+def test_nonsense_in_a_methods_own_settings_is_refused(model: dict[str, Any], message: str) -> None:
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    raw["models"]["mine"] = {"label": "Mine", "base": "at"} | model
+    with pytest.raises(ConfigError, match=rf"models\.mine.*{message}"):
+        load_run(raw)
 
 
 # Interruption and failure

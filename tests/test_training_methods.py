@@ -21,12 +21,12 @@ from training_jobs import CPU, Arrays, Interrupted, history, interrupt, load_ima
 
 from ask.attacks.linf import random_start
 from ask.config.run import ConfigError, load_run, read_run
-from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
+from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, TrainingSpec, TrainJob
 from ask.knn.dknn import DkNN
 from ask.losses.ask import ask_loss, instance_wise
 from ask.losses.snn import pairwise_distance, snn_loss
 from ask.losses.trades import kl_divergence, trades_loss
-from ask.models.networks import Network, build, fold_batchnorm
+from ask.models.networks import LAYERS, Network, build, fold_batchnorm
 from ask.plan import provenance
 from ask.steps import modules_of
 from ask.training import selection
@@ -245,6 +245,56 @@ def test_legacy_steps_end_in_a_corner_of_the_ball(few: Arrays) -> None:
     assert cornered(plain) < 0.9
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_on_several_layers_the_second_generator_climbs_their_sum(few: Arrays, own: bool) -> None:
+    """Step by step along the sign of the plain sum's gradient, taken image by image."""
+    network = make_network().train()
+    batch = make_batch(few, network, size=8)
+    layers = ("conv3", "conv4")
+    regulariser = ASKRegulariser(make_job(method=ask_def(layers=layers, tau=0.5)).method.ask, SETTINGS)
+    references, _ = batch.source.references(N, seeded(CPU, 2))
+    images = regulariser._generate(network, batch, batch.images, batch.labels, [references], own)
+    target, eps = batch.target, 51 / 255
+    low, high = (batch.images - eps).clamp(0, 1), (batch.images + eps).clamp(0, 1)
+    expected = torch.clamp(batch.images + random_start(batch.images, eps, seeded(CPU, 1)), low, high)
+    with torch.no_grad():
+        found, clean = target.features(references, layers), target.features(batch.images, layers)
+    for _ in range(SETTINGS.steps):
+        expected.requires_grad_()
+        total = torch.zeros(())
+        for layer, at in target.features(expected, layers).items():
+            for i, y in enumerate(batch.labels.tolist()):
+                masses = [
+                    sum(naive_similarity(at[i], r, "cosine", 0.5).exp() for r in found[layer][c * N : (c + 1) * N])
+                    for c in range(C)
+                ]
+                if own:
+                    masses[y] = masses[y] + naive_similarity(at[i], clean[layer][i], "cosine", 0.5).exp()
+                total = total - torch.log(masses[y] / sum(masses))
+        (gradient,) = torch.autograd.grad(total, expected)
+        expected = torch.clamp(expected.detach() + SETTINGS.step_size / 255 * gradient.sign(), low, high)
+    # Rounding turns the sign of the smallest gradients.
+    assert (images - expected).abs().gt(1e-6).float().mean() < 0.01
+    alone, *_ = crafted(few, network)
+    assert (images - alone[:8]).abs().gt(1e-6).float().mean() > 0.05
+
+
+def test_a_layer_given_either_way_trains_the_same(few: Arrays, tmp_path: Path) -> None:
+    one, same_one = (
+        run(make_job(method=ask_def(**options)), few, tmp_path / str(options))
+        for options in ({"layer": "conv3"}, {"layers": ["conv3"]})
+    )
+    assert same(weights(one), weights(same_one))
+
+
+@pytest.mark.parametrize(
+    "options", [{"layers": ["conv3", "conv3"]}, {"layer": "conv4", "layers": ["conv3"]}, {"layer": None}]
+)
+def test_layers_that_contradict_each_other_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give either layer, or layers, each of them once"):
+        ASKSpec(**options)
+
+
 @pytest.mark.parametrize(("attack", "eps"), [("ce", 25.5), ("ask", 51)])
 def test_reference_copies_are_made_by_either_generator(few: Arrays, attack: str, eps: float) -> None:
     network = make_network()
@@ -281,6 +331,8 @@ def naive_similarity(u: Tensor, v: Tensor, similarity: str, tau: float) -> Tenso
         {"mass_floor": 0.01, "references_per_class": 2},
         {"legacy_ref_labels": True},
         {"joint_pass": True},
+        {"layers": ["conv4", "conv3"], "include_self": True, "mass_floor": 0.01},
+        {"layers": ["conv2", "conv3", "conv5"], "joint_pass": True, "weight": 0.5},
     ],
     ids=lambda options: ",".join(options) or "default",
 )
@@ -312,21 +364,22 @@ def test_the_loss_and_its_gradient_are_the_formulas(
     if spec.legacy_ref_labels:
         truth = torch.arange(C).repeat_interleave(spec.references_per_class).repeat_interleave(2)
     inputs = [0.9 * batch.images, torch.cat(groups), *([batch.images] if spec.include_self else [])]
-    if spec.joint_pass:
-        joint = network.features(torch.cat(inputs), (spec.layer,))[spec.layer]
-        features, references = joint[:8], joint[8:]
-    else:
-        passes = [network.features(group, (spec.layer,))[spec.layer] for group in inputs]
-        features, references = passes[0], passes[1]
     losses = []
-    for i in range(8):
-        masses = [torch.zeros(()).double() for _ in range(C)]
-        for reference, c in zip(references, truth, strict=True):
-            masses[c] = masses[c] + naive_similarity(features[i], reference, spec.similarity, spec.tau).exp()
-        y = int(batch.labels[i])
-        if spec.include_self:
-            masses[y] = masses[y] + naive_similarity(features[i], passes[2][i], spec.similarity, spec.tau).exp()
-        losses.append(-torch.log(masses[y] / sum(masses) + spec.mass_floor))
+    for layer in options.get("layers", [spec.layer]):
+        if spec.joint_pass:
+            joint = network.features(torch.cat(inputs), (layer,))[layer]
+            features, references = joint[:8], joint[8:]
+        else:
+            passes = [network.features(group, (layer,))[layer] for group in inputs]
+            features, references = passes[0], passes[1]
+        for i in range(8):
+            masses = [torch.zeros(()).double() for _ in range(C)]
+            for reference, c in zip(references, truth, strict=True):
+                masses[c] = masses[c] + naive_similarity(features[i], reference, spec.similarity, spec.tau).exp()
+            y = int(batch.labels[i])
+            if spec.include_self:
+                masses[y] = masses[y] + naive_similarity(features[i], passes[2][i], spec.similarity, spec.tau).exp()
+            losses.append(-torch.log(masses[y] / sum(masses) + spec.mass_floor))
     expected = spec.weight * sum(losses) / 8
     torch.testing.assert_close(term, expected)
     for ours, theirs in zip(gradients(term, network), gradients(expected, network), strict=True):
@@ -380,6 +433,7 @@ def test_a_small_weight_is_a_small_change_in_proportion(few: Arrays, tmp_path: P
 METHODS: dict[str, dict[str, Any]] = {
     "at-snn": {"regulariser": "snn", "snn": {"learn_temperature": True}},
     "ask-def": ask_def(),
+    "ask-def-conv34": ask_def(layers=["conv3", "conv4"]),
     "trades": {"base": "trades"},
     "ask-def-trades": {"base": "trades"} | ask_def(include_self=True, reference_attack="ask"),
     "released": ask_def(crafting_batch_norm="train", mass_floor=1e-6, legacy_ref_labels=True, legacy_step=True),
@@ -462,6 +516,15 @@ S, R = 2, C * N  # steps of the training attack, references
             + [(B + R, "conv3", True, True)],
         ),
         (
+            ask_def(layers=["conv4", "conv3"]),  # one pass for all layers
+            [(B, "head", False, True)] * S
+            + [(B, "head", True, True)]
+            + [(R, "head", False, True)] * S
+            + [(2 * R, "conv4", False, False)]
+            + [(B, "conv4", False, True)] * S
+            + [(B, "conv4", True, True), (2 * R, "conv4", True, True)],
+        ),
+        (
             ask_def(reference_attack="ask", include_self=True),
             [(B, "head", False, True)] * S
             + [(B, "head", True, True)]
@@ -472,7 +535,7 @@ S, R = 2, C * N  # steps of the training attack, references
             + [(B, "conv4", True, True), (2 * R, "conv4", True, True), (B, "conv4", True, True)],
         ),
     ],
-    ids=["at", "at-snn", "trades", "ask-def", "ask-def-shallow", "ask-def-self"],
+    ids=["at", "at-snn", "trades", "ask-def", "ask-def-shallow", "ask-def-layers", "ask-def-self"],
 )
 def test_a_step_makes_just_the_passes_of_its_method(
     method: dict[str, Any], expected: list[Call], few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -483,9 +546,10 @@ def test_a_step_makes_just_the_passes_of_its_method(
     backward = 0
     walk = Network._walk
 
-    def counted(self: Network, x: Tensor, layers: tuple[str, ...], depth: int) -> Any:
+    def counted(self: Network, x: Tensor, layers: tuple[str, ...], depth: int = 0) -> Any:
         nonlocal backward
         out, found = walk(self, x, layers, depth)
+        depth = max([depth, *map(LAYERS.index, layers)])
         calls.append((len(x), f"conv{depth}" if depth < 5 else "head", self.training, out.requires_grad))
 
         def back(_: Tensor, images: int = len(x)) -> None:
@@ -679,6 +743,7 @@ def test_the_papers_methods_are_configured_under_the_papers_names() -> None:
     labels = {model.label for model in paper.models.values() if model.base != "none"}
     # What the training code really did, and the regulariser on another layer: not in the paper's tables.
     labels = {label for label in labels if "released" not in label and "Conv" not in label}
+    labels = {label for label in labels if "," not in label}  # controls
     assert labels == {"AT", "AT+SNN", "ASK-Def", "TRADES", "ASK-Def(TRADES)"}
     assert labels <= named
     assert (paper.datasets["cifar10"].training.ask_eps, paper.datasets["imagenette"].training.ask_eps) == (8, 4)
@@ -765,8 +830,9 @@ CRAFTED = {
     "ASK-Def, references by G2": ask_def(reference_attack="ask"),
     "ASK-Def, own image": ask_def(include_self=True),
     "ASK-Def, batch statistics": ask_def(crafting_batch_norm="train"),
+    "ASK-Def, layers": ask_def(layers=["conv3", "conv4"]),
 }
-RECORDINGS = dict(zip(CRAFTED, (2, 2, 5, 5, 5, 3), strict=True))
+RECORDINGS = dict(zip(CRAFTED, (2, 2, 5, 5, 5, 3, 5), strict=True))
 """Images come in two batch sizes, references in one; batch statistics leave no recording of G2."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ask.knn.dknn import DkNN
+from ask.knn.dknn import DkNN, numbers
 
 if TYPE_CHECKING:
     from foolbox.attacks.base import FixedEpsilonAttack
@@ -20,16 +20,19 @@ ImageAttack = Callable[[Tensor, Tensor], Tensor]
 
 _ROUNDING = 1e-5
 """How far undoing a normalisation may carry pixels out of [0, 1]; further is the caller's mistake."""
+_MOST_COLUMNS = 2**16 - 1
 
 
 class DkNNModule(nn.Module):
     """A fitted DkNN as a module: images (batch, ...) to vote fractions (batch, classes), as if they were logits.
 
-    Columns follow ``classifier.classes_``, so labels must be positions in it (0, 1, ... as they mostly are). The
-    largest column, the first in a tie, is what the DkNN predicts. Votes have no gradient: judge by this module, or
-    run decision-based attacks on it.
+    Column c holds the votes of label c, as attacks on the DkNN know it: of whole numbers given to ``fit`` up to the
+    largest of them, columns of numbers that were not given being 0; of other labels, of their positions in
+    ``classifier.classes_``. The largest column, the first in a tie, is what the DkNN predicts. Votes have no gradient:
+    judge by this module, or run decision-based attacks on it.
 
-    Raises ValueError for a classifier that is not fitted. Images must be on the device of the references.
+    Raises ValueError for a classifier that is not fitted, or whose labels are below 0 or above 65,535, too many for
+    columns. Images must be on the device of the references.
 
     >>> judge = foolbox.PyTorchModel(DkNNModule(classifier).eval(), bounds=(0, 1))
     """
@@ -39,13 +42,23 @@ class DkNNModule(nn.Module):
         if not hasattr(classifier, "search_"):
             raise ValueError("this DkNN is not fitted yet; call fit(X, y) first")
         self.classifier = classifier
+        self.columns = numbers(classifier.classes_)
+        if self.columns is not None and (self.columns[0] < 0 or self.columns[-1] > _MOST_COLUMNS):
+            raise ValueError(
+                f"labels {int(self.columns[0])}..{int(self.columns[-1])} can't be columns 0..{_MOST_COLUMNS};"
+                " fit on positions: numpy.unique(y, return_inverse=True)"
+            )
         device = next(iter(classifier.search_.values())).features.device
         # Both libraries ask a module's parameters for its device.
         self.place = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Share of the votes of each class (batch, classes), float32."""
-        return torch.from_numpy(self.classifier.predict_proba(images)).to(images.device, torch.float32)
+        shares = torch.from_numpy(self.classifier.predict_proba(images))
+        if self.columns is not None:
+            columns = shares.new_zeros((len(shares), int(self.columns[-1]) + 1))
+            shares = columns.index_copy_(1, self.columns, shares)
+        return shares.to(images.device, torch.float32)
 
 
 def to_foolbox(make_attack: Callable[[float], ImageAttack]) -> "FixedEpsilonAttack":
@@ -122,7 +135,7 @@ def to_torchattacks(attack: ImageAttack, model: nn.Module) -> "Attack":
     Raises:
         ImportError: torchattacks is not installed.
 
-    >>> atk = to_torchattacks(ASKAttack(features, references, config, generator=generator), DkNNModule(classifier))
+    >>> atk = to_torchattacks(ASKAttack(classifier, config=config, generator=generator), DkNNModule(classifier))
     >>> adversarial = atk(images, labels)
     """
     try:

@@ -5,7 +5,9 @@ among the others (leave one out). The attack starts from a clean image x and asc
 
     sum_l KL(p_l(x) || q_l(x')) + w CE(q_l(x'), argmax p_l(x)),
 
-p being votes of exact neighbours. Under cosine similarity, fitting and attack both see features of unit length.
+p being votes of exact neighbours, or with ``target="label"`` the true class alone. An image that the clean DkNN gets
+wrong is led away from that wrong class by its votes, and may so be put right; the label leads it away from the true
+class, as every other attack does. Under cosine similarity, fitting and attack both see features of unit length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,8 +45,8 @@ class DeepKNNBlock:
 class AdvKnn(ReferenceAttack[AdvKnnConfig]):
     """AdvKnn on any differentiable feature function; arguments as :class:`ReferenceAttack`.
 
-    ``blocks`` fitted on the same references may be given by layer; otherwise they are fitted here. The true labels are
-    checked but not used: the attack moves away from the clean image's own votes.
+    ``blocks`` fitted on the same references may be given by layer; otherwise they are fitted here. True labels are
+    used with ``target="label"``; otherwise the attack moves away from the clean image's own votes.
 
     >>> attack = AdvKnn(features, references, AdvKnnConfig(layers=("conv4",)), generator=generator)
     >>> adversarial = attack(images, labels)
@@ -60,7 +62,7 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
         **draws: Any,
     ) -> None:
         super().__init__(features, references, config, **draws)
-        self.k = config.k
+        self.k = config.k if config.target == "votes" else 0
         self.blocks = dict(blocks or {})
         for layer, search in self.references.items():
             if layer not in self.blocks:
@@ -74,16 +76,20 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
                     generator=self.generator,
                 )
 
-    def losses(
-        self,
-        neighbours: Mapping[str, Neighbours],
-        labels: Tensor,  # noqa: ARG002  # every attack gets them
-    ) -> Callable[[slice], FeatureLoss]:
-        """As :class:`ReferenceAttack`, from the clean images' vote distributions at each layer."""
-        voted = {
-            layer: votes(neighbour_classes(search, neighbours[layer], self.k), self.n_classes) / self.k
-            for layer, search in self.references.items()
-        }
+    def search(self, images: Tensor) -> dict[str, Neighbours]:
+        """As :class:`ReferenceAttack`; nothing where the true label takes the place of votes."""
+        return super().search(images) if self.k else {}
+
+    def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
+        """As :class:`ReferenceAttack`, from the clean images' vote distributions at each layer, or true classes."""
+        if self.k:
+            voted = {
+                layer: votes(neighbour_classes(search, neighbours[layer], self.k), self.n_classes) / self.k
+                for layer, search in self.references.items()
+            }
+        else:
+            features = next(iter(self.references.values())).features
+            voted = dict.fromkeys(self.references, F.one_hot(labels, self.n_classes).to(features))
 
         def make_loss(part: slice) -> FeatureLoss:
             def loss(features: Mapping[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """ASK-Atk (paper, IV and Algorithm 1): ascend the ASK loss towards the nearest references of other classes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,13 +9,9 @@ from torch import Tensor
 from ask.attacks.linf import FeatureFunction, FeatureLoss
 from ask.attacks.references import ReferenceAttack, calibrated
 from ask.config.attacks import ASKAttackConfig
+from ask.knn.dknn import DkNN
 from ask.knn.search import Neighbours, Search
 from ask.losses.ask import ask_margin, class_wise, scale_free_loss
-
-
-def identity_features(images: Tensor, layers: Sequence[str] = ("input",)) -> dict[str, Tensor]:
-    """The identity feature: raw pixels (paper, VI-A-g), whatever the layer is called."""
-    return {layer: images.flatten(1) for layer in layers}
 
 
 def temperature(config: ASKAttackConfig, layer: str) -> float:
@@ -24,7 +20,13 @@ def temperature(config: ASKAttackConfig, layer: str) -> float:
 
 
 def weights(config: ASKAttackConfig) -> dict[str, float]:
-    """omega of every attacked layer, summing to 1."""
+    """omega of every attacked layer, summing to 1; raises ValueError for an omega or tau of another layer."""
+    tau = config.tau if isinstance(config.tau, Mapping) else {}
+    for name, by_layer in (("omega", config.omega), ("tau", tau)):
+        others = [layer for layer in by_layer if layer not in config.layers]
+        if others:
+            attacked = ", ".join(config.layers)
+            raise ValueError(f"{name} is given for {others[0]!r}, which is not attacked; attacked layers: {attacked}")
     given = {layer: config.omega.get(layer, 0.0 if config.omega else 1.0) for layer in config.layers}
     total = sum(given.values())
     return {layer: weight / total for layer, weight in given.items()}
@@ -33,18 +35,21 @@ def weights(config: ASKAttackConfig) -> dict[str, float]:
 class ASKAttack(ReferenceAttack[ASKAttackConfig]):
     """ASK-Atk on any differentiable feature function; arguments as :class:`ReferenceAttack`.
 
-    >>> attack = ASKAttack(
-    ...     identity_features,
-    ...     {"input": ExactSearch(x, y, similarity="l2")},
-    ...     ASKAttackConfig(layers=("input",)),
-    ...     generator=torch.Generator().manual_seed(0),
-    ... )
+    >>> classifier = DkNN(metric="l2").fit(x, y)
+    >>> config = ASKAttackConfig(layers=("input",))
+    >>> attack = ASKAttack(classifier, config=config, generator=torch.Generator().manual_seed(0))
     >>> adversarial = attack(images, labels)
     """
 
     def __init__(
-        self, features: FeatureFunction, references: Mapping[str, Search], config: ASKAttackConfig, **draws: Any
+        self,
+        features: FeatureFunction | DkNN,
+        references: Mapping[str, Search] | DkNN | None = None,
+        config: ASKAttackConfig | None = None,
+        **draws: Any,
     ) -> None:
+        if config is None:
+            raise ValueError("config is missing; give ASKAttackConfig(layers=..., eps=...)")
         super().__init__(features, references, config, **draws)
         self.k_class = max(config.k_in, config.k_out)
         self.tau = {layer: temperature(config, layer) for layer in config.layers}
@@ -68,7 +73,12 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
             for layer in self.layers:
                 search, (ids, shares) = self.references[layer], chosen[layer]
                 similarities[layer] = class_wise(
-                    search.features, ids[part], weights=shares[part], similarity=search.similarity, tau=self.tau[layer]
+                    search.features,
+                    ids[part],
+                    weights=shares[part],
+                    similarity=search.similarity,
+                    tau=self.tau[layer],
+                    centre=search.centre,
                 )
 
             def loss(features: Mapping[str, Tensor]) -> Tensor:

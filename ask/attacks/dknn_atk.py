@@ -18,7 +18,7 @@ from torch import Tensor
 from ask.attacks.linf import BoxSteps, FeatureFunction, FeatureLoss
 from ask.attacks.references import ReferenceAttack, calibrated, leave_one_out
 from ask.config.attacks import DkNNAttackConfig
-from ask.knn.search import Neighbours, Search
+from ask.knn.search import ExactSearch, Neighbours, Search
 from ask.knn.similarity import negative_distance, unit
 
 
@@ -96,6 +96,8 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
         config, eta = self.config, self.thresholds[layer]
         if self.references[layer].similarity == "cosine":
             features = unit(features)
+        if (centre := self.references[layer].centre) is not None:
+            features, guides = features - centre, guides - centre
         distance = -negative_distance(features.unsqueeze(1), guides, guides.square().sum(2)).squeeze(1)
         excess = distance / eta - 1 if config.relative else distance - eta
         if config.loss == "sigmoid":
@@ -113,6 +115,15 @@ def euclidean(distances: Tensor, search: Search) -> Tensor:
 
 
 def mean_neighbour_distance(search: Search, k: int) -> float:
-    """Mean Euclidean distance of a fifth of the references to their k-th nearest other reference."""
+    """Mean Euclidean distance of a fifth of the references to their k-th nearest other reference.
+
+    Where that is 0, for all of these are duplicates, these count once, and k is at most what is left; 1 if nothing is.
+    """
     distances, _ = leave_one_out(search, k, every=5)
-    return float(euclidean(distances[:, -1], search).mean())
+    mean = float(euclidean(distances[:, -1], search).mean())
+    if mean == 0 and len(distinct := search.features.unique(dim=0)) > 1:
+        labels = torch.zeros(len(distinct), dtype=torch.int64, device=distinct.device)
+        once = ExactSearch(distinct, labels, similarity=search.similarity)
+        distances, _ = leave_one_out(once, min(k, len(distinct) - 1), every=5)
+        mean = float(euclidean(distances[:, -1], once).mean())
+    return mean or 1.0

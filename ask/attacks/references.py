@@ -1,7 +1,7 @@
 """What attacks on nearest-neighbour search have in common: what they are aimed at, and how they look for neighbours."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -9,12 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttack, ascend, random_start
-from ask.attacks.validation import check_images, check_labels
+from ask.attacks.validation import check_images, check_labels, positions
 from ask.config.attacks import ReferenceAttackConfig
+from ask.knn.dknn import DkNN
 from ask.knn.search import Neighbours, Search
+from ask.models.hooks import evaluating
 
 R = TypeVar("R", bound=ReferenceAttackConfig)
 T = TypeVar("T")
+
+
+def identity_features(images: Tensor, layers: Sequence[str] = ("input",)) -> dict[str, Tensor]:
+    """The identity feature: raw pixels (paper, VI-A-g), whatever the layer is called."""
+    return {layer: images.flatten(1) for layer in layers}
 
 
 @dataclass(frozen=True)
@@ -35,20 +42,36 @@ class ReferenceAttack(GradientAttack[R]):
 
     Args:
         features: e.g. ``network.features``, or :func:`ask.attacks.identity_features` for raw pixels; its network
-            should be in evaluation mode with parameter gradients off (:func:`ask.attacks.linf.frozen`).
+            should be in evaluation mode with parameter gradients off (:func:`ask.attacks.linf.frozen`). Or a fitted
+            :class:`ask.knn.dknn.DkNN`, whose features are meant.
         references: search over the reference set at each attacked layer (:class:`ask.knn.search.ExactSearch`),
-            under the similarity that the loss shall use.
+            under the similarity that the loss shall use; or the fitted DkNN whose references are meant. None: those of
+            the DkNN given as ``features``.
         config: settings.
         draws: ``generator`` and ``on_gradient``, as :class:`ask.attacks.linf.GradientAttack`.
+
+    The labels that it takes are those given to the DkNN's ``fit``, as whole numbers. Where these are no numbers, and
+    for references made without a DkNN, they are positions: of the class in ``classes_``, or 0, 1, ...
     """
 
-    def __init__(self, features: FeatureFunction, references: Mapping[str, Search], config: R, **draws: Any) -> None:
+    def __init__(
+        self,
+        features: FeatureFunction | DkNN,
+        references: Mapping[str, Search] | DkNN | None,
+        config: R,
+        **draws: Any,
+    ) -> None:
+        features, references = _aim(features, references)
         missing = [layer for layer in config.layers if layer not in references]
         if missing:
             raise ValueError(f"no references for attacked layers {missing}; given: {sorted(references)}")
         super().__init__(features, config.layers, config, **draws)
         self.references = {layer: references[layer] for layer in config.layers}
-        self.n_classes = self.references[config.layers[0]].n_classes
+        self.types = {layer: search.features.dtype for layer, search in self.references.items()}
+        first, *others = self.references.values()
+        self.n_classes, self.classes = first.n_classes, first.classes
+        if any(_names(search) != _names(first) for search in others):
+            raise ValueError("the attacked layers' references have different classes; fit them on the same labels")
 
     @classmethod
     def build(cls, config: R, subject: Subject, *, blocks: object = None, **draws: Any) -> Self:  # noqa: ARG003  # AdvKnn's
@@ -60,7 +83,7 @@ class ReferenceAttack(GradientAttack[R]):
 
         Args:
             images: (batch, ...) in [0, 1].
-            labels: true classes (batch,), int64.
+            labels: true classes (batch,), int64: labels given to ``fit``, or positions (see the class).
             neighbours: of the clean images at each layer, at least ``k`` of all and ``k_class`` of each class;
                 searched for when not given, and never refreshed.
 
@@ -73,13 +96,15 @@ class ReferenceAttack(GradientAttack[R]):
         """The attack on these images, ready to climb; arguments as in a call."""
         home = next(iter(self.references.values())).features.device
         check_images(images, labels, home, "the references")
+        if self.classes is not None:
+            labels = positions(labels, len(images), self.classes)
         check_labels(labels, len(images), self.n_classes)
         losses = self.losses(neighbours or self.search(images), labels)
         return Ascent(self, images, random_start(images, self.config.eps, self.generator), losses)
 
     def search(self, images: Tensor) -> dict[str, Neighbours]:
         """Neighbours of clean images (batch, ...) at each layer."""
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.features):
             found = self.features(images, tuple(self.references))
         return {
             layer: search.search(found[layer], k=self.k, k_class=self.k_class)
@@ -92,6 +117,25 @@ class ReferenceAttack(GradientAttack[R]):
 
         That is a function of the part's features at ``layers``, which must not mix images.
         """
+
+
+def _aim(
+    features: FeatureFunction | DkNN, references: Mapping[str, Search] | DkNN | None
+) -> tuple[FeatureFunction, Mapping[str, Search]]:
+    """Feature function and reference sets, of a fitted DkNN where one is given."""
+    if references is None:
+        if not isinstance(features, DkNN):
+            raise ValueError("references are missing; give them, or a fitted DkNN instead of features")
+        references = features
+    if isinstance(references, DkNN):
+        if not hasattr(references, "search_"):
+            raise ValueError("this DkNN is not fitted yet; call fit(X, y) first")
+        references = references.search_
+    return (features.features or identity_features) if isinstance(features, DkNN) else features, references
+
+
+def _names(search: Search) -> list[int]:
+    return list(range(search.n_classes)) if search.classes is None else search.classes.tolist()
 
 
 def calibrated(name: str, value: T | None) -> T:

@@ -27,6 +27,20 @@ def check_images(images: Tensor, labels: Tensor, home: torch.device | None, what
         raise ValueError(f"images must be finite and in [0, 1], got values from {low:g} to {high:g}; divide by 255?")
 
 
+def positions(labels: Tensor, batch: int, classes: Tensor) -> Tensor:
+    """Positions in ``classes``, ascending (classes,), of labels (batch,), int64; raises ValueError for other labels."""
+    if labels.dtype != torch.int64 or labels.shape != (batch,):
+        raise ValueError(f"labels must be int64 of shape ({batch},), got {labels.dtype} of shape {tuple(labels.shape)}")
+    found = torch.searchsorted(classes, labels.contiguous()).clamp_(max=len(classes) - 1)
+    strange = labels[classes[found] != labels]
+    if len(strange):
+        known = ", ".join(map(str, classes[:10].tolist())) + (", ..." if len(classes) > 10 else "")
+        raise ValueError(
+            f"label {int(strange[0])} was not among the labels of the references, {known}; give labels as to fit"
+        )
+    return found
+
+
 def check_labels(labels: Tensor, batch: int, classes: int) -> None:
     """Raises ValueError unless ``labels`` is an int64 tensor (batch,) with values below ``classes``."""
     if labels.dtype != torch.int64 or labels.shape != (batch,):

@@ -7,8 +7,12 @@ from pydantic import Field
 from ask.config.base import Layer, Pixels, Similarity, Spec
 
 AttackName = Literal["none", "ask", "dknn", "advknn", "pgd", "autoattack", "square"]
-Variant = Literal["", "non-targeted", "targeted", "random-sampling", "adam", "sign", "successor"]
-CellMetric = Literal["dknn_robust_accuracy", "dknn_clean_accuracy", "dnn_robust_accuracy", "dnn_clean_accuracy"]
+Variant = Literal[
+    "", "non-targeted", "targeted", "random-sampling", "adam", "sign", "successor", "successor-sign", "label"
+]
+CellMetric = Literal[
+    "dknn_robust_accuracy", "dknn_clean_accuracy", "dknn_kept_accuracy", "dnn_robust_accuracy", "dnn_clean_accuracy"
+]
 FailureMetric = Literal["confidence_1", "confidence_95", "similarity_gap"]
 TimingMetric = Literal["ms_per_image", "setup_seconds", "ms_with_setup", "slower", "slower_with_setup"]
 CostMetric = Literal["training_seconds", "passes_per_image", "times_passes", "times_work", "times_seconds"]
@@ -46,7 +50,8 @@ class Settings(Spec):
     """`ask`, `dknn` (DkNN-Atk), `advknn`, `pgd` and `autoattack` (on the network), `square` (on votes), or
     `none` for clean images only."""
     variant: Variant | None = None
-    """Variant of ASK-Atk or DkNN-Atk; null: its default, non-targeted or by Adam."""
+    """Variant of ASK-Atk, DkNN-Atk or AdvKnn (`label`: away from the true label); null: its default, non-targeted, by
+    Adam, or away from the clean image's votes."""
     similarity: Similarity | None = None
     """Similarity of attack and classifier."""
     classifier_similarity: Similarity | None = None
@@ -78,7 +83,8 @@ class Settings(Spec):
     trials: int | None = Field(default=None, ge=1)
     """Trials."""
     metric: Metric | None = None
-    """What is shown; null: DkNN accuracy under attack."""
+    """What is shown; null: DkNN accuracy under attack. `dknn_kept_accuracy` counts clean errors as errors: the share of
+    all images that the DkNN has right clean and under attack."""
     training_seeds: int | None = Field(default=None, ge=1)
     """Models trained from so many seeds: the mean over them, with the interval of training (each model's trials
     averaged) instead of that of trials; null: `evaluation.training_seeds`."""
@@ -101,6 +107,8 @@ class AxisValue(Settings):
 
     label: str
     """Heading; `{dataset}` becomes the data set's label."""
+    part: str | None = None
+    """A name under which runs can leave it out (`without`), with all that bears the same."""
 
 
 class Axis(Spec):
@@ -142,6 +150,15 @@ class Panel(Spec):
     """Lines."""
 
 
+class MarginConfig(Spec):
+    """A sentence below a table: how much less one attack leaves than the best of its rivals, in every setting."""
+
+    of: str
+    """Innermost heading of its columns."""
+    rivals: tuple[str, ...] = Field(min_length=1)
+    """Those of the paper's rivals; all other columns of a setting count as rivals too, in the second part."""
+
+
 class ArtifactConfig(Spec):
     """A table or figure: data, not code."""
 
@@ -167,6 +184,8 @@ class ArtifactConfig(Spec):
     """Simulation whose results are shown, instead of attacks."""
     notes: tuple[str, ...] = ()
     """Remarks shown below it."""
+    margin: MarginConfig | None = None
+    """What remains of an attack's margin against the best of all, as a remark computed from the table's numbers."""
     settings: Settings = Settings()
     """Fixed settings."""
     rows: tuple[Axis, ...] = ()

@@ -153,6 +153,9 @@ class AdvKnnOptions(Spec):
     """Fitting of the deep kNN blocks."""
 
 
+Target = Literal["votes", "label"]
+
+
 class AdvKnnConfig(AdvKnnOptions, ReferenceAttackConfig):
     """Settings of AdvKnn, which sums over layers; ``block`` is used when no fitted blocks are given."""
 
@@ -160,6 +163,9 @@ class AdvKnnConfig(AdvKnnOptions, ReferenceAttackConfig):
     name: Literal["advknn"] = "advknn"
     k: int = Field(default=5, ge=1)
     """Neighbours that vote."""
+    target: Target = Field(default="votes", exclude_if=lambda target: target == "votes")
+    """What the attack moves away from: the clean image's own ``votes`` (the published form, which leads an image that
+    the clean DkNN gets wrong anywhere else, the true class included), or the true ``label``, as every other attack."""
 
 
 class PGDConfig(AttackConfig):
@@ -221,8 +227,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "adam": {},
         "sign": {"optimizer": "sign"},
         "successor": {"optimizer": "rmsprop", "loss": "relu", "refresh": 100},
+        # The strongest of DkNN-Atk's forms in 20 steps; its number of guides is calibrated.
+        "successor-sign": {"optimizer": "sign", "loss": "relu"},
     },
-    "advknn": {"": {}},
+    "advknn": {"": {}, "label": {"target": "label"}},
     "pgd": {"": {}},
     "autoattack": {"": {}},
     "square": {"": {}},

@@ -50,12 +50,14 @@ class IndexJob(Spec):
 
 
 class CalibrationJob(Spec):
-    """Search of an attack's parameters: tau of one layer, omega of two, or alpha and the learning rate of DkNN-Atk."""
+    """Search of an attack's parameters: tau of one layer, omega of two, or alpha and the learning rate of DkNN-Atk or
+    its number of guides.
+    """
 
     id: str
     features: FeatureSpec
     attack: Attack
-    """With None for what is searched."""
+    """With None for what is searched, but for guides."""
     similarity: Similarity
     """Similarity measure of the attack's reference search."""
     classifier: ClassifierSpec
@@ -65,6 +67,8 @@ class CalibrationJob(Spec):
     references_per_class: int
     tau_from: tuple[str, ...] = ()
     """Ids of the calibrations that hold each layer's tau; empty when tau itself is searched."""
+    extend: int = Field(default=0, exclude_if=lambda extra: extra == 0)
+    """At most so many points beyond the grid, while the best one lies at an end."""
     seed: int
 
 
@@ -101,9 +105,12 @@ class CellJob(Spec):
     omega_from: str | None = None
     """Calibration id of the layer weights; null: equal weights."""
     alpha_from: str | None = None
-    """Calibration id of DkNN-Atk's alpha and learning rate."""
+    """Calibration id of DkNN-Atk's alpha and learning rate, or of its guides."""
     blocks_from: tuple[str, ...] = ()
     """Id of each attacked layer's deep kNN blocks (AdvKnn)."""
+    calibration_images: int | None = Field(default=None, exclude_if=lambda images: images is None)
+    """Size of the batch that its parameters were picked on, the first test images of the fixed shuffle; the accuracy on
+    the other images is then noted too."""
     seed: int
 
 

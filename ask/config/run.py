@@ -74,6 +74,13 @@ class CalibrationConfig(Spec):
     """Slopes of DkNN-Atk's sigmoid that are tried, each with every learning rate."""
     dknn_learning_rate: tuple[float, ...] = (0.03, 0.1, 0.3)
     """Learning rates tried for DkNN-Atk's optimiser (variants `adam` and `successor`)."""
+    dknn_guides: tuple[int, ...] = (2, 6, 10, 20)
+    """Numbers of guides tried for DkNN-Atk's variant `successor-sign`, half of each class."""
+    extend: int = Field(default=0, ge=0)
+    """At most so many points more for tau, alpha and learning rate, while the best one lies at an end of its grid: each
+    a step of the grid's ratio further out. What is still at an end is called an edge in the report."""
+    outside: bool = False
+    """Whether attacks with searched parameters note the accuracy on images outside that batch too."""
     own: tuple[Literal["variant", "eps", "step_size"], ...] = ("variant", "eps", "step_size")
     """Settings of an attack that get a search of their own; for the others, the run's default is searched once."""
 
@@ -166,8 +173,8 @@ class RunConfig(Spec):
     stand_ins: dict[str, StandIn] = Field(default_factory=dict)
     """Data sets of the paper replaced in this run."""
     without: tuple[str, ...] = ()
-    """Data sets and models of the paper left out of this run: their rows and columns, and artifacts that show nothing
-    else."""
+    """Data sets and models of the paper, and parts of artifacts (`part`), left out of this run: their rows, columns and
+    lines, and artifacts that show nothing else."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Defaults of every evaluation."""
     calibration: CalibrationConfig = CalibrationConfig()
@@ -220,6 +227,11 @@ def read_run(files: Sequence[Path]) -> RunConfig:
     for path in files:
         merged = merge(merged, _read(path))
     return load_run(merged, " + ".join(str(path) for path in files))
+
+
+def read_spec(kind: type[T], path: Path) -> T:
+    """One YAML file as a configuration type; raises ConfigError with one line for each mistake."""
+    return _validate(kind, _read(path), str(path))
 
 
 def export_mirror(config: RunConfig) -> None:

@@ -55,7 +55,9 @@ class TrainingSpec(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     """Learning-rate schedule."""
     augment: Augmentation = "crop-flip"
-    """Random crop after padding by an eighth of the side (4 of 32), and horizontal flip."""
+    """Random crop after padding with `pad` black pixels on each side, and horizontal flip."""
+    pad: int | None = Field(default=None, ge=0, exclude_if=lambda pad: pad is None)
+    """Padding before the crop, in pixels; null: an eighth of the side (4 of 32)."""
     eps: Pixels = 4
     """l-infinity radius of the training attack, n/255."""
     step_size: Pixels = 2
@@ -75,6 +77,9 @@ class TrainingSpec(Spec):
     """What picks the best epoch: the network's accuracy under PGD on held-out images; the same of a DkNN on Conv 4
     (cosine, K = 5, up to 2000 references a class); or that of a DkNN on four batches of test images, as in the
     released code, with all training images trained on."""
+    ema: float | None = Field(default=None, ge=0, lt=1, exclude_if=lambda ema: ema is None)
+    """Decay a step of an exponential moving average of weights and batch statistics, e.g. 0.999 (less in the first
+    steps); the average is what is judged and kept. Null: the weights themselves."""
 
 
 class SNNSpec(Spec):
@@ -112,8 +117,10 @@ class ASKSpec(Spec):
     """Temperature of the ASK loss (paper, App. D-f)."""
     similarity: Literal["cosine", "l2"] = "cosine"
     """Similarity of the ASK loss."""
-    layer: Block = "conv4"
+    layer: Block | None = Field(default="conv4", exclude_if=lambda layer: layer is None)
     """Layer whose features are compared."""
+    layers: tuple[Block, ...] = Field(default=(), exclude_if=lambda layers: not layers)
+    """Several such layers, in place of `layer`: their losses add up (eq. 6)."""
     references_per_class: int = Field(default=5, ge=1)
     """Clean reference images drawn a class and step; each brings an adversarial copy."""
     reference_attack: Literal["ce", "ask"] = "ce"
@@ -139,8 +146,15 @@ class ASKSpec(Spec):
     """Steps of the second generator 255 times as long, into a corner of the ball, as in the training script from
     9 May to 6 August 2021."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return {"layer": None, **given} if isinstance(given, Mapping) and given.get("layers") else given
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if (self.layer is None) != bool(self.layers) or len(set(self.layers)) < len(self.layers):
+            raise ValueError("give either layer, or layers, each of them once")
         if self.legacy_ref_labels and self.outer_references != "union":
             raise ValueError("legacy_ref_labels mixes up clean and adversarial references: set outer_references: union")
         return self
@@ -162,6 +176,10 @@ class ModelSpec(Spec):
     """Options of regulariser `snn`."""
     ask: ASKSpec | None = None
     """Options of regulariser `ask`."""
+    training: TrainingSpec | None = Field(default=None, exclude=True)
+    """Settings in which this method's training differs from the data set's `training`: those that are given."""
+    epochs_factor: float = Field(default=1.0, gt=0, exclude=True)
+    """Factor on the epochs and on the milestones of the step schedule, e.g. for training at another method's cost."""
 
     @model_validator(mode="before")
     @classmethod
@@ -176,6 +194,8 @@ class ModelSpec(Spec):
     def _check(self) -> Self:
         if self.base == "none" and self.regulariser != "none":
             raise ValueError(f"regulariser: {self.regulariser} needs a network to train: set base: at or trades")
+        if self.base == "none" and (self.training or self.epochs_factor != 1):
+            raise ValueError("base: none trains nothing: remove training and epochs_factor")
         for part in METHOD_HOMES:
             if getattr(self, part) is not None and part not in (self.base, self.regulariser):
                 where = "base" if part == "trades" else "regulariser"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ask.knn.search import ExactSearch, Neighbours, Search
 from ask.knn.similarity import SIMILARITIES, Similarity
+from ask.models.hooks import evaluating
 
 
 def votes(neighbour_labels: Tensor, n_classes: int) -> Tensor:
@@ -30,8 +31,9 @@ class DkNN:
     Without ``features`` it is a plain kNN classifier on arrays (the layer is called ``input``).
 
     Args:
-        features: maps images (batch, ...) and layer names to features (batch, dimensions) by layer.
-        layers: layers that vote.
+        features: maps images (batch, ...) and layer names to features (batch, dimensions) by layer; a bound method of a
+            module runs with the module in evaluation mode, and puts its mode back.
+        layers: layers that vote, a sequence of names.
         n_neighbors: K, of each layer.
         metric: ``cosine`` or ``l2``.
         backend: ``exact`` (torch), ``faiss`` (exact, Flat) or ``faiss-ivf`` (approximate, an explicit choice).
@@ -40,7 +42,11 @@ class DkNN:
     Attributes:
         classes_: labels seen in ``fit``, ascending.
         n_features_in_: values of one sample.
-        search_: the reference set of each layer.
+        search_: the reference set of each layer, which knows ``classes_`` where they are not 0, 1, ...
+
+    Samples are tensors or arrays. Without ``features`` they keep float64, and whole numbers of more than 16 bits become
+    float64; all else is compared in float32. A feature function gets tensors as they are, and arrays as float32.
+    Queries are compared in the type of the references.
 
     A tie between classes goes to the lowest; equidistant references to the one given first.
     """
@@ -89,12 +95,18 @@ class DkNN:
         )
 
     def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> Self:
-        """Index the references X (references, ...) with labels y (references,)."""
+        """Index the references X (references, ...) with labels y (references,), whole numbers or strings."""
         if self.metric not in SIMILARITIES:
             raise ValueError(f"metric={self.metric!r} is not one of {', '.join(SIMILARITIES)}")
-        images, labels = _tensor(X), _array(y)
-        if labels.shape != (len(images),):
-            raise ValueError(f"y must have one label for each of the {len(images)} samples, got shape {labels.shape}")
+        if isinstance(self.layers, str) or not self.layers:
+            fix = f"; write ({self.layers!r},)" if self.layers else ""
+            raise ValueError(f"layers={self.layers!r} must be a non-empty sequence of layer names{fix}")
+        _check_k("n_neighbors", self.n_neighbors)
+        _check_k("batch_size", self.batch_size)
+        images = self._tensor(X)
+        if not len(images):
+            raise ValueError("X is empty; give at least one reference of each class")
+        labels = _labels(y, len(images))
         self.classes_, encoded = np.unique(labels, return_inverse=True)
         self.n_features_in_ = int(images[0].numel())
         codes = torch.from_numpy(encoded.astype(np.int64)).to(images.device)
@@ -102,15 +114,17 @@ class DkNN:
             layer: make_search(features, codes.to(features.device), self.metric, self.backend)
             for layer, features in self._features(images, self.layers).items()
         }
+        for search in self.search_.values():
+            search.classes = numbers(self.classes_, search.features.device)
         self._codes = codes
         return self
 
     def kneighbors(
         self, X: ArrayLike | Tensor, n_neighbors: int | None = None, *, layer: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
         """Distances and reference positions (queries, k) at one layer (default: the first), nearest first."""
         layer = layer or self.layers[0]
-        found = self._neighbours(X, n_neighbors or self.n_neighbors, (layer,))[layer]
+        found = self._neighbours(X, self.n_neighbors if n_neighbors is None else n_neighbors, (layer,))[layer]
         return found.distances.cpu().numpy(), found.indices.cpu().numpy()
 
     def predict_proba(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
@@ -124,8 +138,9 @@ class DkNN:
         return np.asarray(self.classes_[predicted])
 
     def score(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
-        """Share of X whose predicted label is y."""
-        return float(np.mean(self.predict(X) == _array(y)))
+        """Share of X whose predicted label is y (samples,)."""
+        predicted = self.predict(X)
+        return float(np.mean(predicted == _labels(y, len(predicted))))
 
     def _votes(self, X: ArrayLike | Tensor) -> list[Tensor]:
         found = self._neighbours(X, self.n_neighbors, self.layers)
@@ -134,13 +149,28 @@ class DkNN:
     def _neighbours(self, X: ArrayLike | Tensor, k: int, layers: Sequence[str]) -> dict[str, Neighbours]:
         if not hasattr(self, "search_"):
             raise ValueError("this DkNN is not fitted yet; call fit(X, y) first")
-        features = self._features(_tensor(X), layers)
+        _check_k("n_neighbors", k)
+        unknown = [layer for layer in layers if layer not in self.search_]
+        if unknown:
+            raise ValueError(f"layer {unknown[0]!r} was not fitted; choose from {', '.join(self.search_)}")
+        features = self._features(self._tensor(X), layers)
         return {layer: self.search_[layer].search(f, k=k) for layer, f in features.items()}
+
+    def _tensor(self, X: ArrayLike | Tensor) -> Tensor:
+        """Samples as a tensor of the type that they are compared in, or that a feature function gets."""
+        array = X if isinstance(X, Tensor) else np.asarray(X)
+        if array.ndim < 2:
+            raise ValueError(f"X must be (samples, ...), got shape {tuple(array.shape)}; a single sample is x[None]")
+        if isinstance(array, Tensor) and self.features is not None:
+            return array
+        kept = str(array.dtype).rpartition(".")[2] in _WIDE and self.features is None
+        kind = torch.float64 if kept else torch.float32
+        return array.to(kind) if isinstance(array, Tensor) else torch.as_tensor(array, dtype=kind)
 
     def _features(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         if self.features is None:
             return {layer: images.flatten(1) for layer in layers}
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluating(self.features):
             parts = [self.features(batch, tuple(layers)) for batch in images.split(self.batch_size)]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
@@ -156,9 +186,33 @@ def make_search(features: Tensor, labels: Tensor, similarity: Similarity, backen
     return FaissSearch(features, labels, similarity=similarity, approximate=backend == "faiss-ivf")
 
 
-def _tensor(X: ArrayLike | Tensor) -> Tensor:
-    return X if isinstance(X, Tensor) else torch.as_tensor(np.asarray(X), dtype=torch.float32)
+_WIDE = ("float64", "int32", "int64", "uint32", "uint64")
+"""Types of samples that float32 would cut."""
 
 
-def _array(y: ArrayLike | Tensor) -> NDArray[Any]:
-    return np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+def numbers(classes: NDArray[Any], device: torch.device | None = None) -> Tensor | None:
+    """Labels seen in ``fit`` (classes,), int64, by which attacks know the classes.
+
+    None where classes are positions for them: labels 0, 1, ..., or no numbers. Raises ValueError for fractions.
+    """
+    if classes.dtype.kind not in "biuf":
+        return None
+    whole = classes.astype(np.int64)
+    if (whole != classes).any():
+        raise ValueError("labels are fractions; classes must be whole numbers or strings")
+    return None if np.array_equal(whole, np.arange(len(whole))) else torch.from_numpy(whole).to(device)
+
+
+def _labels(y: ArrayLike | Tensor, samples: int) -> NDArray[Any]:
+    """Labels (samples,); raises ValueError, with the fix, for another shape."""
+    labels = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    if labels.shape != (samples,):
+        fix = "; ravel() it" if labels.size == samples else ""
+        raise ValueError(f"y must have one label for each of the {samples} samples, got shape {labels.shape}{fix}")
+    return labels
+
+
+def _check_k(name: str, k: object) -> None:
+    """Raises ValueError unless k is a whole number of at least 1."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"{name}={k!r} must be a whole number of at least 1")

@@ -34,15 +34,15 @@ class FaissSearch(Search):
         approximate: bool = False,
     ) -> None:
         super().__init__(features.float(), labels, n_classes=n_classes, similarity=similarity)
-        self._global = self._index(self.features, approximate)
+        self._global = self._index(self._compared, approximate)
         self._by_class: list[Any] = []
 
-    def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
+    def _nearest(self, queries: Tensor, k: int, k_class: int) -> Neighbours:
         """As :class:`ask.knn.search.Search`."""
-        array = np.ascontiguousarray(self._checked(queries, k, k_class).detach().cpu().numpy())
+        array = np.ascontiguousarray(queries.detach().cpu().numpy())
         distances, ids = self._ask(self._global, array, k)
         if k_class and not self._by_class:
-            self._by_class = [self._index(self.features[start:end], False) for start, end in self.bounds]
+            self._by_class = [self._index(self._compared[start:end], False) for start, end in self.bounds]
         found = [self._ask(index, array, k_class) for index in self._by_class or [None] * self.n_classes]
         class_ids = torch.stack([own + start for (_, own), (start, _) in zip(found, self.bounds, strict=True)], 1)
         class_distances = torch.stack([own for own, _ in found], 1)

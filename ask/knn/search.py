@@ -3,10 +3,15 @@
 Scores are computed in float32 with the references sorted by class. Where two neighbouring scores are
 closer than float32 can tell apart, those queries alone are ranked again in float64; references that
 are equidistant even then are ordered by their position. Ids therefore equal those of a float64 search.
+
+A zero vector has no direction; here its cosine similarity to everything is 0, and its distance 1: a zero reference
+ranks as one at right angles to the query, and to a zero query all references are equally near, the first given first.
+Vectors shorter than 1e-12 (:func:`ask.knn.similarity.unit`) count as zero.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +26,9 @@ _QUERIES = 2048
 """Queries that are compared at a time, where memory allows, before references are taken in blocks."""
 _CACHED = 2 * 2**20
 """Bytes of differences at a time on a CPU: what stays in its cache is subtracted, squared and summed there."""
+_CANCELLING = 1e-3
+"""Rounding of the squared norm of the references' mean, against their mean squared distance from it, from which on a
+constant that all features carry is taken off before distances are computed from products."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,11 @@ class Search(ABC):
         counts: references of each class (classes,).
         bounds: first row and row behind the last of each class.
         order: position of each of ``features`` in the set as given.
+        classes: labels that the classes stand for, ascending (classes,), int64, where these are not 0, 1, ...; the
+            labels that attacks get are then these. None: labels are classes.
+        centre: mean of the references (dimensions,), where l2 distances that are computed from products should be those
+            of vectors less this one: the rounding of its squared norm would else reach a thousandth of the references'
+            mean squared distance from it (in float32: it is some 90 times as long as they are far from it). Else None.
 
     Raises ValueError, with the fix, for references that can't be searched.
     """
@@ -65,16 +78,37 @@ class Search(ABC):
         self._row[self.order] = torch.arange(len(self.order), device=self.order.device)
         ordered = features[self.order]
         ordered = ordered if ordered.dtype == torch.float64 else ordered.float()
-        self.features = unit(ordered) if similarity == "cosine" else ordered
+        self.features = _directions(ordered) if similarity == "cosine" else ordered
+        self.classes: Tensor | None = None
+        self.centre = _common(ordered) if similarity == "l2" else None
         ends = self.counts.cumsum(0).tolist()
         self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
 
-    @abstractmethod
     def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
         """The ``k`` nearest of all and the ``k_class`` nearest of each class, for queries (queries, dimensions).
 
         Raises ValueError for queries of another shape or device, NaN, or more neighbours than there are references.
         """
+        queries = self._checked(queries, k, k_class)
+        zero = (queries == 0).all(1) if self.similarity == "cosine" else queries.new_zeros((), dtype=torch.bool)
+        if not zero.any():
+            return self._nearest(queries, k, k_class)
+        # In place of a zero query another one, for ties with all references would be settled one by one.
+        found = self._nearest(torch.where(zero.unsqueeze(1), self.features[:1], queries), k, k_class)
+        found.indices[zero] = torch.arange(k, device=zero.device)
+        starts = torch.tensor([start for start, _ in self.bounds], device=zero.device)
+        found.class_indices[zero] = self.order[starts.unsqueeze(1) + torch.arange(k_class, device=zero.device)]
+        found.distances[zero], found.class_distances[zero] = 1, 1
+        return found
+
+    @abstractmethod
+    def _nearest(self, queries: Tensor, k: int, k_class: int) -> Neighbours:
+        """As :meth:`search`, of queries that are checked and in the form of :attr:`_compared`."""
+
+    @cached_property
+    def _compared(self) -> Tensor:
+        """References as distances from products are computed of them."""
+        return self.features if self.centre is None else self.features - self.centre
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of ``features`` for positions in the reference set as it was given."""
@@ -100,7 +134,24 @@ class Search(ABC):
         if not torch.isfinite(queries).all():
             raise ValueError("queries hold NaN or infinite values")
         queries = queries.to(self.features.dtype)
-        return unit(queries) if self.similarity == "cosine" else queries
+        if self.centre is not None:
+            return queries - self.centre
+        return _directions(queries) if self.similarity == "cosine" else queries
+
+
+def _directions(features: Tensor) -> Tensor:
+    """Features scaled to length 1; those too short to have a direction are zero."""
+    directions = unit(features)
+    short = directions.norm(dim=1) < 0.5
+    return directions.masked_fill_(short.unsqueeze(1), 0) if short.any() else directions
+
+
+def _common(features: Tensor) -> Tensor | None:
+    """What all features (references, dimensions) carry, where it would drown their l2 distances; see ``centre``."""
+    mean = features.mean(0)
+    carried = float(mean.double().square().sum())
+    spread = float(features.square().sum(1).double().mean()) - carried
+    return mean if torch.finfo(features.dtype).eps * carried > _CANCELLING * spread else None
 
 
 def _counts(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
@@ -145,13 +196,18 @@ class ExactSearch(Search):
     ) -> None:
         super().__init__(features, labels, n_classes=n_classes, similarity=similarity)
         self.memory = memory
-        self.square_norms = self.features.square().sum(1)
+        self.square_norms = self._compared.square().sum(1)
+        self._zero = self.square_norms == 0 if similarity == "cosine" else None
+        if self._zero is None or not self._zero.any():
+            self._zero = None
+        else:
+            # So that a zero reference has the score of one at right angles to the query.
+            self.square_norms[self._zero] = 1
         self._max_norm = self.square_norms.max().sqrt()
 
     @products_read_as("ieee")  # ids are exact whatever the environment says
-    def search(self, queries: Tensor, *, k: int = 0, k_class: int = 0) -> Neighbours:
+    def _nearest(self, queries: Tensor, k: int, k_class: int) -> Neighbours:
         """As :class:`Search`."""
-        queries = self._checked(queries, k, k_class)
         blocks = self._blocks(len(queries))
         widest = max(self.bounds[last - 1][1] - self.bounds[first][0] for first, last in blocks)
         chunk = max(1, self.memory // (4 * widest))
@@ -176,7 +232,7 @@ class ExactSearch(Search):
 
     def _scores(self, queries: Tensor, start: int, end: int, out: Tensor | None = None) -> Tensor:
         """q.r - |r|^2 / 2 (queries, end - start), which ranks as the distance does; |r| = 1 under cosine."""
-        rows = self.features[start:end]
+        rows = self._compared[start:end]
         return torch.addmm(self.square_norms[start:end], queries, rows.T, beta=-0.5, out=out)
 
     def _search(
@@ -253,8 +309,9 @@ class ExactSearch(Search):
         candidates = candidates.gather(1, self.order[candidates].argsort(1))
         nearest = []
         for query, ids in zip(queries.split(64), candidates.split(64), strict=True):
-            difference = self.features[ids].double() - query.double().unsqueeze(1)
-            nearest.append(ids.gather(1, difference.square().sum(2).argsort(dim=1, stable=True)[:, :k]))
+            difference = self._compared[ids].double() - query.double().unsqueeze(1)
+            squared = self._at_right_angles(difference.square().sum(2), ids)
+            nearest.append(ids.gather(1, squared.argsort(dim=1, stable=True)[:, :k]))
         return torch.cat(nearest)
 
     def _distances(self, queries: Tensor, ids: Tensor) -> Tensor:
@@ -263,6 +320,11 @@ class ExactSearch(Search):
         memory = min(self.memory, _CACHED) if queries.device.type == "cpu" else self.memory
         step = max(1, memory // max(1, 4 * ids.shape[1] * queries.shape[1]))
         for query, chosen in zip(queries.split(step), ids.split(step), strict=True):
-            squared = self.features[chosen].sub_(query.unsqueeze(1)).square_().sum(2)
+            squared = self._compared[chosen].sub_(query.unsqueeze(1)).square_().sum(2)
+            squared = self._at_right_angles(squared, chosen)
             parts.append(squared / 2 if self.similarity == "cosine" else squared.sqrt())
         return torch.cat(parts)
+
+    def _at_right_angles(self, squared: Tensor, ids: Tensor) -> Tensor:
+        """Squared distances of unit vectors, with those of zero references as the definition has them."""
+        return squared if self._zero is None else squared.masked_fill(self._zero[ids], 2)

@@ -16,7 +16,10 @@ MIN_SQUARED_DISTANCE = 1e-12
 
 
 def unit(features: Tensor) -> Tensor:
-    """Features (..., dimensions) scaled to length 1; zero vectors stay zero."""
+    """Features (..., dimensions) scaled to length 1.
+
+    Zero vectors stay zero, so that their similarity to everything is 0; those below length 1e-12 do not reach length 1.
+    """
     return F.normalize(features, dim=-1, eps=1e-12)
 
 

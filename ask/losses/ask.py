@@ -12,6 +12,8 @@ a cross-entropy over class similarities a (batch, classes). With A the similarit
 
 Under cosine similarity the class-wise form collapses exactly, mean_k cos(f, r_k) = f^ . mean_k r^_k,
 so K references a class become one vector (:func:`class_wise`). Negative l2 has no such form.
+
+A zero vector's cosine similarity to everything is 0, as in :mod:`ask.knn.search`.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +48,13 @@ def ask_loss(class_similarity: Tensor, labels: Tensor, targets: Tensor | None = 
 
 
 def class_wise(
-    references: Tensor, indices: Tensor, *, weights: Tensor | None = None, similarity: Similarity, tau: float
+    references: Tensor,
+    indices: Tensor,
+    *,
+    weights: Tensor | None = None,
+    similarity: Similarity,
+    tau: float,
+    centre: Tensor | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """Prepare the class-wise similarity of a batch (the attack's form).
 
@@ -57,6 +65,8 @@ def class_wise(
             classes of different K (K+ and K-).
         similarity: ``cosine`` or ``l2``.
         tau: temperature, > 0.
+        centre: what all features carry (dimensions,), taken off before l2 distances; None: nothing
+            (:attr:`ask.knn.search.Search.centre`).
 
     Returns:
         A function of the batch's features (batch, dimensions): their class similarities (batch, classes), over tau.
@@ -72,9 +82,12 @@ def class_wise(
         means = bags.reshape(batch, classes, -1)
         return lambda features: torch.bmm(means, unit(features).unsqueeze(2)).squeeze(2) / tau
     vectors = references[indices.reshape(batch, -1)]
+    if centre is not None:
+        vectors = vectors - centre
     square_norms = vectors.square().sum(2)
 
     def l2(features: Tensor) -> Tensor:
+        features = features if centre is None else features - centre
         found = negative_distance(features.unsqueeze(1), vectors, square_norms)
         return (found.reshape(weights.shape) * weights).sum(2) / tau
 

@@ -6,7 +6,7 @@ trial only, so that all attacks and models of a trial share them and can be comp
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any
@@ -16,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ask.attacks.linf import Unsound
 from ask.config.jobs import BlockJob, CalibrationJob, CellJob
+from ask.data.arrays import load
 from ask.errors import AskError
-from ask.measure.evaluator import Attack, Evaluator
+from ask.grids import beyond, ends
+from ask.measure.evaluator import Attack, Evaluator, pick_test_images
 from ask.measure.place import Place
-from ask.paths import Run
+from ask.paths import Run, prepared
 from ask.seeds import derive_seed
 from ask.statistics import summarise
 
@@ -33,7 +36,11 @@ class InvalidAttackError(AskError):
 
 
 def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
-    """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first."""
+    """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first.
+
+    While the winner lies at an end of the grid, the grid grows there by one point, at most ``extend`` times; a winner
+    that is still at an end is noted as ``edge``.
+    """
     layers = layers_of(job.attack)
     evaluator = Evaluator(job.features, layers, job.similarity, [job.classifier], job.images, place)
     seed = derive_seed(job.seed, job.features.dataset, "calibration")
@@ -42,29 +49,48 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
 
     def at(point: Mapping[str, float]) -> Any:
         """The attack at a point of the grid."""
-        changes: dict[str, Any] = dict(point)
+        changes = parameters(point)
         if "omega" in point:
             changes = {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
         return job.attack.model_copy(update=changes)
 
-    clean = None
-    accuracies = []
-    for first in range(0, len(job.grid), evaluator.attacks_at_once):
-        points = job.grid[first : first + evaluator.attacks_at_once]
-        attacks = [trial.attack(at(point), seed) for point in points]
-        clean = clean or trial.neighbours(evaluator.clean_features, attacks[0])
-        for adversarial in evaluator.run(attacks, [clean] * len(attacks)):
-            predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
-            accuracies.append(float((predicted == evaluator.labels).float().mean()))
-    picked = job.grid[int(np.argmin(accuracies))]
-    return {"picked": picked, "grid": list(job.grid), "accuracies": accuracies}
+    clean: dict[int, Any] = {}
+
+    def measure(points: Sequence[Mapping[str, float]]) -> Iterator[float]:
+        """Accuracy at each of some points."""
+        for first in range(0, len(points), evaluator.attacks_at_once):
+            attacks = [trial.attack(at(point), seed) for point in points[first : first + evaluator.attacks_at_once]]
+            greediest = max(attacks, key=lambda attack: attack.k_class)  # its neighbours serve all
+            most = greediest.k_class
+            clean[most] = clean.get(most) or trial.neighbours(evaluator.clean_features, greediest)
+            for adversarial in evaluator.run(attacks, [clean[most]] * len(attacks)):
+                predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
+                yield float((predicted == evaluator.labels).float().mean())
+
+    grid, accuracies = list(job.grid), list(measure(job.grid))
+    picked = _lowest(grid, accuracies)
+    while len(grid) < len(job.grid) + job.extend and (further := beyond(picked, grid)):
+        grid.append(further)
+        accuracies += measure([further])
+        picked = _lowest(grid, accuracies)
+    found = {"picked": picked, "grid": grid, "accuracies": accuracies}
+    return found | ({"edge": True} if ends(picked, grid) else {})
+
+
+def _lowest(grid: Sequence[dict[str, float]], accuracies: Sequence[float]) -> dict[str, float]:
+    return grid[int(np.argmin(accuracies))]
+
+
+def parameters(point: Mapping[str, float]) -> dict[str, Any]:
+    """Settings of an attack at a point of a grid, whose numbers are all floats."""
+    return {name: int(value) if name == "guides" else value for name, value in point.items()}
 
 
 def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Evaluate one attack over all trials.
 
     Returns:
-        The measurements (JSON-able), and the predictions, uint8: ``robust`` and ``clean`` of shape
+        The measurements (JSON-able), and the predictions (:func:`compact`): ``robust`` and ``clean`` of shape
         (classifiers, trials, images), ``network_robust`` (trials, images) and ``network_clean`` (images,) where there
         is a network, and ``labels`` (images,).
     """
@@ -74,9 +100,9 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
     evaluator = Evaluator(job.features, layers_of(job.attack), job.similarity, job.classifiers, job.test_images, place)
     labels = evaluator.labels.cpu().numpy()
     shape = (len(job.classifiers), job.trials, len(labels))
-    predictions = {"clean": np.zeros(shape, np.uint8), "robust": np.zeros(shape, np.uint8)}
+    predictions = {"clean": np.zeros(shape, np.int64), "robust": np.zeros(shape, np.int64)}
     if evaluator.clean_classes is not None:
-        predictions["network_clean"] = evaluator.clean_classes.cpu().numpy().astype(np.uint8)
+        predictions["network_clean"] = evaluator.clean_classes.cpu().numpy()
         predictions["network_robust"] = np.tile(predictions["network_clean"], (job.trials, 1))
     validity = Validity()
     for first in range(0, job.trials, evaluator.attacks_at_once):
@@ -111,19 +137,55 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
             shown = predictions["robust"][:, number] if job.classifiers else predictions["network_robust"][[number]]
             accuracies = ", ".join(f"{100 * (classes == labels).mean():.2f} %" for classes in shown)
             place.log(f"trial {number + 1}/{job.trials}: accuracy {accuracies}")
-    results = [
-        classifier.model_dump(mode="json")
-        | {kind: summarise((predictions[kind][i] == labels).mean(1)) for kind in ("robust", "clean")}
-        for i, classifier in enumerate(job.classifiers)
-    ]
     seconds["total"] = time.perf_counter() - began
+    results = _results(job, predictions, labels, _outside(job, place))
     measured = {"results": results, "validity": validity.summary(), "seconds": seconds, "setting": setting.known}
     if evaluator.clean_classes is not None:
         measured["network"] = {
             "clean": summarise((predictions["network_clean"][None] == labels).mean(1)),
             "robust": summarise((predictions["network_robust"] == labels).mean(1)),
         }
-    return measured, {**predictions, "labels": labels.astype(np.uint8)}
+    return measured, {name: compact(classes) for name, classes in {**predictions, "labels": labels}.items()}
+
+
+def compact(classes: NDArray[np.int64]) -> NDArray[Any]:
+    """Classes in the smallest unsigned type that holds them: uint8 up to class 255."""
+    return classes.astype(np.min_scalar_type(classes.max(initial=0)))
+
+
+def _results(
+    job: CellJob, predictions: Mapping[str, NDArray[Any]], labels: NDArray[Any], outside: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """Share of images over trials that each classifier has right.
+
+    That is under attack (``robust``), ``clean``, both times (``kept``), and under attack on some images alone
+    (``outside``, if there are any).
+    """
+    results = []
+    for i, classifier in enumerate(job.classifiers):
+        robust, clean = (predictions[kind][i] == labels for kind in ("robust", "clean"))
+        right = {"robust": robust, "clean": clean, "kept": robust & clean}
+        if len(outside):
+            right["outside"] = robust[:, outside]
+        shares = {kind: summarise(where.mean(1)) for kind, where in right.items()}
+        results.append(classifier.model_dump(mode="json") | shares)
+    return results
+
+
+def _outside(job: CellJob, place: Place) -> NDArray[np.int64]:
+    """Places among a cell's test images of those that its parameters were not picked on; none if they were not picked.
+
+    The batch that they were picked on holds the first of one fixed shuffle of all test images.
+    """
+    if job.calibration_images is None:
+        return np.zeros(0, np.int64)
+    dataset = job.features.dataset
+    available = len(load(prepared(place.data, dataset), "test")[1])
+    everyone = np.arange(available)
+    counted, batch = (
+        everyone[pick_test_images(available, wanted, dataset)] for wanted in (job.test_images, job.calibration_images)
+    )
+    return np.flatnonzero(~np.isin(counted, batch))
 
 
 def reference_seed(job: CellJob | BlockJob, trial: int) -> int:
@@ -137,15 +199,17 @@ def start_seed(job: CellJob, trial: int) -> int:
 
 
 class Validity:
-    """Largest perturbation, range, and share of image gradients that vanish, over all trials and steps of a cell."""
+    """Largest perturbation, range, and shares of image gradients that vanish or are not finite, over a cell's steps."""
 
     def __init__(self) -> None:
         self.max_linf, self.low, self.high = 0.0, 1.0, 0.0
         self.zeros: Tensor | float = 0.0
         self.gradients = 0
+        self.unsound = Unsound()
 
     def see_gradient(self, gradient: Tensor) -> None:
-        """Count the images whose gradient is zero everywhere in one step; stays on the device."""
+        """Count the images whose gradient is zero everywhere, or holds NaN or infinity; stays on the device."""
+        self.unsound.see(gradient)
         self.zeros = self.zeros + (gradient.flatten(1).abs().amax(1) == 0).sum()
         self.gradients += len(gradient)
 
@@ -167,9 +231,14 @@ class Validity:
     def summary(self) -> dict[str, float | None]:
         """JSON-able figures; eps and range in [0, 1]."""
         if not self.gradients:
-            return {"max_linf": None, "min": None, "max": None, "zero_gradient_share": None}
-        share = float(self.zeros) / self.gradients
-        return {"max_linf": self.max_linf, "min": self.low, "max": self.high, "zero_gradient_share": share}
+            return dict.fromkeys(("max_linf", "min", "max", "zero_gradient_share", "non_finite_gradient_share"))
+        return {
+            "max_linf": self.max_linf,
+            "min": self.low,
+            "max": self.high,
+            "zero_gradient_share": float(self.zeros) / self.gradients,
+            "non_finite_gradient_share": self.unsound.share,
+        }
 
 
 class Setting:
@@ -189,7 +258,7 @@ class Setting:
                 shares = _shares(read_picked(place.run, job, job.omega_from)["omega"])
             self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
         if job.alpha_from:
-            self.known = read_picked(place.run, job, job.alpha_from)
+            self.known = parameters(read_picked(place.run, job, job.alpha_from))
         self.config: Any = attack and attack.model_copy(update=self.known)
 
     @cached_property

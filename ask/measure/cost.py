@@ -10,10 +10,11 @@ from ask.paths import Run
 
 
 def compare(job: CostJob, place: Place) -> dict[str, Any]:
-    """Training seconds without validation, image passes and multiply-adds a training image, and factors to the base.
+    """Training seconds without validation, image passes a training image, and factors to the base of whole trainings.
 
     A pass is one image forward or backward through the network, whether to its end or to the attacked layer; the
-    multiply-adds count how far. Seconds were measured where each model was trained, beside whatever else ran there.
+    multiply-adds count how far. Factors count epochs, too. Seconds were measured where each model was trained, beside
+    whatever else ran there.
     """
     own, base = (_record(place.run, job.dataset, model) for model in (job.model, job.base))
     images, base_images = (record["passes_per_step"]["images"] for record in (own, base))
@@ -22,12 +23,13 @@ def compare(job: CostJob, place: Place) -> dict[str, Any]:
         for record, count in ((own, images), (base, base_images))
     )
     work, base_work = own["passes_per_step"]["gmac"] / images, base["passes_per_step"]["gmac"] / base_images
+    epochs = own["job"]["training"]["epochs"] / base["job"]["training"]["epochs"]
     seconds, base_seconds = own["train_seconds"], base["train_seconds"]
     found = {
         "training_seconds": seconds,
         "passes_per_image": passes,
-        "times_passes": passes / base_passes,
-        "times_work": work / base_work,
+        "times_passes": epochs * passes / base_passes,
+        "times_work": epochs * work / base_work,
         "times_seconds": seconds / base_seconds,
     }
     result = {name: {"mean": float(value), "ci95": None, "trials": [float(value)]} for name, value in found.items()}

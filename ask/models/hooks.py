@@ -1,14 +1,33 @@
 """Feature functions of any PyTorch module, by forward hooks: nothing of the module has to change."""
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(features: object) -> Iterator[None]:
+    """Evaluation mode of a module, or of that whose bound method is given, and each submodule's mode as it was after.
+
+    In training mode, features would depend on the batch and on dropout's draws, and would move batch norm's statistics.
+    Anything else is left alone. Parameters keep whether they learn.
+    """
+    module = features if isinstance(features, nn.Module) else getattr(features, "__self__", None)
+    training = [m for m in module.modules() if m.training] if isinstance(module, nn.Module) else []
+    try:
+        for submodule in training:
+            # Not train(False), which a network may override, as some do to keep parts in one mode.
+            submodule.training = False
+        yield
+    finally:
+        for submodule in training:
+            submodule.training = True
 
 
 class _AllFound(Exception):  # noqa: N818  # good news, no error
@@ -21,8 +40,8 @@ def hook_features(
     """A feature function for attacks and :class:`ask.knn.dknn.DkNN` that reads a module's inner activations.
 
     Args:
-        module: any network that takes images (batch, ...); for features that do not depend on the batch it should be in
-            evaluation mode, and for speed its parameters should not require gradients:
+        module: any network that takes images (batch, ...). It is in evaluation mode as long as a call runs, and
+            afterwards in the mode that it was in. For speed its parameters should not require gradients:
             ``module.eval().requires_grad_(False)``.
         layers: layer name -> path of the submodule whose output it is, as in ``module.named_modules()``; or just
             the paths, or a single one.
@@ -84,6 +103,7 @@ def _outputs(module: nn.Module, wanted: Mapping[str, nn.Module], images: Tensor)
     with ExitStack() as hooks:
         for path, submodule in wanted.items():
             hooks.enter_context(submodule.register_forward_hook(partial(keep, path)))
+        hooks.enter_context(evaluating(module))
         with suppress(_AllFound):
             module(images)
     missing = sorted(set(wanted) - set(found))

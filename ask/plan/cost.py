@@ -147,7 +147,8 @@ def _training(job: TrainJob, shape: Shape) -> float:
     if method.base == "trades":
         step += batch * 4 * whole  # the clean images' output for crafting, and their part of the update
     if method.regulariser == "ask" and method.ask:
-        reach = 2 * upto[LAYERS.index(method.ask.layer) - 1]
+        deepest = max(map(LAYERS.index, method.ask.layers or filter(None, [method.ask.layer])))
+        reach = 2 * upto[deepest - 1]
         clean = method.ask.references_per_class * shape.classes
         copies = clean * training.steps * (gradient if method.ask.reference_attack == "ce" else 2 * reach)
         step += copies + 2 * clean * 4 * reach + batch * (training.steps * 2 * reach + 3 * reach)

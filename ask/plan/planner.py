@@ -154,7 +154,7 @@ class _Planner:
             drawn = [example, example.with_suffix(".npz")] if document["kind"] in ("pictures", "boundaries") else None
             make.put(document["kind"], document, drawn or result.cells_of(name))
         shown = [path for name in result.artifacts for path in make.tasks[result.shown(name)].outputs]
-        make.put("claims", claims_job(self.config, result), [*shown, PAPER / "claims.csv"])
+        make.put("claims", claims_job(self.config, result), [*shown, PAPER / "claims.csv", PAPER / "claims.yaml"])
         measured = [task.output for task in result.of(*MEASUREMENTS)]
         make.put("report", report_job(self.config, result), [*shown, result.run.claims, *measured])
         result.tasks = make.finish()
@@ -179,7 +179,8 @@ class _Planner:
     def _table(self, _: str, artifact: ArtifactConfig) -> dict[str, Any]:
         grid = self._grid(artifact)
         self._compare_seconds(grid["entries"])
-        return {"row_names": [axis.name for axis in artifact.rows], **grid}
+        margin = {"margin": artifact.margin.model_dump(mode="json")} if artifact.margin else {}
+        return {"row_names": [axis.name for axis in artifact.rows], **grid, **margin}
 
     def _pictures(self, name: str, artifact: ArtifactConfig) -> dict[str, Any]:
         grid = self._grid(artifact)

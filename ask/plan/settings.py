@@ -118,10 +118,13 @@ class Resolver:
 
 
 def leave_out(artifact: ArtifactConfig, names: set[str]) -> ArtifactConfig | None:
-    """An artifact without the rows, columns, lines and panels of some data sets and models; None if nothing remains."""
+    """An artifact without the rows, columns, lines and panels of some data sets, models and parts.
+
+    None if nothing remains.
+    """
 
     def left_out(level: Settings) -> bool:
-        return level.dataset in names or level.model in names
+        return not names.isdisjoint({level.dataset, level.model, getattr(level, "part", None)})
 
     def kept(axes: Iterable[Axis]) -> tuple[Axis, ...] | None:
         found = [axis.model_copy(update={"values": _others(axis.values)}) for axis in axes]
@@ -152,5 +155,5 @@ def merge_levels(levels: Iterable[Settings]) -> dict[str, Any]:
     """Settings given on any level, inner levels winning."""
     merged: dict[str, Any] = {}
     for level in levels:
-        merged |= {k: v for k, v in level.model_dump(exclude={"label"}).items() if v is not None}
+        merged |= {k: v for k, v in level.model_dump(exclude={"label", "part"}).items() if v is not None}
     return merged

@@ -29,14 +29,14 @@ from ask.config.jobs import (
     TimingJob,
 )
 from ask.config.run import DatasetConfig, RunConfig, StandIn
-from ask.config.training import TrainJob
+from ask.config.training import ModelSpec, TrainingSpec, TrainJob
 from ask.data.sources import PUBLISHED
 from ask.paths import Run, prepared
 from ask.plan.graph import Task
 from ask.steps import STEPS, output_of
 
 _SHORT = {"cosine": "cos", "targeted": "-targeted", "random-sampling": "-random", "sign": "-sign"}
-_SHORT |= {"rmsprop": "-successor", "adam": "", "non-targeted": ""}
+_SHORT |= {"rmsprop": "-successor", "adam": "", "non-targeted": "", "label": "-label"}
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,19 @@ class TaskMaker:
             if len(layers) == 2:
                 given["omega_from"] = self._calibration("omega", subject, attack, asked, layers, given["tau_from"])
         elif attack and attack.name == "dknn":
-            given["alpha_from"] = self._calibration("alpha", subject, attack, asked, layers)
+            what = "guides" if _searches_guides(attack) else "alpha"
+            given["alpha_from"] = self._calibration(what, subject, attack, asked, layers)
         elif attack and attack.name == "advknn":
             given["blocks_from"] = tuple(self._block(subject, attack, asked, layer, trials) for layer in layers)
+        if self.config.calibration.outside and (given.keys() & {"tau_from", "alpha_from"}):
+            given["calibration_images"] = self.config.calibration.images
+        # An attack on the network's output is the same whatever similarity a classifier has.
+        aimed = attack is None or layers
         job = CellJob(
             id=name,
             features=features,
             attack=attack,
-            similarity=asked["similarity"],
+            similarity=asked["similarity"] if aimed else self.config.evaluation.similarity,
             classifiers=tuple(sorted(classifiers, key=lambda c: (c.similarity, c.layers, c.k))),
             references_per_class=asked["references_per_class"] or subject.dataset.references_per_class,
             trials=trials,
@@ -146,7 +151,7 @@ class TaskMaker:
             if attack and attack.name == "ask":
                 return layers * len(self._taus(cell.similarity)) + (len(grid.omega) if layers == 2 else 0)
             tuned = attack and attack.name == "dknn" and attack.optimizer != "rmsprop"
-            return len(self._alphas(attack)) if tuned else 0
+            return len(self._dknn_points(attack)) if tuned else 0
 
         def make() -> None:
             own = tuple(self._final(cell, trials=1, classifiers=()) for cell in cells)
@@ -219,12 +224,13 @@ class TaskMaker:
             return [data]
         if (known := self.run.weights(features.dataset, features.model)) in self.tasks:
             return [data, known]
+        method = self.config.models[subject.method]
         job = TrainJob(
             dataset=features.dataset,
             model=features.model,
             network=features.network,
-            method=self.config.models[subject.method],
-            training=dataset.training,
+            method=method.model_copy(update={"training": None, "epochs_factor": 1.0}),  # which `training` holds
+            training=_training(dataset.training, method),
             seed=self.config.seed + subject.training_seed,
         )
         return [data, self.put("train", job, [data])]
@@ -244,7 +250,7 @@ class TaskMaker:
         layers: tuple[str, ...],
         tau_from: tuple[str, ...] = (),
     ) -> str:
-        """Id of the search of tau or omega for an attack on ``layers``.
+        """Id of the search of tau, omega, alpha or guides for an attack on ``layers``.
 
         One for each model, similarity and layer, and for each eps, step size and variant unless the configuration
         says otherwise; at the run's K and number of steps.
@@ -265,7 +271,8 @@ class TaskMaker:
         points = {
             "tau": [{"tau": value} for value in self._taus(similarity)],
             "omega": [{"omega": value} for value in grid.omega],
-            "alpha": self._alphas(attack),
+            "alpha": self._dknn_points(attack),
+            "guides": self._dknn_points(attack),
         }
         name = f"{what}-{_attack_id(tuned, similarity)}{self._step_id(tuned, subject.scale)}"
         if self.run.calibration(subject.features.dataset, subject.features.model, name) in self.tasks:
@@ -280,6 +287,7 @@ class TaskMaker:
             images=grid.images,
             references_per_class=subject.dataset.references_per_class,
             tau_from=tau_from,
+            extend=grid.extend if what in ("tau", "alpha") else 0,
             seed=self.config.seed,
         )
         self.put("calibrate", job, self._reads(job, [job.classifier]))
@@ -288,8 +296,11 @@ class TaskMaker:
     def _taus(self, similarity: str) -> tuple[float, ...]:
         return self.config.calibration.tau_cosine if similarity == "cosine" else self.config.calibration.tau_l2
 
-    def _alphas(self, attack: Any) -> list[dict[str, float]]:
+    def _dknn_points(self, attack: Any) -> list[dict[str, float]]:
+        """Points of DkNN-Atk's grid: its guides, or slopes, with each learning rate where it has one."""
         grid = self.config.calibration
+        if _searches_guides(attack):
+            return [{"guides": guides} for guides in grid.dknn_guides]
         if getattr(attack, "optimizer", "sign") == "sign":
             return [{"alpha": alpha} for alpha in grid.dknn_alpha]
         return [
@@ -351,6 +362,20 @@ class TaskMaker:
         return f"-step{own:g}" if own != default else ""
 
 
+def _training(shared: TrainingSpec, method: ModelSpec) -> TrainingSpec:
+    """The training settings of a data set with those of a method in their place."""
+    own, factor = method.training, method.epochs_factor
+    training = shared.model_copy(update={name: getattr(own, name) for name in own.model_fields_set} if own else {})
+    milestones = tuple(round(factor * epoch) for epoch in training.schedule.milestones)
+    schedule = training.schedule.model_copy(update={"milestones": milestones})
+    return training.model_copy(update={"epochs": max(1, round(factor * training.epochs)), "schedule": schedule})
+
+
+def _searches_guides(attack: Any) -> bool:
+    """Whether it is DkNN-Atk's successor by sign steps, which has neither a slope nor a learning rate."""
+    return getattr(attack, "loss", "") == "relu" and attack.optimizer == "sign"
+
+
 def _attack_id(attack: Spec, similarity: str, k: str = "") -> str:
     """Name, variant, similarity, layers, K and eps of an attack, as far as it has them."""
     settings = attack.model_dump(mode="json")
@@ -358,6 +383,8 @@ def _attack_id(attack: Spec, similarity: str, k: str = "") -> str:
     if not layers:
         return f"{settings['name']}-{eps}"
     where = "in" if layers == ["input"] else "".join(layer.removeprefix("conv") for layer in layers)
-    variant = _SHORT.get(settings.get("variant", settings.get("optimizer", "")), "")
+    variant = _SHORT.get(settings.get("variant", settings.get("optimizer", settings.get("target", ""))), "")
+    if _searches_guides(attack):
+        variant = "-successor-sign"
     parts = [f"{settings['name']}{variant}", _SHORT.get(similarity, similarity), f"L{where}", k, eps]
     return "-".join(part for part in parts if part)

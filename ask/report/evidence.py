@@ -1,15 +1,17 @@
 """What lies behind the numbers of an artifact: its cells, their settings, whether they can be trusted, and the run."""
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from ask.config.artifacts import SETTING_COLUMNS
 from ask.config.stored import current
+from ask.grids import ends
 from ask.paths import Run
-from ask.report.numbers import Json, find_result, read_reference
+from ask.report.numbers import Json, find_result, format_value, read_reference
 
 MOST_ZERO_GRADIENTS = 0.01
 """Share of images without any gradient beyond which an attack may only seem to fail."""
@@ -34,6 +36,9 @@ WORDS = {
     "examples": "pictures",
 }
 """Columns of a tidy CSV, and folders of a run, in words, where not as they are."""
+
+PARAMETERS = {"tau": "τ", "omega": "ω", "alpha": "α", "learning_rate": "learning rate", "guides": "guides"}
+"""Calibrated parameters in words."""
 
 STAGES = ("models", "index", "calibration", "blocks", "cells", "examples", "tables", "figures")
 """Folders of benchmark files, in the order of the workflow."""
@@ -60,7 +65,7 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
     validity, seconds, job = cell.get("validity") or {}, cell.get("seconds") or {}, current(cell.get("job") or {})
     measured = [value for result in (*cell["results"], cell.get("network") or {}) for value in result.values()]
     trials = max((len(m["trials"]) for m in measured if isinstance(m, Mapping) and "trials" in m), default=0)
-    parameters = _parameters(cell.get("setting", cell))
+    parameters = _parameters(cell.get("setting", cell), _at_ends(job, run))
     path = run.cell(*name.split("/"))
     place = path.relative_to(run.root)
     files = {
@@ -73,6 +78,7 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
     facts = {
         "attack": _attack(job),
         "parameters": parameters,
+        "accuracy on images outside the calibration": _outside(cell),
         "references a class": job.get("references_per_class"),
         "test images": job.get("test_images"),
         "trials": trials,
@@ -109,6 +115,7 @@ def _attack(job: Json) -> str:
     if attack.get("name", "none") == "none":
         return ""
     words = [attack["name"], attack.get("variant") or attack.get("optimizer")]
+    words += ["away from the true label"] * ("target" in attack) + ["successor's loss"] * (attack.get("loss") == "relu")
     if attack.get("layers"):
         words += [attack.get("similarity") or job.get("similarity"), "+".join(attack["layers"])]
         if "k_in" in attack:
@@ -122,15 +129,46 @@ def _attack(job: Json) -> str:
     return ", ".join(filter(None, words))
 
 
-def _parameters(setting: Json) -> str:
-    """Calibrated parameters, with ``omega`` only where several layers share the loss."""
+def _parameters(setting: Json, edges: Collection[tuple[str, str]] = ()) -> str:
+    """Calibrated parameters, with ``omega`` only where several layers share the loss.
+
+    Those among ``edges`` (name, and layer if they have one) are marked: the best may lie beyond what was tried.
+    """
     found = []
-    for name, words in (("tau", "τ"), ("omega", "ω"), ("alpha", "α"), ("learning_rate", "learning rate")):
+    for name, words in PARAMETERS.items():
         value = setting.get(name)
+        edge = {layer: " (edge of its grid)" for other, layer in edges if other == name}
         if isinstance(value, Mapping) and (name == "tau" or len(value) > 1):
-            found.append(f"{words} " + ", ".join(f"{layer} {v:g}" for layer, v in value.items()))
+            found.append(f"{words} " + ", ".join(f"{each} {v:g}{edge.get(each, '')}" for each, v in value.items()))
         elif isinstance(value, int | float):
-            found.append(f"{words} {value:g}")
+            found.append(f"{words} {value:g}{edge.get('', '')}")
+    return "; ".join(found)
+
+
+def _at_ends(job: Json, run: Run) -> list[tuple[str, str]]:
+    """A cell's parameters that lie at an end of their grid, by name and layer (empty if not of one layer).
+
+    As their calibrations on disk have it; nothing is known of those that are not there.
+    """
+    found = []
+    layers = (job.get("attack") or {}).get("layers", ())
+    for name, layer in [*zip(job.get("tau_from", ()), layers, strict=False), (job.get("alpha_from"), "")]:
+        path = run.calibration(job["features"]["dataset"], job["features"]["model"], name) if name else None
+        if path and path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            *grid, picked = current({"grid": [*record["grid"], record["picked"]], "tau_from": ()})["grid"]
+            found += [(parameter, layer) for parameter in ends(picked, grid)]
+    return found
+
+
+def _outside(cell: Json) -> str:
+    """Accuracy of each classifier on the images that nothing was calibrated on, in percent, where a cell noted it."""
+    found = []
+    for result in cell["results"]:
+        if "outside" in result:
+            mean, ci95 = (value and 100 * value for value in (result["outside"]["mean"], result["outside"]["ci95"]))
+            classifier = f"{result['similarity']}, {'+'.join(result['layers'])}, K={result['k']}"
+            found.append(f"{format_value(mean, ci95)} % ({classifier})")
     return "; ".join(found)
 
 

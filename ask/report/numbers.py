@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 
 from ask.config.artifacts import SETTING_COLUMNS, CostMetric, StudyMetric, TimingMetric
@@ -24,14 +25,18 @@ COLUMNS = ("artifact", *SETTING_COLUMNS, "mean", "ci95", "trials", "paper_mean",
 """Columns of a tidy table, one row a number."""
 PLACES = ("row", "column", "axes", "panel", "line", "x")
 """Where a number stands: in a table, or in a plot (`axes` counts its panels)."""
-_OWN = ["artifact", "mean", "ci95", "trials", "values", "paper_mean", "paper_ci95", "reference", "baseline", *PLACES]
+_OWN = ["artifact", "mean", "ci95", "trials", "values", "paper_mean", "paper_ci95", "reference", "baseline", "over"]
+_OWN += PLACES
 
-METRICS = {f"{who}_{kind}_accuracy": kind for who in ("dknn", "dnn") for kind in ("robust", "clean")}
+METRICS = {f"{who}_{kind}_accuracy": kind for who in ("dknn", "dnn") for kind in ("robust", "clean", "kept")}
 """Where results keep a metric, if not under its own name: a classifier's, or the network's own (``dnn_``)."""
 AS_MEASURED = {*get_args(TimingMetric), *get_args(CostMetric), *get_args(StudyMetric)}
 """Metrics that are not fractions to be shown in percent."""
 
-VERDICTS = ("reproduced", "direction only", "not reproduced", "inconsistent in the paper", "not evaluated")
+VERDICTS = (
+    *("reproduced", "direction only", "not reproduced", "undecided", "inconsistent in the paper", "not evaluated"),
+    *("holds on stand-in data", "does not hold on stand-in data", "undecided on stand-in data"),
+)
 """What a run can say about a claim of the paper."""
 
 SHADES = (1.0, 3.0, 10.0)
@@ -71,6 +76,7 @@ def collect(job: Json, run: Run, *, skip: type[MissingValueError] | tuple[()] = 
             continue
         found |= {"artifact": job["id"], "paper_mean": entry.get("paper_mean"), "paper_ci95": entry.get("paper_ci95")}
         found["reference"] = write_reference(entry)
+        found["over"] = [write_reference({**entry, "cell": cell}) for cell in entry.get("over", ())] or None
         if "baseline" in entry:
             found["baseline"] = write_reference({**entry, **entry["baseline"]})
         rows.append({**dict.fromkeys(columns), **entry["columns"], **found, **place})
@@ -133,6 +139,8 @@ def _statistic(entry: Json, run: Run) -> dict[str, Any]:
     name, wanted, metric = _name(entry["cell"]), entry["classifier"], str(entry["metric"])
     content, kept = load_cell(name, run), METRICS.get(metric, metric)
     result = content.get("network", {}) if metric.startswith("dnn_") else find_result(content, wanted)
+    if metric == "dknn_kept_accuracy" and kept not in result and result:
+        result = {kept: _kept(run.cell(*name.split("/")), content["results"].index(result))}
     if kept in result and result[kept] is None:
         raise EmptyGroupError(f"{name}: no image is among the {metric.partition('.')[0]}")
     if kept not in result:
@@ -142,6 +150,23 @@ def _statistic(entry: Json, run: Run) -> dict[str, Any]:
             f"make it again: snakemake --cores all --force {run.cell(*name.split('/'))}"
         )
     return dict(result[kept])
+
+
+def _kept(record: Path, classifier: int) -> dict[str, Any]:
+    """Share of all images that a record's i-th classifier has right clean and attacked, from its predictions.
+
+    Records hold it themselves since attacks are also compared with clean errors counted as errors.
+
+    Raises:
+        MissingValueError: the predictions are not beside the record.
+    """
+    path = record.with_suffix(".npz")
+    try:
+        with np.load(path) as stored:
+            right = [stored[kind][classifier] == stored["labels"] for kind in ("clean", "robust")]
+    except FileNotFoundError:
+        raise MissingValueError(f"{path} is missing; make it again: snakemake --cores all --force {record}") from None
+    return summarise((right[0] & right[1]).mean(1))
 
 
 def load_cell(name: str, run: Run) -> dict[str, Any]:
@@ -257,7 +282,7 @@ def write_numbers(path: Path, numbers: pd.DataFrame, *more: str) -> list[Path]:
     for number in numbers.to_dict("records"):
         known = {name: value for name, value in number.items() if value is not None}
         about = {"columns": {name: known[name] for name in settings if name in known}, "trials": number["values"]}
-        about |= {name: known[name] for name in ("reference", "baseline", "line", "x") if name in known}
+        about |= {name: known[name] for name in ("reference", "baseline", "over", "line", "x") if name in known}
         lines.append(json.dumps(about, ensure_ascii=False))
     return [
         write_csv(path, (*COLUMNS, *more), numbers),

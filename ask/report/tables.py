@@ -14,7 +14,15 @@ import pandas as pd
 
 from ask.files import write_text
 from ask.paths import Run
-from ask.report.numbers import EmptyGroupError, Json, MissingValueError, collect, entries, write_numbers
+from ask.report.numbers import (
+    EmptyGroupError,
+    Json,
+    MissingValueError,
+    collect,
+    entries,
+    format_difference,
+    write_numbers,
+)
 
 KINDS = ("measured", "paper", "difference")
 """What a cell shows."""
@@ -45,12 +53,57 @@ def render_table(job: Json, run: Run) -> list[Path]:
         MissingValueError: a cell has not been measured.
     """
     numbers = collect(job, run, skip=EmptyGroupError)  # the table shows a blank
+    remark = margin_remark(job, numbers)
+    if remark:
+        job = {**job, "notes": [*job["notes"], remark]}
     path = run.table(job["id"])
     texts = {".md": as_markdown(job, numbers), ".tex": as_latex(job, numbers), ".html": as_html(job, numbers)}
+    if remark:  # the report page has the other notes from elsewhere
+        texts[".html"] += f'\n<p class="remark">{escape(remark)}</p>'
     return [
         *write_numbers(path, numbers),
         *(write_text(path.with_suffix(suffix), f"{text}\n") for suffix, text in texts.items()),
     ]
+
+
+def margin_remark(job: Json, numbers: pd.DataFrame) -> str:
+    """What remains of an attack's margin against the best of its rivals, in words, if the job asks for that.
+
+    Each row and each group of columns is a setting, in which the rivals are the other innermost columns.
+    """
+    if not job.get("margin"):
+        return ""
+    of, papers = job["margin"]["of"], job["margin"]["rivals"]
+    settings: dict[str, dict[str, float]] = {}
+    for row, column, mean in zip(numbers["row"], numbers["column"], numbers["mean"], strict=True):
+        *outer, innermost = job["column_headers"][column]
+        setting = ", ".join(filter(None, [*outer, *job["row_headers"][row]]))
+        settings.setdefault(setting, {})[innermost] = mean
+    every = {
+        who: {
+            setting: min((mean - found[of], label) for label, mean in found.items() if label in rivals)
+            for setting, found in settings.items()
+            if of in found and rivals & found.keys()
+        }
+        for who, rivals in (
+            ("the paper's rivals", set(papers)),
+            ("all shown", {label for found in settings.values() for label in found} - {of}),
+        )
+    }
+    parts = []
+    for who, margins in every.items():
+        if margins:
+            setting, (margin, label) = min(margins.items(), key=lambda item: item[1])
+            parts.append(f"{_less_or_more(margin)} the best of {who} (smallest margin: {setting}, {label})")
+    each = [f"{setting} {format_difference(m)} ({label})" for setting, (m, label) in every["all shown"].items()]
+    return f"{of} leaves {' and '.join(parts)}. Margins against the best of all: {'; '.join(each)}." if parts else ""
+
+
+def _less_or_more(margin: float) -> str:
+    points = f"{abs(margin):.1f}"
+    if points == "0.0":
+        return "in some setting as much as"
+    return f"at least {points} points less than" if margin > 0 else f"up to {points} points more than"
 
 
 def partial_table(job: Json, run: Run) -> str:

@@ -1,7 +1,7 @@
 """ASK-Def's regulariser (paper, section V, eq. 6 and 7, Algorithm 2)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,14 @@ class ASKRegulariser:
 
     A step draws ``references_per_class`` augmented images of each class and their adversarial copies. G2 climbs the
     loss against the features of all of them, which it takes as constant; the update then recomputes them in training
-    mode, and its gradient flows through them too. Nothing deeper than the layer is computed.
+    mode, and its gradient flows through them too. Losses of several layers add up, all from one pass of the network;
+    nothing deeper than the deepest is computed.
     """
 
     layers: Sequence[str] = ()
 
     def __init__(self, spec: ASKSpec, training: TrainingSpec) -> None:
-        self.spec = spec
+        self.spec, self.compared = spec, spec.layers or tuple(filter(None, [spec.layer]))
         self.state: dict[str, Tensor] = {}
         self.eps, self.steps = training.ask_eps / 255, training.steps
         self.step_size = training.step_size / (1 if spec.legacy_step else 255)
@@ -39,9 +40,11 @@ class ASKRegulariser:
         images = self._generate(network, batch, batch.images, batch.labels, list(groups.values()), spec.include_self)
         used = list(groups.values()) if spec.outer_references == "union" else [groups[spec.outer_references]]
         inputs = [images, torch.cat(used), *([batch.images] if spec.include_self else [])]
-        features, found, *own = self._training_features(network, inputs)
-        margin = self._margin(features, self._by_class(found, len(used), network), batch.labels, *own)
-        return spec.weight * floored_loss(margin, spec.mass_floor).mean()
+        layers = [
+            (features, self._by_class(found, len(used), network), *own)
+            for features, found, *own in self._training_features(network, inputs)
+        ]
+        return spec.weight * floored_loss(self._margins(batch.labels, layers), spec.mass_floor).sum(0).mean()
 
     def _copies(self, network: Network, batch: Batch, references: Tensor, labels: Tensor) -> Tensor:
         """Adversarial copies of clean references (classes x k, channels, side, side)."""
@@ -62,19 +65,22 @@ class ASKRegulariser:
         spec, target = self.spec, batch.target
         coupled = spec.crafting_batch_norm == "train"
 
-        def extract(inputs: Tensor) -> Tensor:
-            return (network if coupled else target).features(inputs, (spec.layer,))[spec.layer]
+        def extract(inputs: Tensor) -> list[Tensor]:
+            return list((network if coupled else target).features(inputs, self.compared).values())
 
         def climb(images: Tensor, labels: Tensor, start: Tensor, *references: Tensor) -> Tensor:
             with torch.no_grad():
-                found = self._by_class(extract(torch.cat(references)), len(references), network)
-                own = target.features(images, (spec.layer,))[spec.layer] if include_self else None
+                found = [self._by_class(layer, len(references), network) for layer in extract(torch.cat(references))]
+                own = [target.features(images, self.compared).values()] if include_self else []
 
             def loss(inputs: Tensor) -> Tensor:
-                margin = self._margin(extract(inputs), found, labels, own)
-                # Sign steps need no more than the margin, which never underflows, unless batch statistics make an
-                # image's share of the loss matter to the others.
-                return F.softplus(margin) if coupled else margin
+                margins = self._margins(labels, zip(extract(inputs), found, *own, strict=True))
+                if coupled:  # batch statistics make an image's share of the loss matter to the others
+                    return F.softplus(margins).sum(0)
+                # Sign steps need no more than each layer's slope, sigmoid(margin), over the image's largest, which
+                # never underflows.
+                slopes = F.logsigmoid(margins.detach())
+                return ((slopes - slopes.amax(0)).exp() * margins).sum(0)
 
             return linf_ascent(loss, images, eps=self.eps, step_size=self.step_size, steps=self.steps, start=start)
 
@@ -90,19 +96,27 @@ class ASKRegulariser:
     def _by_class(self, features: Tensor, groups: int, network: Network) -> Tensor:
         return by_class(features, groups, network.num_classes, legacy=self.spec.legacy_ref_labels)
 
-    def _margin(self, features: Tensor, found: Tensor, labels: Tensor, own: Tensor | None = None) -> Tensor:
-        """The ASK loss's argument (batch,), of features against those of references by class."""
-        kind, tau = self.spec.similarity, self.spec.tau
-        return ask_margin(instance_wise(features, found, similarity=kind, tau=tau, own=own, labels=labels), labels)
+    def _margins(self, labels: Tensor, layers: Iterable[Sequence[Tensor]]) -> Tensor:
+        """The ASK loss's argument on each layer (layers, batch).
 
-    def _training_features(self, network: Network, groups: list[Tensor]) -> Sequence[Tensor]:
-        """Features of each group of images, in float32, from one training-mode pass a group, or one for all."""
-        layer = self.spec.layer
+        A layer brings its features, those of references by class, and maybe those of the clean images themselves.
+        """
+        kind, tau = self.spec.similarity, self.spec.tau
+        similarities = (
+            instance_wise(features, found, similarity=kind, tau=tau, own=next(iter(own), None), labels=labels)
+            for features, found, *own in layers
+        )
+        return torch.stack([ask_margin(one, labels) for one in similarities])
+
+    def _training_features(self, network: Network, groups: list[Tensor]) -> list[Sequence[Tensor]]:
+        """On each layer, each group's features in float32, from one training-mode pass a group, or one for all."""
+        sizes = [len(group) for group in groups]
         with training_precision(groups[0].device):
             if self.spec.joint_pass:
-                joint = network.features(torch.cat(groups), (layer,))[layer].float()
-                return torch.split(joint, [len(group) for group in groups])
-            return [network.features(group, (layer,))[layer].float() for group in groups]
+                joint = network.features(torch.cat(groups), self.compared)
+                return [torch.split(features.float(), sizes) for features in joint.values()]
+            passes = [network.features(group, self.compared) for group in groups]
+            return [[features[layer].float() for features in passes] for layer in self.compared]
 
 
 def by_class(references: Tensor, groups: int, classes: int, *, legacy: bool = False) -> Tensor:

@@ -26,15 +26,16 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to an eighth of its side (4 pixels of 32) and mirror every other one, at random.
+def augment(images: Tensor, kind: Augmentation, generator: torch.Generator, pad: int | None = None) -> Tensor:
+    """Shift each image by up to ``pad`` pixels and mirror every other one, at random.
 
-    Equal in distribution to torchvision's ``RandomCrop(side, padding=side // 8)`` (zero padding) followed by
+    Equal in distribution to torchvision's ``RandomCrop(side, padding=pad)`` (zero padding) followed by
     ``RandomHorizontalFlip`` (``crop-flip`` only), but one gather for the batch.
 
     Args:
         images: (batch, channels, side, side), any type.
         generator: on the device of ``images``.
+        pad: pixels; None: an eighth of the side.
 
     Returns:
         Images of the same shape and type, in channels_last order.
@@ -42,7 +43,7 @@ def augment(images: Tensor, kind: Augmentation, generator: torch.Generator) -> T
     if kind == "none":
         return images.contiguous(memory_format=torch.channels_last)
     batch, side, device = len(images), images.shape[-1], images.device
-    margin = side // 8
+    margin = side // 8 if pad is None else pad
     top, left = torch.randint(0, 2 * margin + 1, (2, batch, 1), generator=generator, device=device)
     rows = columns = torch.arange(side, device=device).expand(batch, side)
     if kind == "crop-flip":
@@ -58,11 +59,17 @@ class ResidentImages:
     """A data set that lives on the device: batches cost one gather, no loader and no copy from the host."""
 
     def __init__(
-        self, images: NDArray[np.uint8], labels: NDArray[np.int64], *, device: torch.device, kind: Augmentation = "none"
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        *,
+        device: torch.device,
+        kind: Augmentation = "none",
+        pad: int | None = None,
     ) -> None:
         self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
         self.labels = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
-        self.kind = kind
+        self.kind, self.pad = kind, pad
         self._by_class = torch.argsort(self.labels, stable=True)
         self._counts = torch.bincount(self.labels)
         self._starts = self._counts.cumsum(0) - self._counts
@@ -72,7 +79,7 @@ class ResidentImages:
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augmented images (batch, channels, side, side) in [0, 1] and labels (batch,) of ``indices``."""
-        return to_unit(augment(self.images[indices], self.kind, generator)), self.labels[indices]
+        return to_unit(augment(self.images[indices], self.kind, generator, self.pad)), self.labels[indices]
 
     def references(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``per_class`` augmented images of each class drawn with replacement, in class order, with their labels.

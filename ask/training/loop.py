@@ -122,10 +122,10 @@ def _write(out: Path, run: Run, made_with: Mapping[str, Any], fingerprint: str, 
         "seed": str(job.seed),
         **{f"version.{name}": text for name, text in made_with.get("versions", {}).items()},
     }
-    save_weights(out / "last.safetensors", run.network, {**common, "epoch": str(state.epoch)})
+    save_weights(out / "last.safetensors", run.kept, {**common, "epoch": str(state.epoch)})
     if run.best:
-        run.network.load_state_dict(run.best)
-    save_weights(out / "weights.safetensors", run.network, {**common, "epoch": str(chosen)})
+        run.kept.load_state_dict(run.best)
+    save_weights(out / "weights.safetensors", run.kept, {**common, "epoch": str(chosen)})
     record = {
         "job": job.model_dump(mode="json"),
         "chosen_epoch": chosen,

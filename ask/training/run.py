@@ -3,6 +3,7 @@
 A step never waits for the device: losses stay there, and are looked at every ``CHECK_STEPS`` steps.
 """
 
+import copy
 import math
 import time
 
@@ -55,6 +56,8 @@ class Run:
             seed=derive_seed(job.seed, "network"),
         )
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
+        # What is judged and kept: the network itself, or the average of its weights and statistics.
+        self.kept = self.network if job.training.ema is None else copy.deepcopy(self.network)
         self.folded = fold_batchnorm(self.network)
         self.base, self.regulariser = make_method(job.method, job.training)
         self.learned = self.regulariser.state if self.regulariser else {}  # beside the network's weights
@@ -91,7 +94,7 @@ class Run:
                 raise ValueError("training.selection is 'test': pass test_images and test_labels, or set it to holdout")
             chosen = pick_test_images(len(test[1]), training.batch_size)
             judged = test[0][chosen], test[1][chosen]
-        data = ResidentImages(images[kept], labels[kept], device=self.device, kind=training.augment)
+        data = ResidentImages(images[kept], labels[kept], device=self.device, kind=training.augment, pad=training.pad)
         judge = Judge(ResidentImages(*judged, device=self.device), data, training, seed) if len(judged[1]) else None
         return data, judge
 
@@ -142,8 +145,18 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
+        if self.training.ema is not None:
+            self._average(min(self.training.ema, (1 + self.position) / (10 + self.position)))
         self.losses[step] = loss.detach()
         self.correct += output.correct
+
+    def _average(self, decay: float) -> None:
+        """Move what is kept towards the network, as far as ``decay`` leaves."""
+        for mean, now in zip(self.kept.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:  # the number of batches
+                mean.copy_(now)
 
     def _check(self) -> None:
         """Stop at a loss that is not finite, or at such a weight when an epoch ends."""
@@ -169,11 +182,11 @@ class Run:
         epoch, state = self.state.epoch, self.state
         clean = robust = None
         if self.judge:
-            refold(self.folded, self.network)
+            refold(self.folded, self.kept)
             clean, robust = self.judge(self.folded)
             if clean > self.training.min_clean_accuracy and robust > state.best_accuracy:
                 state.best_epoch, state.best_accuracy = epoch + 1, robust
-                self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+                self.best = {name: tensor.detach().clone() for name, tensor in self.kept.state_dict().items()}
         seen = min(len(self.data), self.steps * self.batch_size)
         gflops = round(2 * state.passes_per_step["gmac"] * seen / self.batch_size / max(trained, 1e-6), 1)
         row = {
@@ -231,7 +244,8 @@ class Run:
         """What steps change in place."""
         momentum = {name: self.optimiser.state[p]["momentum_buffer"] for name, p in self.network.named_parameters()}
         so_far = {"losses": self.losses, "correct": self.correct}
-        return {"network": self.network.state_dict(), "momentum": momentum, "epoch": so_far}
+        found = {"network": self.network.state_dict(), "momentum": momentum, "epoch": so_far}
+        return found if self.training.ema is None else found | {"kept": self.kept.state_dict()}
 
 
 def learning_rate(spec: TrainingSpec, epoch: int, step: int, steps_per_epoch: int) -> float:

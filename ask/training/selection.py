@@ -88,14 +88,14 @@ def describe(best_epoch: int | None, training: TrainingSpec, rows: list[dict[str
     if training.selection != "test" and not training.holdout:
         return f"epoch {training.epochs}, the last: nothing is held out"
     if best_epoch is None:
-        best = max(row["val_clean_accuracy"] for row in rows)
+        highest = max(row["val_clean_accuracy"] for row in rows)
         return (
             f"epoch {training.epochs}, the last: no epoch's {where} clean accuracy exceeded "
-            f"min_clean_accuracy={training.min_clean_accuracy} (highest {best:.4f})"
+            f"min_clean_accuracy={training.min_clean_accuracy} (highest {highest:.4f})"
         )
-    row = rows[best_epoch - 1]
     what = "robust" if training.selection == "holdout" else "DkNN robust"
-    return (
-        f"epoch {best_epoch} of {training.epochs}: highest {where} {what} accuracy "
+    best, last = (
         f"{row['val_robust_accuracy']:.4f} (clean {row['val_clean_accuracy']:.4f})"
+        for row in (rows[best_epoch - 1], rows[-1])
     )
+    return f"epoch {best_epoch} of {training.epochs}: highest {where} {what} accuracy {best}; the last epoch's: {last}"
