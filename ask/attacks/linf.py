@@ -60,10 +60,11 @@ def linf_ascent(
     generator: torch.Generator | None = None,
     rule: StepRule | None = None,
     on_gradient: Callable[[Tensor], None] | None = None,
+    warn: bool = True,
 ) -> Tensor:
     """Maximise a loss within the l-infinity ball, by projected sign-gradient ascent unless told otherwise.
 
-    Warns of non-finite gradients, but not while a CUDA graph is recorded.
+    Warns of non-finite gradients, for which it waits for the device at the end.
 
     Args:
         loss_function: losses (batch,) of images (batch, channels, height, width); images must not
@@ -76,6 +77,7 @@ def linf_ascent(
         generator: draws the uniform random start; with neither, the ascent starts at ``images``.
         rule: other steps, e.g. :class:`BoxSteps`; ``step_size`` then has no say.
         on_gradient: called with each step's gradient, for diagnostics.
+        warn: False where nothing may wait: in training, which looks at its losses itself, and in a CUDA graph.
 
     Returns:
         Adversarial images, detached, on the device and of the type of ``images``.
@@ -90,7 +92,7 @@ def linf_ascent(
     if start is None and generator is not None:
         start = random_start(images, eps, generator)
     found = _steps(loss_function, images, eps, steps, start, rule or SignSteps(step_size), see)
-    if not (images.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if warn:
         unsound.warn()
     return found
 

@@ -82,7 +82,9 @@ class ASKRegulariser:
                 slopes = F.logsigmoid(margins.detach())
                 return ((slopes - slopes.amax(0)).exp() * margins).sum(0)
 
-            return linf_ascent(loss, images, eps=self.eps, step_size=self.step_size, steps=self.steps, start=start)
+            return linf_ascent(
+                loss, images, eps=self.eps, step_size=self.step_size, steps=self.steps, start=start, warn=False
+            )
 
         start = random_start(images, self.eps, batch.generator)
         # Batch statistics move with every pass, also with those that only prepare a recording.

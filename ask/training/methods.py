@@ -132,7 +132,9 @@ class AdversarialTraining:
 
         def climb(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
             loss = pgd_loss(batch.target, labels)
-            return linf_ascent(loss, images, eps=self.eps, step_size=self.step_size, steps=self.steps, start=start)
+            return linf_ascent(
+                loss, images, eps=self.eps, step_size=self.step_size, steps=self.steps, start=start, warn=False
+            )
 
         return batch.crafting("pgd", climb, images, labels, random_start(images, self.eps, batch.generator))
 

@@ -36,7 +36,9 @@ class TRADES:
             def loss(moved: Tensor) -> Tensor:
                 return kl_divergence(clean, target(moved))
 
-            return linf_ascent(loss, images, eps=self.eps, step_size=self.step_size, steps=self.steps, start=start)
+            return linf_ascent(
+                loss, images, eps=self.eps, step_size=self.step_size, steps=self.steps, start=start, warn=False
+            )
 
         return batch.crafting("trades", climb, images, noise * self.spec.start_noise)
 
