@@ -265,15 +265,15 @@ FAULTS: dict[str, tuple[Any, str, str, Callable[[Path], None]]] = {
         replays("AT"),
     ),
     "a number read in a capture": (
-        linf.linf_ascent,
+        linf._steps,
         "current = step(current.detach(), gradient)",
         "current = step(current.detach(), gradient); float(gradient.sum())",
         replays("AT"),
     ),
     "a random start drawn in a capture": (
         AdversarialTraining.craft,
-        "start=start)",
-        "generator=batch.generator)",
+        "start=start,",
+        "generator=batch.generator,",
         replays("AT"),
     ),
     "augmentation drawn on the CPU": (
@@ -302,8 +302,8 @@ FAULTS: dict[str, tuple[Any, str, str, Callable[[Path], None]]] = {
     ),
     "features in bf16 beyond autocast": (
         ASKRegulariser._training_features,
-        "(layer,))[layer].float() for group",
-        "(layer,))[layer] for group",
+        "features[layer].float() for features in passes",
+        "features[layer] for features in passes",
         trains("ASK-Def"),
     ),
     "random references on the CPU": (

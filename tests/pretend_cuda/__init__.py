@@ -70,6 +70,7 @@ def _replacements() -> dict[str, Callable[..., Any]]:
         "get_device_name": lambda *_: "pretended GPU",
         "synchronize": lambda *_: device.not_in_capture("synchronize"),
         "empty_cache": lambda: None,
+        "is_current_stream_capturing": lambda: device.capture is not None,
         "memory_allocated": lambda *_: 0,
         "max_memory_allocated": lambda *_: 0,
         "reset_peak_memory_stats": lambda *_: None,
