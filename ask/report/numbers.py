@@ -157,15 +157,15 @@ def read_predictions(reference: str, metric: str, run: Run) -> NDArray[np.uint8]
     if metric not in METRICS or not record.with_suffix(".npz").is_file():
         return None
     of_dknn = metric.startswith("dknn_")
+    kinds = ("clean", "robust") if METRICS[metric] == "kept" else (METRICS[metric],)
     with np.load(record.with_suffix(".npz")) as stored:
-        kept = "network_" * (not of_dknn) + METRICS[metric]
-        if kept not in stored:
-            return None
-        classes, labels = stored[kept], stored["labels"]
+        names = ["network_" * (not of_dknn) + kind for kind in kinds]
+        right = [stored[kept] == stored["labels"] for kept in names]
     if of_dknn:
         content = load_cell(name, run)
-        classes = classes[content["results"].index(find_result(content, classifier))]
-    return np.atleast_2d(classes == labels) * np.uint8(100)
+        place = content["results"].index(find_result(content, classifier))
+        right = [each[place] for each in right]
+    return np.atleast_2d(np.logical_and.reduce(right)) * np.uint8(100)
 
 
 def join_predictions(right: Sequence[NDArray[np.uint8] | None], trials: Sequence[float]) -> NDArray[Any]:
