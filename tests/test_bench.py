@@ -218,7 +218,7 @@ def test_no_step_of_the_ascent_waits_for_a_gpu():
     images = torch.rand(4, 3, 8, 8, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        linf_ascent(lambda x: x.square().flatten(1).sum(1), images, eps=0.1, step_size=0.02, steps=3, warn=False)
+        linf_ascent(lambda x: x.square().flatten(1).sum(1), images, eps=0.1, step_size=0.02, steps=3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

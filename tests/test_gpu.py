@@ -212,6 +212,9 @@ def test_an_epoch_is_judged_by_a_dknn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["AT", "TRADES", "ASK-Def"])
 def test_a_replayed_step_ends_with_the_weights_of_a_launched_one(name: str, tmp_path: Path) -> None:
     """The third step replays what the second recorded, on other images, labels, starts, references and weights."""
+    first = fixed_dropout(begin(tmp_path, name))
+    for _ in range(3):
+        first.advance()  # a process' first passes of some shapes may round otherwise than later ones, replayed or not
     replayed, launched = (fixed_dropout(begin(tmp_path, name, make())) for make in (Replayed, lambda: as_it_comes))
     for step in range(3):
         before = flat(launched)

@@ -265,15 +265,15 @@ FAULTS: dict[str, tuple[Any, str, str, Callable[[Path], None]]] = {
         replays("AT"),
     ),
     "a number read in a capture": (
-        linf._steps,
+        linf.linf_ascent,
         "current = step(current.detach(), gradient)",
         "current = step(current.detach(), gradient); float(gradient.sum())",
         replays("AT"),
     ),
     "a random start drawn in a capture": (
         AdversarialTraining.craft,
-        "start=start,",
-        "generator=batch.generator,",
+        "start=start)",
+        "generator=batch.generator)",
         replays("AT"),
     ),
     "augmentation drawn on the CPU": (
