@@ -28,7 +28,9 @@ onstart:
         # The limit of 100 job starts a second makes the scheduler look again one second after each look: after
         # some hundred jobs it does little else, and takes a core (https://github.com/snakemake/snakemake/pull/3744).
         workflow.scheduler.job_rate_limiter = None
-    remember({task.modules for task in PLAN.tasks.values()})  # so that `python -m ask why` can name what changed since
+    remember(
+        {task.modules for task in PLAN.tasks.values()}
+    )  # so that `python -m ask why` can name what changed since
 
 
 rule all:

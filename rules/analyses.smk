@@ -12,12 +12,12 @@ rule analyse:
         ANALYSIS.needs,
     output:
         ANALYSIS.pattern,
-    wildcard_constraints:
-        analysis=names("failures", "timing", "cost"),
     log:
         ANALYSIS.log,
     benchmark:
         ANALYSIS.benchmark
+    wildcard_constraints:
+        analysis=names("failures", "timing", "cost"),
     conda:
         "../environment.yml"
     # Timing takes all cores: nothing else runs beside it on a local machine.
@@ -44,12 +44,12 @@ STUDY = Made(RUN.cell("simulated", "none", "{study}"))
 rule simulate:
     output:
         STUDY.pattern,
-    wildcard_constraints:
-        study=names("study"),
     log:
         STUDY.log,
     benchmark:
         STUDY.benchmark
+    wildcard_constraints:
+        study=names("study"),
     # A single long job: not the last one.
     priority: 5
     conda:
@@ -74,12 +74,12 @@ rule illustrate:
     output:
         shown=EXAMPLE.pattern,
         pictures=EXAMPLE.pattern.with_suffix(".npz"),
-    wildcard_constraints:
-        example=names("example", "plane"),
     log:
         EXAMPLE.log,
     benchmark:
         EXAMPLE.benchmark
+    wildcard_constraints:
+        example=names("example", "plane"),
     # Few and long: not the last ones.
     priority: 5
     conda:

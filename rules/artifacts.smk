@@ -13,12 +13,12 @@ rule table:
     output:
         [TABLE.pattern.with_suffix(suffix) for suffix in (".csv", ".json", ".md", ".tex")],
         in_report(TABLE, ".html"),
-    wildcard_constraints:
-        table=names("table"),
     log:
         TABLE.log,
     benchmark:
         TABLE.benchmark
+    wildcard_constraints:
+        table=names("table"),
     localrule: True
     conda:
         "../environment.yml"
@@ -43,12 +43,12 @@ rule figure:
     output:
         [FIGURE.pattern.with_suffix(suffix) for suffix in (".csv", ".json", ".png", ".pdf")],
         in_report(FIGURE, ".svg"),
-    wildcard_constraints:
-        figure=names("figure"),
     log:
         FIGURE.log,
     benchmark:
         FIGURE.benchmark
+    wildcard_constraints:
+        figure=names("figure"),
     localrule: True
     conda:
         "../environment.yml"
@@ -73,12 +73,12 @@ rule drawing:
     output:
         [DRAWING.pattern.with_suffix(suffix) for suffix in (".csv", ".png", ".pdf")],
         in_report(DRAWING, ".svg"),
-    wildcard_constraints:
-        drawing=names("pictures", "boundaries"),
     log:
         DRAWING.log,
     benchmark:
         DRAWING.benchmark
+    wildcard_constraints:
+        drawing=names("pictures", "boundaries"),
     localrule: True
     conda:
         "../environment.yml"

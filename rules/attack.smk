@@ -14,12 +14,12 @@ rule attack:
     output:
         measured=CELL.pattern,
         predictions=CELL.pattern.with_suffix(".npz"),
-    wildcard_constraints:
-        cell=names("attack"),
     log:
         CELL.log,
     benchmark:
         CELL.benchmark
+    wildcard_constraints:
+        cell=names("attack"),
     conda:
         "../environment.yml"
     resources:
@@ -45,12 +45,12 @@ rule blocks:
         BLOCKS.needs,
     output:
         BLOCKS.pattern,
-    wildcard_constraints:
-        blocks=names("blocks"),
     log:
         BLOCKS.log,
     benchmark:
         BLOCKS.benchmark
+    wildcard_constraints:
+        blocks=names("blocks"),
     conda:
         "../environment.yml"
     resources:

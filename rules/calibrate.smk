@@ -12,12 +12,12 @@ rule calibrate:
         CALIBRATION.needs,
     output:
         CALIBRATION.pattern,
-    wildcard_constraints:
-        calibration=names("calibrate"),
     log:
         CALIBRATION.log,
     benchmark:
         CALIBRATION.benchmark
+    wildcard_constraints:
+        calibration=names("calibrate"),
     conda:
         "../environment.yml"
     resources:

@@ -12,12 +12,12 @@ rule index:
         INDEX.needs,
     output:
         INDEX.pattern,
-    wildcard_constraints:
-        layer=names("index"),
     log:
         INDEX.log,
     benchmark:
         INDEX.benchmark
+    wildcard_constraints:
+        layer=names("index"),
     conda:
         "../environment.yml"
     resources:
