@@ -275,6 +275,8 @@ def test_outputs_say_what_was_done(few: Arrays, tmp_path: Path) -> None:
     robust = [float(row["val_robust_accuracy"]) for row in rows]
     assert record["chosen_epoch"] == 1 + robust.index(max(robust))
     assert f"epoch {record['chosen_epoch']} of 2: highest held-out robust" in record["selection"]
+    assert "under PGD-10, eps 25.5" in record["selection"]
+    assert [row["val_attack"] for row in rows] == ["PGD-10, eps 25.5"] * 2
     last = float(rows[-1]["val_clean_accuracy"])
     assert record["selection"].endswith(f"; the last epoch's: {robust[-1]:.4f} (clean {last:.4f})")
     assert load_weights(tmp_path / "weights.safetensors")[1]["epoch"] == str(record["chosen_epoch"])

@@ -615,6 +615,30 @@ def test_the_dknn_that_selects_is_the_dknn(few: Arrays) -> None:
     assert attacked[1] != robust
 
 
+@pytest.mark.parametrize("eps", [2.0, 8.0, 51.0])
+@pytest.mark.parametrize("eval_steps", [None, 1, 3, 20])
+def test_the_judges_attack_reaches_across_its_ball_whatever_training_takes(eps: float, eval_steps: int | None) -> None:
+    spec = SETTINGS.model_copy(update={"eval_eps": eps, "eval_steps": eval_steps, "steps": 1, "step_size": 0.1})
+    step_size, steps = selection.judging_attack(spec)
+    assert steps == (eval_steps or 10)
+    assert step_size * steps >= 2 * eps / 255 - 1e-9
+    weak = eval_steps in (1, 3)
+    assert selection.judged_by(spec) == f"PGD-{steps}, eps {eps:g}" + ", weaker than PGD-10" * weak
+
+
+def test_the_judge_attacks_with_steps_of_its_own(few: Arrays) -> None:
+    """A weak attack in training no longer makes the held-out images look safe."""
+    folded = fold_batchnorm(make_network())
+    judge = judged(few, "holdout", 25.5)[0]
+    scores = [
+        Judge(judge.judged, judge.judged, judge.training.model_copy(update={"steps": n, "step_size": size}), seed=0)(
+            folded
+        )
+        for n, size in ((1, 0.1), (20, 3.0))
+    ]
+    assert scores[0] == scores[1]
+
+
 def test_the_dknns_references_are_balanced_and_limited(few: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "REFERENCES_PER_CLASS", 3)
     judge, source, _ = judged(few, "test", 0)

@@ -1,11 +1,13 @@
 """What is known of a run in progress: its position and history, what its steps cost, and the file that keeps it all."""
 
+import csv
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,10 @@ class Checkpoint:
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write ``history.csv`` anew, one line an epoch so far; unknown values (no held-out images) stay empty."""
-    lines = [rows[0], *(["" if value is None else str(value) for value in row.values()] for row in rows)]
-    write_text(path, "".join(",".join(line) + "\n" for line in lines))
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")  # None is written as nothing
+    writer.writerows([rows[0], *(row.values() for row in rows)])
+    write_text(path, text.getvalue())
 
 
 @contextmanager

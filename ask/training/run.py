@@ -19,7 +19,7 @@ from ask.seeds import derive_seed
 from ask.training.images import Arrays, ResidentImages, seeded, split_holdout
 from ask.training.methods import Batch, Crafting, as_it_comes, make_method
 from ask.training.record import Checkpoint, State, count_passes
-from ask.training.selection import Judge, pick_test_images
+from ask.training.selection import Judge, judged_by, pick_test_images
 
 CHECK_STEPS = 50
 """Steps between two looks at the losses."""
@@ -196,6 +196,7 @@ class Run:
             "learning_rate": learning_rate(self.training, epoch, self.steps - 1, self.steps),
             "val_clean_accuracy": clean,
             "val_robust_accuracy": robust,
+            "val_attack": judged_by(self.training) if self.judge else None,
             "train_seconds": round(trained, 3),
             "seconds": round(time.monotonic() - self._started, 3),
             "gflops": gflops,
@@ -212,7 +213,8 @@ class Run:
         judged = ""
         if self.judge:
             where = "test" if self.training.selection == "test" else "held-out"
-            judged = f", {where} clean {row['val_clean_accuracy']:.3f} robust {row['val_robust_accuracy']:.3f}"
+            clean, robust = row["val_clean_accuracy"], row["val_robust_accuracy"]
+            judged = f", {where} clean {clean:.3f} robust {robust:.3f} ({judged_by(self.training)})"
         return (
             f"{self.job.model}: epoch {row['epoch']}/{self.training.epochs}, loss {row['train_loss']:.4f}, "
             f"robust {row['train_robust_accuracy']:.3f}{judged}, {row['seconds']:.1f} s, "

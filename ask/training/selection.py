@@ -17,6 +17,8 @@ from ask.training.images import ResidentImages, seeded, to_unit
 
 EVALUATION_BATCH = 512
 TEST_BATCHES = 4
+STEPS = 10
+"""Of the attack that judges: fewer leave clearly more accuracy than 20 do."""
 LAYER, NEIGHBOURS, REFERENCES_PER_CLASS = "conv4", 5, 2000
 """The released code's rule: batches of test images, and the DkNN that classifies them."""
 
@@ -24,8 +26,8 @@ LAYER, NEIGHBOURS, REFERENCES_PER_CLASS = "conv4", 5, 2000
 class Judge:
     """Clean accuracy of the network, and robust accuracy of the network or of a DkNN, under PGD on the network.
 
-    PGD runs at ``eval_eps`` with the steps of the training attack. Its random starts, and the DkNN's references, depend
-    on the seed alone, so that epochs differ by their weights only.
+    PGD runs at ``eval_eps`` in steps of its own (:func:`judging_attack`). Its random starts, and the DkNN's references,
+    depend on the seed alone, so that epochs differ by their weights only.
     """
 
     def __init__(self, judged: ResidentImages, source: ResidentImages, training: TrainingSpec, seed: int) -> None:
@@ -41,13 +43,14 @@ class Judge:
     def __call__(self, folded: Network) -> tuple[float, float]:
         """Clean and robust accuracy in [0, 1] of a network without batch norm (see ``fold_batchnorm``)."""
         training, device = self.training, self.judged.labels.device
-        eps, step_size = training.eval_eps / 255, training.step_size / 255
+        step_size, steps = judging_attack(training)
         noise = seeded(device, self.seed, "heldout")
         clean, robust = torch.zeros((2,), dtype=torch.int64, device=device).unbind()
         classify = self._classifier(folded)
         for images, labels in _batches(self.judged, torch.arange(len(self.judged), device=device)):
             loss = pgd_loss(folded, labels)
-            moved = linf_ascent(loss, images, eps=eps, step_size=step_size, steps=training.steps, generator=noise)
+            eps = training.eval_eps / 255
+            moved = linf_ascent(loss, images, eps=eps, step_size=step_size, steps=steps, generator=noise)
             with torch.inference_mode():
                 clean += (folded(images).argmax(1) == labels).sum()
                 robust += (classify(moved) == labels).sum()
@@ -69,6 +72,18 @@ class Judge:
         with torch.inference_mode():
             found = torch.cat([features(images) for images, _ in _batches(self.source, self.references)])
         return classify
+
+
+def judging_attack(training: TrainingSpec) -> tuple[float, int]:
+    """Step size, in [0, 1], and steps of the attack that judges: they reach from one side of the ball to the other."""
+    steps = training.eval_steps or STEPS
+    return max(training.eval_eps / 4, 2 * training.eval_eps / steps) / 255, steps
+
+
+def judged_by(training: TrainingSpec) -> str:
+    """That attack in words; a weak one is called so."""
+    steps = judging_attack(training)[1]
+    return f"PGD-{steps}, eps {training.eval_eps:g}" + (f", weaker than PGD-{STEPS}" if steps < STEPS else "")
 
 
 def pick_test_images(available: int, batch_size: int) -> NDArray[np.int64]:
@@ -98,4 +113,7 @@ def describe(best_epoch: int | None, training: TrainingSpec, rows: list[dict[str
         f"{row['val_robust_accuracy']:.4f} (clean {row['val_clean_accuracy']:.4f})"
         for row in (rows[best_epoch - 1], rows[-1])
     )
-    return f"epoch {best_epoch} of {training.epochs}: highest {where} {what} accuracy {best}; the last epoch's: {last}"
+    return (
+        f"epoch {best_epoch} of {training.epochs}: highest {where} {what} accuracy under {judged_by(training)}: "
+        f"{best}; the last epoch's: {last}"
+    )
