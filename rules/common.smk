@@ -33,7 +33,7 @@ GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("
 
 
 class Made:
-    """What a rule asks of the task that makes an output: the rule's pattern, filled in by its wildcards, finds it."""
+    """What is asked of the task that makes an output: the rule's pattern, filled in by its wildcards, finds it."""
 
     def __init__(self, pattern):
         self.pattern = Path(pattern)
