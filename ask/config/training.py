@@ -72,8 +72,7 @@ class TrainingSpec(Spec):
     eval_eps: Pixels = 8
     """l-infinity radius of the PGD attack on the held-out images by which the best epoch is picked, n/255."""
     eval_steps: int | None = Field(default=None, ge=1, exclude_if=lambda steps: steps is None)
-    """Steps of that attack, which together reach across its ball; null: 10, near enough to 20 for a fraction of an
-    epoch's cost."""
+    """Steps of that attack, which together reach across its ball whatever the training attack takes; null: 10."""
     min_clean_accuracy: float = Field(default=0.83, ge=0, le=1)
     """An epoch counts as best only above this clean accuracy of the network on the images that judge it."""
     selection: Literal["holdout", "holdout-dknn", "test"] = "holdout"

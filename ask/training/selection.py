@@ -18,7 +18,7 @@ from ask.training.images import ResidentImages, seeded, to_unit
 EVALUATION_BATCH = 512
 TEST_BATCHES = 4
 STEPS = 10
-"""Of the attack that judges: fewer leave clearly more accuracy than 20 do."""
+"""Of the attack that judges, where the configuration names none; fewer than these are called weaker."""
 LAYER, NEIGHBOURS, REFERENCES_PER_CLASS = "conv4", 5, 2000
 """The released code's rule: batches of test images, and the DkNN that classifies them."""
 
