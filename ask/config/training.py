@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ask.config.base import Pixels, Spec
+from ask.config.base import Pixels, Precision, Spec
 
 Block = Literal["conv1", "conv2", "conv3", "conv4", "conv5"]
 Augmentation = Literal["crop-flip", "crop", "none"]
@@ -213,4 +213,6 @@ class TrainJob(Spec):
     network: NetworkSpec
     method: ModelSpec
     training: TrainingSpec
+    precision: Precision = Field(default="auto", exclude_if=lambda precision: precision == "auto")
+    """Of the network's passes on the way; `auto` is settled by the run (:func:`ask.precision.settled`)."""
     seed: int
