@@ -9,7 +9,7 @@ from pathlib import Path
 from ask.config.training import TrainJob
 from ask.plan.cost import costs
 from ask.plan.planner import Plan
-from ask.plan.predict import finished, predictor
+from ask.plan.predict import finished, gain_of, predictor
 
 EVERY = 300.0
 """Seconds between two lines."""
@@ -28,7 +28,7 @@ class Progress:
     def __init__(self, plan: Plan, outputs: Iterable[Path], cores: int, clock: Callable[[], float] = time.time) -> None:
         self.plan, self.cores, self.clock, self.began = plan, cores, clock, clock()
         counted = costs(plan)
-        known = predictor(finished(plan, counted))
+        known = predictor(finished(plan, counted), gain=gain_of(plan.run))
         self.work = {
             path: known.speed(plan.tasks[path].group).seconds(counted[path].flop)
             for path in outputs
@@ -70,6 +70,6 @@ def watch(plan: Plan, outputs: Iterable[Path], cores: int) -> None:
     def say() -> None:
         while True:
             time.sleep(EVERY)
-            print(f"ask: {progress.line()}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"ask: {progress.line()}\n")
 
     threading.Thread(target=say, daemon=True).start()
