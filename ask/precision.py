@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
@@ -99,8 +99,8 @@ def network_passes(precision: Passes) -> Iterator[None]:
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """What a network's pass runs in: bfloat16 factors, or float32, as :func:`network_passes` says."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_passes.get() == "bfloat16")
+    """What a network's pass runs in: bfloat16 factors where :func:`network_passes` says so, or what the caller set."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if _passes.get() == "bfloat16" else nullcontext()
 
 
 def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
