@@ -2,6 +2,8 @@
 
 import ast
 import copy
+import csv
+import hashlib
 import importlib.util
 import json
 import os
@@ -27,6 +29,7 @@ from packaging.version import Version
 import ask
 from ask.cli import main
 from ask.config.run import load_run, merge
+from ask.errors import AskError
 from tools import api
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -465,7 +468,7 @@ def test_the_configurations_page_names_every_file_and_a_valid_overlay() -> None:
 # The lock.
 
 ONLY_PINNED = {"torchattacks", "cffconvert", "faiss-gpu", "nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"}
-ONLY_PINNED |= {"nvidia-cuda-runtime-cu12"}
+ONLY_PINNED |= {"nvidia-cuda-runtime-cu12", "nvidia-curand-cu12"}
 """Pins of what the extra `dev` does not install."""
 
 
@@ -567,3 +570,118 @@ def test_every_public_name_is_in_the_reference() -> None:
         "ask.attacks.references.identity_features",
         "ask.training.loop.train",
     }
+
+
+# A finished run as an RO-Crate, of committed evidence.
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The crate of results/lite."""
+    crate = pytest.importorskip("tools.crate", reason="no rocrate: pip install 'ask-knn[crate]'")
+    out = tmp_path_factory.mktemp("crate") / "lite.crate.zip"
+    before = Path.cwd()
+    os.chdir(REPOSITORY)
+    try:
+        return Path(crate.pack(crate.load([Path("config/lite.yaml")]), out))
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def entities(packed: Path) -> dict[str, dict[str, Any]]:
+    with zipfile.ZipFile(packed) as archive:
+        graph = json.loads(archive.read("ro-crate-metadata.json"))["@graph"]
+    return {entity["@id"]: entity for entity in graph}
+
+
+def linked(value: Any) -> list[str]:
+    return [one["@id"] for one in (value if isinstance(value, list) else [value] if value else [])]
+
+
+def origins(entities: dict[str, dict[str, Any]], start: str) -> set[str]:
+    """All that something was made from, directly or not."""
+    made = {}
+    for entity in entities.values():
+        # The run as a whole makes its claims and report from everything; what each step did says more.
+        if entity["@type"] == "CreateAction" and not entity["@id"].startswith("#run-"):
+            made |= {result: linked(entity.get("object")) for result in linked(entity.get("result"))}
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        one = waiting.pop()
+        new = set(made.get(one, [])) | set(linked(entities[one].get("isBasedOn")))
+        waiting += new - found
+        found |= new
+    return found
+
+
+def test_a_claims_lineage_reaches_the_publishers_file(entities: dict[str, dict[str, Any]]) -> None:
+    found = origins(entities, "#claim-C01")
+    for one in (
+        "results/lite/tables/table01.csv",
+        "results/lite/cells/cifar10/at/ask-cos-L3-K5-e8-s20.json",
+        "results/lite/calibration/cifar10/at/tau-ask-cos-L3-e8.json",
+        "#results/lite/index/cifar10/at/conv3.npy",
+        "#results/lite/models/cifar10/at/weights.safetensors",
+        "#data/prepared/cifar10/facts.json",
+        "#data/raw/cifar10/manifest.json",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    ):
+        assert one in found
+    assert not any("ask-def" in one for one in found), "C01 is about AT"
+    ledger = {row["id"]: row for row in csv.DictReader((REPOSITORY / "results/lite/claims.csv").open(newline=""))}
+    assert {one.removeprefix("#claim-") for one in entities if one.startswith("#claim-")} == set(ledger)
+    assert ledger["C01"]["measured"] in entities["#claim-C01"]["description"]
+
+
+def test_every_record_in_the_crate_was_made_by_an_action_with_its_own_command(
+    entities: dict[str, dict[str, Any]],
+) -> None:
+    actions = [entity for entity in entities.values() if entity["@type"] == "CreateAction"]
+    made = {result: action for action in actions for result in linked(action.get("result"))}
+    records = [one for one in entities if re.fullmatch(r"results/lite/(cells|calibration)/.*\.json", one)]
+    assert len(records) > 150
+    for one in records:
+        assert made[one]["description"] == json.loads(read(one))["command"]
+
+
+def test_the_crate_holds_each_file_that_it_describes_and_nothing_else(
+    packed: Path, entities: dict[str, dict[str, Any]]
+) -> None:
+    described = {one for one, entity in entities.items() if "File" in entity["@type"] and "://" not in one}
+    with zipfile.ZipFile(packed) as archive:
+        assert len(archive.namelist()) == len(set(archive.namelist()))
+        assert set(archive.namelist()) - {"ro-crate-metadata.json"} == described
+        text = archive.read("ro-crate-metadata.json").decode()
+        table = archive.read("results/lite/tables/table01.csv")
+    assert table == (REPOSITORY / "results/lite/tables/table01.csv").read_bytes()
+    assert entities["results/lite/tables/table01.csv"]["sha256"] == hashlib.sha256(table).hexdigest()
+    assert {
+        "Snakefile",
+        "ask/attacks/ask.py",
+        "config/lite.yaml",
+        "LICENSE",
+        "results/lite/report/index.html",
+    } <= described
+    assert str(REPOSITORY) not in text
+
+
+@pytest.mark.slow
+def test_the_validator_finds_no_error_in_the_crate_and_some_in_others(packed: Path, tmp_path: Path) -> None:
+    crate = pytest.importorskip("tools.crate")
+    assert crate.problems(packed) == []
+    from rocrate.rocrate import ROCrate
+
+    bare = ROCrate(version="1.1")
+    bare.write(tmp_path / "bare")
+    assert any("mainEntity" in line for line in crate.problems(tmp_path / "bare"))
+
+
+def test_a_run_that_is_not_finished_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crate = pytest.importorskip("tools.crate")
+    monkeypatch.chdir(REPOSITORY)
+    plan = crate.load([Path("config/rehearsal.yaml")])
+    with pytest.raises(AskError, match=r"results/rehearsal/claims\.csv is missing, so the run is not finished"):
+        crate.pack(plan, tmp_path / "out.zip")
+    assert not (tmp_path / "out.zip").exists()
