@@ -26,8 +26,8 @@ def read_images(
     """Read trees of image files together, in order of class and file name; grey if all files are, else RGB.
 
     Hidden files, and files that do not lie in a class folder of a known split, are left out. The splits may lie in one
-    folder of their own. Images are as a photo viewer shows them: turned as their EXIF orientation says, transparency over
-    white.
+    folder of their own. Images are as a photo viewer shows them: turned as their EXIF orientation says, and what is
+    transparent over white.
 
     Args:
         paths: Folders, zips or tar archives.
