@@ -9,7 +9,9 @@ import argparse
 import functools
 import inspect
 import json
+import os
 import shlex
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +73,7 @@ COMMANDS: Mapping[str, Command] = {
         "ask.slices:render_command",
         "Render the tables, figures, claims and report that a run's evidence suffices for; measures nothing.",
     ),
+    "demo": Command(_TOOLS, "ask.cli:demo", "Run everything on embedded data and a CPU, in minutes."),
     "bench": Command(_TOOLS, "ask.cli:bench", "Time attacks, search and training against other libraries."),
     "reference": Command(_TOOLS, "ask.cli:reference", "Write the configuration's JSON schema and reference page."),
 }
@@ -86,12 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in STEPS and name not in COMMANDS:
         print(f"ask: no command {name!r}; it has {', '.join([*STEPS, *COMMANDS])}", file=sys.stderr)
         return 2
-    parser, function = _parser(name)
     try:
+        parser, function = _parser(name)
         return function(**vars(parser.parse_args(rest))) or 0
     except AskError as error:
-        print(f"ask {name}: {error}", file=sys.stderr)
-        return 1
+        wrong = str(error)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("ask."):
+            raise
+        wrong = f"{error.name} is not installed; the workflow's packages come with: pip install 'ask-knn[workflow]'"
+    print(f"ask {name}: {wrong}", file=sys.stderr)
+    return 1
 
 
 def usage() -> str:
@@ -231,6 +239,15 @@ def perform(name: str, text: str, place: "Place") -> None:
     files.write_json(output, {"id": job.id, **about, **record, "job": document, "command": command})
 
 
+def demo() -> int:
+    """What ``make demo`` does after the installation."""
+    find("ask.config.run:base")()
+    import_module("snakemake")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [sys.executable, "-m", "snakemake", "--configfile", "config/demo.yaml"]
+    return subprocess.run(command, env=environment).returncode
+
+
 def bench(
     parts: Annotated[list[str], "attack, knn, train, pgd, dag, demo (default: all)"] = [],  # noqa: B006  # never changed
     *,
@@ -250,5 +267,6 @@ def bench(
 
 def reference() -> None:
     """Write what is made from the types of the configuration."""
+    find("ask.config.run:base")()
     for path in find("ask.config.reference:write")():
         print(path)

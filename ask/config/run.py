@@ -17,6 +17,8 @@ from ask.errors import AskError
 
 T = TypeVar("T", bound=Spec)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+BASE = Path("config/config.yaml")
+"""The configuration that overlays lie on."""
 
 
 class ConfigError(AskError):
@@ -222,6 +224,14 @@ def _rank(artifact: ArtifactConfig) -> tuple[int, int]:
     """Order of an artifact in the report: the paper's tables, its figures, then the rest, by category."""
     source = artifact.paper or ""
     return CATEGORIES.index(artifact.category), 2 - source.startswith("Figure") - 2 * source.startswith("Table")
+
+
+def base() -> Path:
+    """Path of the base configuration; raises ConfigError where there is none: outside a checkout."""
+    if not BASE.is_file():
+        what = "this works in a checkout of the repository only, for no package holds its Snakefile, config/ and rules/"
+        raise ConfigError(f"{BASE}: no such file; {what}; clone it and change to its folder")
+    return BASE
 
 
 def read_run(files: Sequence[Path]) -> RunConfig:

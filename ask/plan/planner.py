@@ -20,7 +20,7 @@ from ask.config.artifacts import (
 )
 from ask.config.attacks import PIXEL
 from ask.config.jobs import CellJob, ClassifierSpec
-from ask.config.run import ConfigError, RunConfig, load_artifacts, read_run
+from ask.config.run import ConfigError, RunConfig, base, load_artifacts, read_run
 from ask.errors import AskError
 from ask.paths import Run
 from ask.plan.graph import Task
@@ -69,7 +69,7 @@ class Plan:
 
 def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
     """The plan of the base configuration and overlays, from the project's folder; at most so many trials."""
-    config = read_run([Path("config/config.yaml"), *overlays])
+    config = read_run([base(), *overlays])
     if trials:
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_trials": trials})})
     return plan_run(config, load_artifacts(ARTIFACTS, config.artifacts), Paper.read(PAPER))
