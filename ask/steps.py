@@ -99,7 +99,7 @@ def output_of(name: str, job: Any, run: Run, data: Path) -> Path:
         case "download":
             return raw(data, job.source) / "manifest.json"
         case "prepare":
-            return prepared(data, job.dataset) / "facts.json"
+            return prepared(data, job) / "facts.json"
         case "train":
             return run.weights(job.dataset, job.model)
         case "index":

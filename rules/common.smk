@@ -7,10 +7,11 @@ import sys
 sys.path.insert(0, workflow.basedir)
 
 from ask.config.run import ConfigError, export_mirror, load_artifacts, load_run
-from ask.paths import prepared, raw
+from ask.paths import raw
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run
 from ask.plan.why import remember
+from ask.steps import STEPS
 from ask.worker import start as start_worker
 
 HERE = Path(workflow.basedir)
@@ -94,5 +95,6 @@ def folders(depth, *steps):
 
 wildcard_constraints:
     source=folders(1, "download"),
-    dataset=folders(1, "prepare"),
+    prepared=folders(1, "prepare"),
+    dataset="|".join(map(re.escape, CONFIG.datasets)),
     model="|".join([folders(1, "train"), folders(1, "index")]),

@@ -38,6 +38,9 @@ class DatasetConfig(DataSpec):
 
     label: str
     """Name in tables."""
+    fingerprint: Literal["times", "content"] = "times"
+    """What tells that a user's own images have changed: names, sizes and times of the files, or (`content`) names and
+    content, for which every start of a run reads them all."""
     references_per_class: int = Field(default=2000, ge=1)
     """Size of a trial's reference set, per class: 2000 on CIFAR-10, 850 on Imagenette (paper, App. D-e)."""
     test_images: int | None = Field(default=None, ge=1)

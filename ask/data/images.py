@@ -1,8 +1,6 @@
-"""Trees of image files, ``<split>/<class>/<file>``, in folders and archives, and resizing."""
+"""Images of trees of files (:mod:`ask.data.trees`), and resizing."""
 
-import re
 import struct
-from collections import defaultdict
 from io import BytesIO
 from pathlib import Path
 
@@ -10,12 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ask.data.arrays import DataError
-from ask.data.readers import DAMAGE, Member, Split, members
+from ask.data.readers import Split
+from ask.data.trees import DAMAGE, Member, splits
+from ask.errors import DataError
 
-_LAYOUT = "expected <split>/<class>/<file>, with splits `train` and `test` (or `val`)"
-_PLACE = re.compile(r"(?P<split>train|test|val)/(?P<class>[^/]+)/[^/]+(?P<deeper>/.*)?")
-_HIDDEN = re.compile(r"(^|/)(\.|(__MACOSX|Thumbs\.db|desktop\.ini)(/|$))")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
@@ -30,7 +26,7 @@ def read_images(
     Args:
         paths: Folders, zips or tar archives.
         side: Pixels to which images will be resized; None: all must have the same size.
-        classes: Class folders in order of class number; empty: those of the training images, sorted by name.
+        classes: As in `splits`.
 
     Returns:
         The class folders, and the splits, whose images are decoded (once) as they are iterated.
@@ -38,19 +34,10 @@ def read_images(
     Raises:
         DataError: a split is missing, a class is unknown, or an archive or image is damaged or of a wrong kind.
     """
-    where = ", ".join(map(str, paths))
-    tree = _tree(paths)
-    files: dict[str, list[Member]] = {}
-    labels: dict[str, NDArray[np.int64]] = {}
-    for split, top in (("train", "train"), ("test", "test" if "test" in tree else "val")):
-        if top not in tree:
-            raise DataError(f"{where}: no images of split {split}; {_LAYOUT}")
-        classes = classes or tuple(sorted(tree[top]))
-        if unknown := sorted(tree[top].keys() - set(classes)):
-            raise DataError(f"{where}: {top}/{unknown[0]} is none of the classes {', '.join(classes)}; remove it")
-        by_class = [sorted(tree[top][name], key=lambda member: member.name) for name in classes]
-        files[split] = [member for inside in by_class for member in inside]
-        labels[split] = np.repeat(np.arange(len(classes), dtype=np.int64), [len(inside) for inside in by_class])
+    classes, found = splits(paths, classes)
+    files = {split: [member for inside in by_class for member in inside] for split, by_class in found.items()}
+    numbers = np.arange(len(classes), dtype=np.int64)
+    labels = {split: np.repeat(numbers, [len(inside) for inside in by_class]) for split, by_class in found.items()}
     mode = _common_mode(files["train"] + files["test"], side)
     images = {split: (_pixels(_opened(member, mode)) for member in files[split]) for split in files}
     return classes, {split: Split(images[split], labels[split]) for split in files}
@@ -67,23 +54,6 @@ def resize(pixels: NDArray[np.uint8], side: int | None) -> NDArray[np.uint8]:
     whole = side % width == 0 and side % height == 0
     image = Image.fromarray(pixels[0] if channels == 1 else pixels.transpose(1, 2, 0))
     return _pixels(image.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.BILINEAR))
-
-
-def _tree(paths: list[Path]) -> dict[str, dict[str, list[Member]]]:
-    """Files by split and class; hidden ones and those that lie elsewhere are left out."""
-    tree: dict[str, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
-    for path in paths:
-        shown = [member for member in members(path) if not _HIDDEN.search(member.name)]
-        tops = {member.name.partition("/")[0] for member in shown}
-        around = f"{tops.pop()}/" if len(tops) == 1 and not tops & {"train", "test", "val"} else ""
-        for member in shown:
-            name = member.name.removeprefix(around)
-            place = _PLACE.fullmatch(name)
-            if place and place["deeper"]:
-                raise DataError(f"{member}: lies too deep, {_LAYOUT}; move its images up")
-            if place:
-                tree[place["split"]][place["class"]].append(member._replace(name=name))
-    return tree
 
 
 def _common_mode(files: list[Member], side: int | None) -> str:

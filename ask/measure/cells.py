@@ -180,7 +180,7 @@ def _outside(job: CellJob, place: Place) -> NDArray[np.int64]:
     if job.calibration_images is None:
         return np.zeros(0, np.int64)
     dataset = job.features.dataset
-    available = len(load(prepared(place.data, dataset), "test")[1])
+    available = len(load(prepared(place.data, job.features), "test")[1])
     everyone = np.arange(available)
     counted, batch = (
         everyone[pick_test_images(available, wanted, dataset)] for wanted in (job.test_images, job.calibration_images)

@@ -31,7 +31,7 @@ def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArr
         (cells, k, channels, side, side), uint8.
     """
     first = job.cells[0]
-    folder = prepared(place.data, first.features.dataset)
+    folder = prepared(place.data, first.features)
     labels = load(folder, "test")[1]
     names = json.loads((folder / "facts.json").read_text())["class_names"]
     chosen, rule = _choose(job, labels[pick_test_images(len(labels), first.test_images, first.features.dataset)], place)

@@ -12,7 +12,7 @@ from ask.training.loop import train
 
 def train_model(job: TrainJob, place: Place) -> None:
     """Train a model on a prepared data set; continues where an earlier call was interrupted."""
-    folder = prepared(place.data, job.dataset)
+    folder = prepared(place.data, job)
     images, labels = load(folder, "train")
     by_test = job.training.selection == "test"
     test_images, test_labels = load(folder, "test") if by_test else (None, None)

@@ -8,6 +8,7 @@ from ask.config.artifacts import ArtifactConfig, Axis, AxisValue, CostMetric, Se
 from ask.config.attacks import VARIANTS
 from ask.config.jobs import FeatureSpec
 from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn
+from ask.plan.tasks import key_of, spec_of
 
 
 class Resolver:
@@ -93,14 +94,15 @@ class Resolver:
 
     def features(self, dataset: str, settings: DatasetConfig, model: str) -> FeatureSpec:
         """The feature function of a model on a data set; raises ConfigError if there is no network to train."""
+        key = key_of(dataset, spec_of(settings))
         if self.is_raw(model):
-            return FeatureSpec(dataset=dataset, model=model, network=None)
+            return FeatureSpec(dataset=dataset, data=key, model=model, network=None)
         if settings.network is None:
             raise ConfigError(
                 f"model {model!r} needs a network on dataset {dataset!r};"
                 f" set `datasets.{dataset}.network` or use model 'raw'"
             )
-        return FeatureSpec(dataset=dataset, model=model, network=settings.network)
+        return FeatureSpec(dataset=dataset, data=key, model=model, network=settings.network)
 
     def check(self, asked: dict[str, Any], dataset: str, settings: DatasetConfig, features: FeatureSpec) -> None:
         """Raises ConfigError for layers, attacks and K that the model or its references do not have."""
