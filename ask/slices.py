@@ -207,7 +207,7 @@ def stale(plan: Plan, path: Path) -> str:
     """
     if not path.is_file():
         return "not measured"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     if not covers(current(record.get("job") or {}), plan.tasks[path].document):
         return "measured with other settings"
     for model, digest in (record.get("weights") or {}).items():
@@ -227,7 +227,7 @@ def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:
     """Make a slice until it is finished, something fails or ``deadline`` (of ``time.monotonic``) is near."""
     scratch = plan.run.root / "scratch"
     done_in = scratch / f"{name}.json"
-    done = json.loads(done_in.read_text()) if done_in.is_file() else []
+    done = json.loads(done_in.read_text(encoding="utf-8")) if done_in.is_file() else []
     for text in (text for text in plan.config.slices[name].commands if text not in done):
         _say(text)
         program, *words = shlex.split(text)

@@ -18,6 +18,9 @@ from ask.paths import Run, prepared, raw
 RENDERED, LAST = "tables and figures", "claims and report"
 """Stages of the steps that measure nothing."""
 
+LONGEST = 60_000
+"""Bytes of a job's document on a command line at most, of which Linux takes 131,072; a longer one lies in a file."""
+
 
 @dataclass(frozen=True)
 class Step:

@@ -1,7 +1,7 @@
 """The configuration of a run: types with units and sources, loading, and messages that contain the fix."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -91,9 +91,9 @@ class CalibrationConfig(Spec):
 class EvaluationConfig(Spec):
     """Defaults of every evaluation, which artifacts override."""
 
-    eps: Pixels = 8
+    eps: Pixels = Field(default=8, gt=0)
     """l-infinity radius, n/255 (paper, VI)."""
-    step_size: Pixels = 2
+    step_size: Pixels = Field(default=2, gt=0)
     """Sign step (kappa), n/255; the paper is silent, the released code says 2."""
     steps: int = Field(default=20, ge=1)
     """Gradient steps (paper, App. D-e)."""
@@ -229,7 +229,18 @@ def read_run(files: Sequence[Path]) -> RunConfig:
     merged: dict[str, Any] = {}
     for path in files:
         merged = merge(merged, _read(path))
-    return load_run(merged, " + ".join(str(path) for path in files))
+    where = " + ".join(str(path) for path in files)
+    if overlays := [_read(path) for path in files[1:]]:
+        name_run([key for overlay in overlays for key in overlay], where)
+    return load_run(merged, where)
+
+
+def name_run(options: Collection[str], where: str) -> None:
+    """Raises ConfigError if overlays with these options leave a run's name, and so its results, to the paper's."""
+    if "run" not in options:
+        raise ConfigError(
+            f"{where}: no overlay names its `run`; add one, for results/<run> (`run: paper`: the paper's)"
+        )
 
 
 def read_spec(kind: type[T], path: Path) -> T:
@@ -257,7 +268,7 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except yaml.YAMLError as error:

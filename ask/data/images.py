@@ -39,7 +39,7 @@ def read_images(
     numbers = np.arange(len(classes), dtype=np.int64)
     labels = {split: np.repeat(numbers, [len(inside) for inside in by_class]) for split, by_class in found.items()}
     mode = _common_mode(files["train"] + files["test"], side)
-    images = {split: (_pixels(_opened(member, mode)) for member in files[split]) for split in files}
+    images = {split: (_pixels(opened(member, mode)) for member in files[split]) for split in files}
     return classes, {split: Split(images[split], labels[split]) for split in files}
 
 
@@ -60,7 +60,7 @@ def _common_mode(files: list[Member], side: int | None) -> str:
     """``L`` if all images are grey, else ``RGB``; checks their sizes if they are not going to be resized."""
     modes, first = set(), None
     for member in files:
-        image = _opened(member)
+        image = opened(member)
         modes.add(image.mode)
         first = first or image.size
         if side is None and image.size != first:
@@ -71,7 +71,7 @@ def _common_mode(files: list[Member], side: int | None) -> str:
     return "L" if modes <= {"1", "L"} else "RGB"
 
 
-def _opened(member: Member, mode: str | None = None) -> Image.Image:
+def opened(member: Member, mode: str | None = None) -> Image.Image:
     """An image, converted to ``mode``; without one, its pixels cannot be read any more."""
     try:
         with Image.open(BytesIO(member.read()), formats=_FORMATS) as image:

@@ -289,7 +289,7 @@ def _shares(first: float) -> list[float]:
 def read_picked(run: Run, job: CellJob | CalibrationJob, name: str) -> dict[str, float]:
     """The point that a calibration picked."""
     path = run.calibration(job.features.dataset, job.features.model, name)
-    return dict(json.loads(path.read_text())["picked"])
+    return dict(json.loads(path.read_text(encoding="utf-8"))["picked"])
 
 
 class _Clock:

@@ -30,7 +30,10 @@ from ask.plan.tasks import Subject, TaskMaker
 
 SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes", "labels")
 """What every artifact's document holds."""
-ARTIFACTS, PAPER = Path("config/artifacts"), Path("config/paper")
+CONFIG = Path("config")
+if not CONFIG.is_dir():  # in another folder than the project's, as with `snakemake --directory`
+    CONFIG = Path(__file__).resolve().parents[2] / CONFIG
+ARTIFACTS, PAPER = CONFIG / "artifacts", CONFIG / "paper"
 MEASUREMENTS = ("attack", "failures", "timing", "cost", "study")
 """Steps whose records artifacts show."""
 
@@ -69,7 +72,7 @@ class Plan:
 
 def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
     """The plan of the base configuration and overlays, from the project's folder; at most so many trials."""
-    config = read_run([Path("config/config.yaml"), *overlays])
+    config = read_run([CONFIG / "config.yaml", *overlays])
     if trials:
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_trials": trials})})
     return plan_run(config, load_artifacts(ARTIFACTS, config.artifacts), Paper.read(PAPER))

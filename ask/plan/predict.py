@@ -155,12 +155,14 @@ def hardware_of(task: Task, run: Run) -> str:
     """What a finished job ran on, by its record; indexes and blocks have none and go by their model's."""
     if task.output.suffix == ".json":
         try:
-            return str(json.loads(task.output.read_text()).get("hardware") or "")
+            return str(json.loads(task.output.read_text(encoding="utf-8")).get("hardware") or "")
         except OSError:
             return ""
     features = getattr(task.job, "features", task.job)
     record = run.model(getattr(features, "dataset", ""), getattr(features, "model", "")) / "config.yaml"
-    found = re.search(r"^hardware: (.*)$", record.read_text(), re.MULTILINE) if record.is_file() else None
+    found = (
+        re.search(r"^hardware: (.*)$", record.read_text(encoding="utf-8"), re.MULTILINE) if record.is_file() else None
+    )
     return found[1] if found else ""
 
 

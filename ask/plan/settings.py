@@ -117,6 +117,15 @@ class Resolver:
             raise ConfigError(
                 f"layer 'input' exists for model 'raw' only, got model {features.model!r}; use conv1..conv5"
             )
+        if asked["tau"] is not None and asked["attack"] != "ask":
+            raise ConfigError(
+                f"tau is ASK-Atk's, not attack {asked['attack']!r}'s; remove it, or set it where `attack: ask`"
+            )
+        for name in ("eps", "step_size"):
+            if asked["attack"] != "none" and not asked[name] > 0:
+                raise ConfigError(
+                    f"{name} = {asked[name]:g}, which is no attack; give n of 255 above 0, or `attack: none`"
+                )
         per_class = asked["references_per_class"] or settings.references_per_class
         largest = max(asked["k_in"], asked["k_out"], asked["classifier_k"])
         if largest > per_class:

@@ -61,7 +61,7 @@ class TaskMaker:
     """Adds the tasks that a measured value needs, sharing those that exist; :meth:`finish` when all are asked for."""
 
     def __init__(self, config: RunConfig, run: Run) -> None:
-        self.config, self.run, self.data = config, run, Path(config.data.root)
+        self.config, self.run, self.data = config, run, Path(config.data.root).expanduser()
         self.tasks: dict[Path, Task] = {}
         self._later: dict[Path, Callable[[], None]] = {}
 

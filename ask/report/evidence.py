@@ -193,7 +193,9 @@ def stages(run: Run) -> list[tuple[str, int, float]]:
     """Stages of the run with their jobs and wall-clock seconds, from the benchmark files that Snakemake wrote."""
     found = []
     for folder in STAGES:
-        seconds = [_seconds(path.read_text()) for path in (run.root / "benchmarks" / folder).rglob("*.tsv")]
+        seconds = [
+            _seconds(path.read_text(encoding="utf-8")) for path in (run.root / "benchmarks" / folder).rglob("*.tsv")
+        ]
         if seconds:
             found.append((WORDS.get(folder, folder), len(seconds), sum(seconds)))
     return found
