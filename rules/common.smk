@@ -1,5 +1,6 @@
 """The plan of the run, made once from the configuration, and what all rules ask of it."""
 
+import os
 import re
 import shutil
 import sys
@@ -16,6 +17,8 @@ from ask.steps import STEPS
 from ask.worker import start as start_worker
 
 HERE = Path(workflow.basedir)
+if Path.cwd() != HERE:  # with `--directory`, commands shall still be those of this checkout
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
 try:
     if workflow.overwrite_configfiles:
