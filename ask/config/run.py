@@ -1,6 +1,7 @@
 """The configuration of a run: types with units and sources, loading, and messages that contain the fix."""
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -154,7 +155,7 @@ class RunConfig(Spec):
     run: Name
     """Name of the run; results go to `results/<run>`."""
     title: str = ""
-    """One line on what the run is, for the report."""
+    """One line on what the run is, for the report; empty: the run's name."""
     note: str = ""
     """Remark at the top of the report."""
     seed: int = 0
@@ -185,7 +186,8 @@ class RunConfig(Spec):
     timing: TimingConfig = TimingConfig()
     """How attacks are timed."""
     artifacts: Literal["all"] | tuple[str, ...] = "all"
-    """Artifacts to make: all of `config/artifacts`, or these."""
+    """Artifacts to make: all of `config/artifacts`, or these, by name; `all` among them stands for all of those, and what
+    ends in `.yaml` is the path of one of your own, which no other run sees."""
     slices: dict[Name, SliceSpec] = Field(default_factory=dict)
     """Parts of the run that can be made one by one (`make slice-2`)."""
 
@@ -210,10 +212,19 @@ def load_run(raw: Mapping[str, Any], where: str = "configuration") -> RunConfig:
 def load_artifacts(folder: Path, chosen: Literal["all"] | Sequence[str]) -> dict[str, ArtifactConfig]:
     """The artifacts of a run by id (the file's name), in the order of the report."""
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    names = list(files) if chosen == "all" else list(chosen)
-    for name in names:
-        if name not in files:
-            raise ConfigError(f"artifacts: no file {folder / (name + '.yaml')}; known artifacts: {', '.join(files)}")
+    known, names = ", ".join(files), list[str]()
+    for name in [chosen] if isinstance(chosen, str) else chosen:
+        path = Path(name).expanduser()
+        if name == "all":
+            names += files
+        elif path.suffix == ".yaml":
+            if files.setdefault(path.stem, path) != path or not re.fullmatch(r"[A-Za-z0-9][\w-]*", path.stem):
+                raise ConfigError(f"artifacts: {path}: its name is taken, or no word; call the file otherwise")
+            names.append(path.stem)
+        elif name in files:
+            names.append(name)
+        else:
+            raise ConfigError(f"artifacts: no file {folder / (name + '.yaml')}; known artifacts: {known}")
     found = {name: _validate(ArtifactConfig, _read(files[name]), str(files[name])) for name in names}
     return dict(sorted(found.items(), key=lambda item: (*_rank(item[1]), item[0])))
 

@@ -8,7 +8,11 @@ from ask.config.artifacts import ArtifactConfig, Axis, AxisValue, CostMetric, Se
 from ask.config.attacks import VARIANTS
 from ask.config.jobs import FeatureSpec
 from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn
+from ask.data.sources import PUBLISHED
 from ask.plan.tasks import key_of, spec_of
+
+SIDES = {"cifar10": None, "imagenette": 128, "mnist": None, "fashion_mnist": None}
+"""The paper's data sets, and the sides to which it resizes them (App. D-a)."""
 
 
 class Resolver:
@@ -85,8 +89,19 @@ class Resolver:
         """A data set's own name, with those of the paper's that it stands in for."""
         replaced = [known for known, stand_in in self.config.stand_ins.items() if stand_in.dataset == name]
         originals = [self.config.datasets[known].label for known in replaced if known in self.config.datasets]
-        label = self.config.datasets[name].label
-        return f"{label} (in place of {' and '.join(originals)})" if originals else label
+        dataset = self.config.datasets[name]
+        if not as_published(name, dataset):
+            originals.append(f"the published {PUBLISHED[name].title}")
+        return f"{dataset.label} (in place of {' and '.join(originals)})" if originals else dataset.label
+
+    def replaced(self) -> dict[str, StandIn]:
+        """Stand-ins by name of the paper's data set; one that is of another source, or size, stands in for itself."""
+        others = {
+            name: StandIn(dataset=name)
+            for name, dataset in self.config.datasets.items()
+            if not as_published(name, dataset)
+        }
+        return others | self.config.stand_ins
 
     def is_raw(self, model: str) -> bool:
         """Whether a model is the pixels themselves."""
@@ -133,6 +148,11 @@ class Resolver:
                 f"K = {largest} exceeds the {per_class} references a class of dataset {dataset!r};"
                 f" lower K or raise `datasets.{dataset}.references_per_class`"
             )
+
+
+def as_published(name: str, dataset: DatasetConfig) -> bool:
+    """Whether a data set, if it bears the name of one of the paper's, is that: its published files, at its size."""
+    return name not in SIDES or (dataset.source, dataset.image_size) == (name, SIDES[name])
 
 
 def leave_out(artifact: ArtifactConfig, names: set[str]) -> ArtifactConfig | None:

@@ -51,7 +51,9 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
         "log": "logs" / place.with_suffix(".log"),
         "benchmark": "benchmarks" / place.with_suffix(".tsv"),
     }
-    largest, without = validity.get("max_linf"), validity.get("zero_gradient_share")
+    largest, without, unsound = (
+        validity.get(name) for name in ("max_linf", "zero_gradient_share", "non_finite_gradient_share")
+    )
     facts = {
         "attack": _attack(job),
         "parameters": parameters,
@@ -62,6 +64,7 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
         "seed": job.get("seed"),
         "largest change": None if largest is None else f"{255 * largest:.4g}/255",
         "images without gradient": None if without is None else f"{without:.2%}",
+        "images with a gradient that is not finite": None if unsound is None else f"{unsound:.2%}",
         "device": cell.get("device"),
         "hardware": cell.get("hardware"),
         "versions": ", ".join(f"{name} {version}" for name, version in (cell.get("versions") or {}).items()),
@@ -154,11 +157,17 @@ def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
     warnings = []
     for name, classifier in map(read_reference, references):
         cell = cells[name]
-        share = (cell.get("validity") or {}).get("zero_gradient_share")
+        validity = cell.get("validity") or {}
+        share, unsound = validity.get("zero_gradient_share"), validity.get("non_finite_gradient_share")
         if share is not None and share > MOST_ZERO_GRADIENTS:
             warnings.append(
                 f"{name}: {share:.1%} of the images had no gradient, so the attack may only seem to fail "
                 f"(at most {MOST_ZERO_GRADIENTS:.0%} expected)"
+            )
+        if unsound:
+            warnings.append(
+                f"{name}: {unsound:.2%} of the images had a gradient that is not finite, which no attack can follow "
+                "(none expected)"
             )
         doubts = [
             ("the network", "its features may not separate the classes", (cell.get("network") or {}).get("clean"))
