@@ -111,7 +111,7 @@ class CellJob(Spec):
     omega_from: str | None = None
     """Calibration id of the layer weights; null: equal weights."""
     alpha_from: str | None = None
-    """Calibration id of DkNN-Atk's alpha and learning rate, or of its guides."""
+    """Calibration id of DkNN-Atk's alpha and learning rate, of its guides, or of what an added attack declares."""
     blocks_from: tuple[str, ...] = ()
     """Id of each attacked layer's deep kNN blocks (AdvKnn)."""
     calibration_images: int | None = Field(default=None, exclude_if=lambda images: images is None)

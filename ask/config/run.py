@@ -186,7 +186,7 @@ class RunConfig(Spec):
     timing: TimingConfig = TimingConfig()
     """How attacks are timed."""
     artifacts: Literal["all"] | tuple[str, ...] = "all"
-    """Artifacts to make: all of `config/artifacts`, or these, by name; `all` among them stands for all of those, and what
+    """Artifacts to make: all of `config/artifacts`, or these, by name. `all` among names stands for all of those; what
     ends in `.yaml` is the path of one of your own, which no other run sees."""
     slices: dict[Name, SliceSpec] = Field(default_factory=dict)
     """Parts of the run that can be made one by one (`make slice-2`)."""

@@ -88,7 +88,9 @@ class TaskMaker:
         elif attack and attack.name == "dknn":
             what = "guides" if _searches_guides(attack) else "alpha"
             given["alpha_from"] = self._calibration(what, subject, attack, asked, layers)
-        elif attack and attack.name == "advknn":
+        elif attack and attack.grid:
+            given["alpha_from"] = self._calibration("parameters", subject, attack, asked, layers)
+        if attack and attack.name == "advknn":
             given["blocks_from"] = tuple(self._block(subject, attack, asked, layer, trials) for layer in layers)
         if self.config.calibration.outside and (given.keys() & {"tau_from", "alpha_from"}):
             given["calibration_images"] = self.config.calibration.images
@@ -254,7 +256,7 @@ class TaskMaker:
         layers: tuple[str, ...],
         tau_from: tuple[str, ...] = (),
     ) -> str:
-        """Id of the search of tau, omega, alpha or guides for an attack on ``layers``.
+        """Id of the search of tau, omega, alpha, guides or what an added attack declares, for an attack on ``layers``.
 
         One for each model, similarity and layer, and for each eps, step size and variant unless the configuration
         says otherwise; at the run's K and number of steps.
@@ -277,6 +279,9 @@ class TaskMaker:
             "omega": [{"omega": value} for value in grid.omega],
             "alpha": self._dknn_points(attack),
             "guides": self._dknn_points(attack),
+            "parameters": [
+                dict(zip(attack.grid, values, strict=True)) for values in itertools.product(*attack.grid.values())
+            ],
         }
         name = f"{what}-{_attack_id(tuned, similarity)}{self._step_id(tuned, subject.scale)}"
         if self.run.calibration(subject.features.dataset, subject.features.model, name) in self.tasks:

@@ -42,7 +42,9 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
     validity, seconds, job = cell.get("validity") or {}, cell.get("seconds") or {}, current(cell.get("job") or {})
     measured = [value for result in (*cell["results"], cell.get("network") or {}) for value in result.values()]
     trials = max((len(m["trials"]) for m in measured if isinstance(m, Mapping) and "trials" in m), default=0)
-    parameters = _parameters(cell.get("setting", cell), _at_ends(job, run))
+    parameters = _parameters(
+        cell.get("setting") or {key: cell[key] for key in PARAMETERS if key in cell}, _at_ends(job, run)
+    )
     path = run.cell(*name.split("/"))
     place = path.relative_to(run.root)
     files = {
@@ -115,7 +117,9 @@ def _parameters(setting: Json, edges: Collection[tuple[str, str]] = ()) -> str:
     Those among ``edges`` (name, and layer if they have one) are marked: the best may lie beyond what was tried.
     """
     found = []
-    for name, words in PARAMETERS.items():
+    for name, words in (
+        PARAMETERS | {name: name.replace("_", " ") for name in setting if name not in PARAMETERS}
+    ).items():
         value = setting.get(name)
         edge = {layer: " (edge of its grid)" for other, layer in edges if other == name}
         if isinstance(value, Mapping) and (name == "tau" or len(value) > 1):
