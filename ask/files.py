@@ -24,6 +24,7 @@ def write(path: Path, fill: Callable[[Path], object]) -> Path:
     try:
         part.touch()
         mode = part.stat().st_mode  # what this user gives files; some libraries keep theirs from all others
+        part.unlink()
         fill(part)
         part.chmod(mode)
         _sync(part)

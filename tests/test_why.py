@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from own_images import draw
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -74,18 +75,6 @@ for folder in map(str.strip, sys.stdin):
     sys.path.remove(folder)
 """
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("why")]
-
-
-def draw(folder, classes=3, train=10, test=3):
-    """Images of a bright band, whose height is the class."""
-    noise = np.random.default_rng(0)
-    for split, count in (("train", train), ("test", test)):
-        for number in range(classes):
-            (folder / split / f"c{number}").mkdir(parents=True)
-            for i in range(count):
-                pixels = noise.integers(0, 60, (8, 8)).astype(np.uint8)
-                pixels[2 * number : 2 * number + 2] += 120
-                Image.fromarray(pixels).save(folder / split / f"c{number}" / f"{i}.png")
 
 
 @pytest.fixture(scope="module")
