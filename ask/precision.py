@@ -1,17 +1,32 @@
-"""Precision of float32 arithmetic, set in one place.
+"""Precision of arithmetic, set in one place.
 
-Matrix products (searches, losses, fully connected layers) multiply in IEEE float32, on every device. A GPU's
-convolutions read float32 factors as tf32, with ten bits of mantissa, as cuDNN does unless told otherwise; training
-passes are in bf16 there (:func:`ask.training.methods.training_precision`). A CPU computes all in IEEE float32.
+Matrix products (searches, losses) multiply in IEEE float32, on every device. A GPU's convolutions read float32 factors
+as tf32, with ten bits of mantissa, as cuDNN does unless told otherwise. The passes of a network that a training or an
+attack makes on its way may be in bfloat16 (:func:`network_passes`), a half of the arithmetic on processors made for it:
+weights, features, losses, searches and votes stay float32, and so do the passes that classify.
 """
 
+import json
+import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
+from ask import files
+from ask.config.base import Precision
+
+Passes = Literal["float32", "bfloat16"]
+"""What network passes compute in."""
+GAIN = 1.2
+"""How many times faster bfloat16 must be for ``auto`` to take it."""
 _backends: Any = torch.backends  # torch's stubs lack what is set here
+_passes: ContextVar[Passes] = ContextVar("passes", default="float32")
 CONVOLUTIONS = "tf32"
 """How a GPU's convolutions read float32: ``tf32`` or ``ieee``."""
 
@@ -71,3 +86,86 @@ def tried_kernels() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def network_passes(precision: Passes) -> Iterator[None]:
+    """Passes of :class:`ask.models.networks.Network` compute in this precision as long as the block lasts."""
+    token = _passes.set(precision)
+    try:
+        yield
+    finally:
+        _passes.reset(token)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """What a network's pass runs in: bfloat16 factors, or float32, as :func:`network_passes` says."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_passes.get() == "bfloat16")
+
+
+def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
+    """The precision of a run's network passes on the way.
+
+    ``auto`` is decided once a run, by the machine that asks first, and kept in ``precision.json`` in its folder: all
+    machines that work on it compute alike, and a training goes on in the precision in which it began.
+    """
+    if wanted != "auto":
+        return wanted
+    path = run / "precision.json"
+    if not path.is_file():
+        found = {name: round(rate / 1e9, 1) for name, rate in _rates(device).items()}
+        chosen = "bfloat16" if found["bfloat16"] >= GAIN * found["float32"] else "float32"
+        record = {"precision": chosen, "processor": _name(device), "gflops": found}
+        with files.locked(path.with_suffix(".lock")):
+            if not path.is_file():
+                files.write_json(path, record)
+        path.with_suffix(".lock").unlink(missing_ok=True)
+    precision: Passes = json.loads(path.read_text(encoding="utf-8"))["precision"]
+    return precision
+
+
+def expected(wanted: Precision, device: torch.device) -> float:
+    """How many times faster than in float32 passes will be on this machine."""
+    rates = _rates(device)
+    gain = rates["bfloat16"] / rates["float32"]
+    return gain if wanted == "bfloat16" or (wanted == "auto" and gain >= GAIN) else 1.0
+
+
+def _rates(device: torch.device) -> dict[Passes, float]:
+    """Floating-point operations a second of a convolution and back to its images; measured once a machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ask" / "precision.json"
+    key = f"{_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(cache.read_text(encoding="utf-8"))
+    if key not in known:
+        known[key] = _measure(device)
+        with suppress(OSError):  # a home folder that cannot be written to
+            files.write_json(cache, known)
+    rates: dict[Passes, float] = known[key]
+    return rates
+
+
+def _measure(device: torch.device) -> dict[Passes, float]:
+    """The best of three rounds, in turns, of the first pass after one that warms up."""
+    images, channels, side = (512, 256, 32) if device.type == "cuda" else (64, 128, 16)
+    block = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
+    block.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
+    x = torch.rand((images, channels, side, side), device=device, generator=torch.Generator(device).manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    best: dict[Passes, float] = {"float32": float("inf"), "bfloat16": float("inf")}
+    for _ in range(4):
+        for precision in best:
+            began = time.perf_counter()
+            with network_passes(precision), autocast(device):
+                out = block(block(x))
+            float(torch.autograd.grad(out.float().sum(), x)[0].sum())  # waits for the device
+            best[precision] = min(best[precision], time.perf_counter() - began)
+    flop = 2 * 2 * 2 * images * side**2 * channels**2 * 9
+    return {precision: flop / seconds for precision, seconds in best.items()}
+
+
+def _name(device: torch.device) -> str:
+    from ask.hardware import hardware
+
+    return hardware(device)

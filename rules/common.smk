@@ -12,6 +12,7 @@ from ask.paths import raw
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run
 from ask.plan.preflight import inspect
+from ask.plan.progress import watch as watch_progress
 from ask.plan.why import adopt, remember
 from ask.steps import STEPS
 from ask.worker import start as start_worker

@@ -342,7 +342,7 @@ def test_what_is_kept_is_the_average_of_weights_and_statistics(
     def size(network: Network) -> float:
         return float(next(network.head.parameters()).detach().abs().sum())
 
-    monkeypatch.setattr(Judge, "__call__", lambda _, folded: (1.0, size(folded)))
+    monkeypatch.setattr(Judge, "__call__", lambda _, folded, passes: (1.0, size(folded)))
     job, without, decay = make_job(ema=0.6), make_job(), 0.6
     training = Run(job, *few, CPU, Checkpoint(tmp_path, job, "", ""))
     plain = Run(without, *few, CPU, Checkpoint(tmp_path, without, "", ""))

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 Similarity = Literal["cosine", "l2"]
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Of a network's passes in training and in attacks (:mod:`ask.precision`)."""
 Layer = Literal["input", "conv1", "conv2", "conv3", "conv4", "conv5"]
 LAYERS: tuple[Layer, ...] = get_args(Layer)
 """Every layer that can be attacked or searched; ``input`` is the identity feature (raw pixels)."""

@@ -6,7 +6,7 @@ A field that is added to a job is translated for stored records in :mod:`ask.con
 from pydantic import Field
 
 from ask.config.attacks import Attack, BlockConfig
-from ask.config.base import Key, Layer, Similarity, Spec
+from ask.config.base import Key, Layer, Precision, Similarity, Spec
 from ask.config.data import DataSpec
 from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, TrainingSpec
 
@@ -75,6 +75,8 @@ class CalibrationJob(Spec):
     """Ids of the calibrations that hold each layer's tau; empty when tau itself is searched."""
     extend: int = Field(default=0, exclude_if=lambda extra: extra == 0)
     """At most so many points beyond the grid, while the best one lies at an end."""
+    precision: Precision = Field(default="auto", exclude_if=lambda precision: precision == "auto")
+    """Of the network's passes on the way; `auto` is settled by the run (:func:`ask.precision.settled`)."""
     seed: int
 
 
@@ -117,6 +119,8 @@ class CellJob(Spec):
     calibration_images: int | None = Field(default=None, exclude_if=lambda images: images is None)
     """Size of the batch that its parameters were picked on, the first test images of the fixed shuffle; the accuracy on
     the other images is then noted too."""
+    precision: Precision = Field(default="auto", exclude_if=lambda precision: precision == "auto")
+    """Of the network's passes on the way; `auto` is settled by the run (:func:`ask.precision.settled`)."""
     seed: int
 
 

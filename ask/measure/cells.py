@@ -42,7 +42,7 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
     that is still at an end is noted as ``edge``.
     """
     layers = layers_of(job.attack)
-    evaluator = Evaluator(job.features, layers, job.similarity, [job.classifier], job.images, place)
+    evaluator = Evaluator(job.features, layers, job.similarity, [job.classifier], job.images, place, job.precision)
     seed = derive_seed(job.seed, job.features.dataset, "calibration")
     trial = evaluator.draw(job.references_per_class, derive_seed(seed, "references"))
     taus = {layer: read_picked(place.run, job, name)["tau"] for layer, name in zip(layers, job.tau_from, strict=False)}
@@ -73,7 +73,7 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
         grid.append(further)
         accuracies += measure([further])
         picked = _lowest(grid, accuracies)
-    found = {"picked": picked, "grid": grid, "accuracies": accuracies}
+    found = {"picked": picked, "grid": grid, "accuracies": accuracies, "passes": evaluator.passes}
     return found | ({"edge": True} if ends(picked, grid) else {})
 
 
@@ -98,7 +98,9 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
     began = time.perf_counter()
     seconds = {"attack": 0.0, "search": 0.0}
     setting = Setting(job, place)
-    evaluator = Evaluator(job.features, layers_of(job.attack), job.similarity, job.classifiers, job.test_images, place)
+    evaluator = Evaluator(
+        job.features, layers_of(job.attack), job.similarity, job.classifiers, job.test_images, place, job.precision
+    )
     labels = evaluator.labels.cpu().numpy()
     shape = (len(job.classifiers), job.trials, len(labels))
     predictions = {"clean": np.zeros(shape, np.int64), "robust": np.zeros(shape, np.int64)}
@@ -141,6 +143,8 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
     seconds["total"] = time.perf_counter() - began
     results = _results(job, predictions, labels, _outside(job, place))
     measured = {"results": results, "validity": validity.summary(), "seconds": seconds, "setting": setting.known}
+    if job.attack is not None:
+        measured["passes"] = evaluator.passes
     if evaluator.clean_classes is not None:
         measured["network"] = {
             "clean": summarise((predictions["network_clean"][None] == labels).mean(1)),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ask.attacks.linf import Ascent, ascend, fitting_batch, frozen
 from ask.attacks.references import Subject
-from ask.config.base import Similarity
+from ask.config.base import Precision, Similarity
 from ask.config.jobs import ClassifierSpec, FeatureSpec
 from ask.data.arrays import load
 from ask.errors import AskError
@@ -21,6 +22,7 @@ from ask.knn.search import ExactSearch, Neighbours, Search
 from ask.knn.similarity import SIMILARITIES
 from ask.measure.place import FORWARD_BATCH, Place, load_subject, to_float
 from ask.paths import prepared
+from ask.precision import Passes, network_passes, settled
 from ask.seeds import derive_seed
 
 
@@ -55,12 +57,13 @@ class Evaluator:
         classifiers: Sequence[ClassifierSpec],
         test_images: int | None,
         place: Place,
+        precision: Precision = "auto",
     ) -> None:
         self.extract, self.network = load_subject(features, place)
         self.classifiers = classifiers
         self.attacked, self.similarity = attacked, similarity
         self.layers = tuple(sorted({*attacked, *(layer for c in classifiers for layer in c.layers)}))
-        self.place = place
+        self.place, self.precision = place, precision
         folder = prepared(place.data, features)
         images, labels = load(folder, "test")
         chosen = pick_test_images(len(labels), test_images, features.dataset)
@@ -90,6 +93,13 @@ class Evaluator:
                     )
         return Trial(self, labels, searches)
 
+    @cached_property
+    def passes(self) -> Passes:
+        """Precision of the network's passes in attacks."""
+        if self.network is None:
+            return "float32"
+        return settled(self.precision, self.place.device, self.place.run.root)
+
     @property
     def attacks_at_once(self) -> int:
         """How many attacks on all test images fit into a device's batch; at least one."""
@@ -103,8 +113,9 @@ class Evaluator:
                 options["neighbours"] = {layer: found[self.similarity, layer] for layer in self.attacked}
         climbers = [attack for attack in attacks if isinstance(attack, GradientAttack)]
         if len(climbers) < len(attacks):
-            return [attack(self.images, self.labels, **options) for attack, options in zip(attacks, known, strict=True)]
-        with nullcontext() if self.network is None else frozen(self.network):
+            with network_passes(self.passes):
+                return [one(self.images, self.labels, **options) for one, options in zip(attacks, known, strict=True)]
+        with nullcontext() if self.network is None else frozen(self.network), network_passes(self.passes):
             return ascend(
                 [
                     attack.ascent(self.images, self.labels, **options)

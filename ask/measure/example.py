@@ -38,8 +38,9 @@ def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArr
     train_images, train_labels = load(folder, "train")
     shown, images, neighbours = [], [], []
     for cell in job.cells:
+        layers = layers_of(cell.attack)
         evaluator = Evaluator(
-            cell.features, layers_of(cell.attack), cell.similarity, [job.classifier], cell.test_images, place
+            cell.features, layers, cell.similarity, [job.classifier], cell.test_images, place, cell.precision
         )
         trial = evaluator.draw(cell.references_per_class, reference_seed(cell, 0))
         references = draw_references(evaluator.pool_labels, cell.references_per_class, reference_seed(cell, 0))

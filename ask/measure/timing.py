@@ -44,7 +44,8 @@ def measure(job: TimingJob, place: Place) -> dict[str, Any]:
         }
         for i, cell in enumerate(job.cells)
     ]
-    return {"results": results, "images": racers[0].images, "rounds": job.rounds}
+    passes = racers[0].evaluator.passes
+    return {"results": results, "images": racers[0].images, "rounds": job.rounds, "passes": passes}
 
 
 class _Racer:
@@ -54,7 +55,9 @@ class _Racer:
         labels = load(prepared(place.data, cell.features), "test")[1]
         self.available = min(cell.test_images or len(labels), len(labels))
         self.images = min(job.images, self.available)
-        self.evaluator = Evaluator(cell.features, layers_of(cell.attack), cell.similarity, (), self.images, place)
+        self.evaluator = Evaluator(
+            cell.features, layers_of(cell.attack), cell.similarity, (), self.images, place, cell.precision
+        )
         self.setup_seconds = _timed(place, lambda: self._index(cell, place))
         self.setup_seconds += _timed(place, lambda: self._make(cell, place))
 

@@ -3,12 +3,15 @@
 import json
 from contextlib import ExitStack
 
+import torch
+
 from ask.config.training import TrainJob
 from ask.data.arrays import load
 from ask.files import locked
 from ask.hardware import describe, matmul_peak, usage
 from ask.measure.place import Place
 from ask.paths import prepared
+from ask.precision import settled
 from ask.training.loop import train
 
 
@@ -35,6 +38,7 @@ def _train(job: TrainJob, place: Place) -> None:
     by_test = job.training.selection == "test"
     test_images, test_labels = load(folder, "test") if by_test else (None, None)
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    passes = settled(job.precision, place.device, place.run.root)
     read = ("train", "test") if by_test else ("train",)
     train(
         job,
@@ -46,7 +50,8 @@ def _train(job: TrainJob, place: Place) -> None:
         scratch=place.run.root / "scratch" / job.dataset / job.model,
         device=place.device,
         made_with=describe(place.device),
-        peak=matmul_peak(place.device),
+        peak=matmul_peak(place.device, dtype=getattr(torch, passes)),
+        passes=passes,
         cuda_graphs=place.cuda_graphs,
         usage=lambda: usage(place.device),
         fingerprint=place.code,

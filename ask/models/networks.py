@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ask.config.base import LAYERS
 from ask.config.training import NetworkSpec
+from ask.precision import autocast
 from ask.tensorfile import load_tensors, save_tensors
 
 BLOCKS = LAYERS[1:]
@@ -27,7 +28,10 @@ RESNET18_STAGES = (64, 128, 256, 512)
 
 
 class Network(nn.Module):
-    """Five blocks and a head; :func:`build` makes one."""
+    """Five blocks and a head; :func:`build` makes one.
+
+    Outputs are float32, whatever its passes compute in (:func:`ask.precision.network_passes`).
+    """
 
     def __init__(
         self,
@@ -57,13 +61,16 @@ class Network(nn.Module):
         No block beyond the deepest layer asked for is computed. ``input`` is the images themselves.
         Raises ValueError for a name that is not in ``LAYERS``.
         """
-        return self._walk(x, layers)[1]
+        with autocast(x.device):
+            found = self._walk(x, layers)[1]
+        return {layer: _full(features) for layer, features in found.items()}
 
     def forward_with_features(self, x: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits and the features at ``layers`` from one pass; shapes as in :meth:`forward` and :meth:`features`."""
-        x, found = self._walk(x, layers, len(BLOCKS))
-        logits: Tensor = self.head(x)
-        return logits, found
+        with autocast(x.device):
+            x, found = self._walk(x, layers, len(BLOCKS))
+            logits: Tensor = self.head(x)
+        return _full(logits), {layer: _full(features) for layer, features in found.items()}
 
     def _walk(self, x: Tensor, layers: Sequence[str], depth: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """The output of the deepest block asked for, or beyond it of the first ``depth`` blocks; and the features."""
@@ -86,6 +93,10 @@ class Network(nn.Module):
             "image_size": self.image_size,
             "num_classes": self.num_classes,
         }
+
+
+def _full(output: Tensor) -> Tensor:
+    return output.float() if output.dtype == torch.bfloat16 else output
 
 
 class BasicBlock(nn.Module):
@@ -229,9 +240,13 @@ def _pairs(network: Network) -> list[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]
     ]
 
 
-def save_weights(path: Path, network: Network, metadata: dict[str, str]) -> None:
-    """Write a network's weights with ``metadata`` and its own configuration (key ``config``), atomically."""
-    save_tensors(path, network.state_dict(), {**metadata, "config": json.dumps(network.config, sort_keys=True)})
+def save_weights(path: Path, network: Network, metadata: dict[str, str], dtype: torch.dtype = torch.float32) -> None:
+    """Write a network's weights with ``metadata`` and its own configuration (key ``config``), atomically.
+
+    Weights and statistics are rounded to ``dtype``; whole numbers stay as they are.
+    """
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    save_tensors(path, state, {**metadata, "config": json.dumps(network.config, sort_keys=True)})
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

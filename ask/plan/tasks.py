@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ask.config.attacks import ATTACKS, PIXEL, VARIANTS
-from ask.config.base import Spec
+from ask.config.base import Precision, Spec
 from ask.config.data import DataSpec
 from ask.config.jobs import (
     BlockJob,
@@ -105,6 +105,7 @@ class TaskMaker:
             references_per_class=asked["references_per_class"] or subject.dataset.references_per_class,
             trials=trials,
             test_images=subject.dataset.test_images,
+            precision=self._precision(features) if attack else "auto",
             seed=self.config.seed,
             **given,
         )
@@ -237,6 +238,7 @@ class TaskMaker:
             network=features.network,
             method=method.model_copy(update={"training": None, "epochs_factor": 1.0}),  # which `training` holds
             training=_training(dataset.training, method),
+            precision=self.config.precision,
             seed=self.config.seed + subject.training_seed,
         )
         return [data, self.put("train", job, [data])]
@@ -297,10 +299,14 @@ class TaskMaker:
             references_per_class=subject.dataset.references_per_class,
             tau_from=tau_from,
             extend=grid.extend if what in ("tau", "alpha") else 0,
+            precision=self._precision(subject.features),
             seed=self.config.seed,
         )
         self.put("calibrate", job, self._reads(job, [job.classifier]))
         return name
+
+    def _precision(self, features: FeatureSpec) -> Precision:
+        return self.config.precision if features.network else "auto"  # pixels pass through nothing
 
     def _taus(self, similarity: str) -> tuple[float, ...]:
         return self.config.calibration.tau_cosine if similarity == "cosine" else self.config.calibration.tau_l2

@@ -11,7 +11,7 @@ from ask.attacks.linf import linf_ascent, random_start
 from ask.config.training import ASKSpec, TrainingSpec
 from ask.losses.ask import ask_margin, instance_wise
 from ask.models.networks import Network
-from ask.training.methods import AdversarialTraining, BaseOutput, Batch, as_it_comes, training_precision
+from ask.training.methods import AdversarialTraining, BaseOutput, Batch, as_it_comes
 
 
 class ASKRegulariser:
@@ -109,14 +109,13 @@ class ASKRegulariser:
         return torch.stack([ask_margin(one, labels) for one in similarities])
 
     def _training_features(self, network: Network, groups: list[Tensor]) -> list[Sequence[Tensor]]:
-        """On each layer, each group's features in float32, from one training-mode pass a group, or one for all."""
+        """On each layer, each group's features, from one training-mode pass a group, or one for all."""
         sizes = [len(group) for group in groups]
-        with training_precision(groups[0].device):
-            if self.spec.joint_pass:
-                joint = network.features(torch.cat(groups), self.compared)
-                return [torch.split(features.float(), sizes) for features in joint.values()]
-            passes = [network.features(group, self.compared) for group in groups]
-            return [[features[layer].float() for features in passes] for layer in self.compared]
+        if self.spec.joint_pass:
+            joint = network.features(torch.cat(groups), self.compared)
+            return [torch.split(features, sizes) for features in joint.values()]
+        passes = [network.features(group, self.compared) for group in groups]
+        return [[features[layer] for features in passes] for layer in self.compared]
 
 
 def by_class(references: Tensor, groups: int, classes: int, *, legacy: bool = False) -> Tensor:

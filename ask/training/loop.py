@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ask.config.training import TrainJob
 from ask.files import write_text
 from ask.models.networks import save_weights
-from ask.precision import tried_kernels
+from ask.precision import Passes, tried_kernels
 from ask.training.methods import Crafting, Replayed, as_it_comes
 from ask.training.record import Checkpoint, write_history
 from ask.training.run import Run
@@ -44,6 +44,7 @@ def train(
     peak: float | None = None,
     usage: Callable[[], Mapping[str, float]] = dict,
     cuda_graphs: bool = False,
+    passes: Passes = "float32",
 ) -> None:
     """Train one model; the same call after a kill continues where the last checkpoint was.
 
@@ -67,6 +68,7 @@ def train(
             ``history.csv`` and the log (:func:`ask.hardware.matmul_peak`).
         cuda_graphs: replay the crafting of adversarial examples as CUDA graphs
             (:class:`ask.training.methods.Replayed`); of no effect without a GPU.
+        passes: precision of the network's passes; a training that continues keeps that in which it began.
         usage: CPU time and memory so far, for the record (:func:`ask.hardware.usage`); of the last start alone.
 
     Raises:
@@ -78,7 +80,7 @@ def train(
     checkpoint = Checkpoint(scratch, job, fingerprint, data_hash)
     test = None if test_images is None or test_labels is None else (test_images, test_labels)
     crafting: Crafting = Replayed() if cuda_graphs and where.type == "cuda" else as_it_comes
-    run = Run(job, train_images, train_labels, where, checkpoint, test, peak, crafting)
+    run = Run(job, train_images, train_labels, where, checkpoint, test, peak, crafting, passes)
     run.restore()
     total, hidden = job.training.epochs * run.steps, not (progress and sys.stderr.isatty())
 
@@ -122,10 +124,11 @@ def _write(out: Path, run: Run, made_with: Mapping[str, Any], fingerprint: str, 
         "seed": str(job.seed),
         **{f"version.{name}": text for name, text in made_with.get("versions", {}).items()},
     }
-    save_weights(out / "last.safetensors", run.kept, {**common, "epoch": str(state.epoch)})
+    dtype: torch.dtype = getattr(torch, job.training.stored)
+    save_weights(out / "last.safetensors", run.kept, {**common, "epoch": str(state.epoch)}, dtype)
     if run.best:
         run.kept.load_state_dict(run.best)
-    save_weights(out / "weights.safetensors", run.kept, {**common, "epoch": str(chosen)})
+    save_weights(out / "weights.safetensors", run.kept, {**common, "epoch": str(chosen)}, dtype)
     record = {
         "job": job.model_dump(mode="json"),
         "chosen_epoch": chosen,
@@ -133,6 +136,7 @@ def _write(out: Path, run: Run, made_with: Mapping[str, Any], fingerprint: str, 
         "training_images": len(run.data),
         "heldout_images": 0 if job.training.selection == "test" else job.training.holdout,
         **{name: round(sum(row[name] for row in state.rows), 3) for name in ("seconds", "train_seconds")},
+        "passes": state.passes,
         "passes_per_step": state.passes_per_step,
         "learned": {name: tensor.tolist() for name, tensor in run.learned.items()},
         **made_with,

@@ -6,7 +6,6 @@ the module's end. The loop stays as it is.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
@@ -116,11 +115,6 @@ class Regulariser(Protocol):
         ...
 
 
-def training_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Context of a training-mode pass: bf16 autocast on CUDA, plain fp32 on a CPU, where bf16 is slower."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
-
-
 class AdversarialTraining:
     """Cross-entropy on PGD examples, crafted in evaluation mode from a random start (Madry et al., 2018)."""
 
@@ -139,9 +133,8 @@ class AdversarialTraining:
     def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
         """See :data:`Base`."""
         adversarial = self.craft(batch, batch.images, batch.labels)
-        with training_precision(adversarial.device):
-            logits, features = network.forward_with_features(adversarial, layers)
-            loss = F.cross_entropy(logits, batch.labels)
+        logits, features = network.forward_with_features(adversarial, layers)
+        loss = F.cross_entropy(logits, batch.labels)
         correct = (logits.detach().argmax(1) == batch.labels).sum()
         return BaseOutput(loss=loss, correct=correct, adversarial=adversarial, features=features)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ask.config.training import TrainJob
 from ask.files import write_text
 from ask.models.networks import Network
+from ask.precision import Passes
 from ask.tensorfile import load_tensors, save_tensors
 
 
@@ -33,6 +34,8 @@ class State:
     """Robust accuracy of that epoch by the run's rule of selection."""
     epoch_seconds: float = 0.0
     """Time spent in the epoch under way."""
+    passes: Passes = "float32"
+    """Precision of the network's passes; that in which the training began."""
     passes_per_step: dict[str, float] = field(default_factory=dict)
     """Of a full step: images trained on, images of forward and of backward passes, 10^9 multiply-adds of these."""
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ask.config.training import TrainingSpec, TrainJob
 from ask.errors import AskError
 from ask.models.networks import build, fold_batchnorm, refold
+from ask.precision import Passes, network_passes
 from ask.seeds import derive_seed
 from ask.training.images import Arrays, ResidentImages, seeded, split_holdout
 from ask.training.methods import Batch, Crafting, as_it_comes, make_method
@@ -44,6 +45,7 @@ class Run:
         test: Arrays | None = None,
         peak: float | None = None,
         crafting: Crafting = as_it_comes,
+        passes: Passes = "float32",
     ) -> None:
         self.job, self.training, self.device, self.checkpoint = job, job.training, device, checkpoint
         self.peak, self.crafting = peak, crafting
@@ -79,7 +81,7 @@ class Run:
         self.losses = torch.zeros(self.steps, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.best: dict[str, Tensor] = {}
-        self.state = State()
+        self.state = State(passes=passes)
         self._order: Tensor | None = None
         self._started = time.monotonic()
 
@@ -134,13 +136,14 @@ class Run:
             images=images, labels=labels, generator=draws, target=self.folded, source=self.data, crafting=crafting
         )
         self.network.train()
-        output = self.base(self.network, batch, self.regulariser.layers if self.regulariser else ())
-        loss = output.loss
-        if self.regulariser:
-            term = self.regulariser(self.network, batch, output)
-            # Addition would hide it: features that left autocast in bf16.
-            assert term.dtype == torch.float32, f"the regulariser's term is {term.dtype}"
-            loss = loss + term
+        with network_passes(self.state.passes):
+            output = self.base(self.network, batch, self.regulariser.layers if self.regulariser else ())
+            loss = output.loss
+            if self.regulariser:
+                term = self.regulariser(self.network, batch, output)
+                # Addition would hide it: features that left autocast in bf16.
+                assert term.dtype == torch.float32, f"the regulariser's term is {term.dtype}"
+                loss = loss + term
         assert loss.dtype == torch.float32, f"the loss is {loss.dtype}"
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -183,7 +186,7 @@ class Run:
         clean = robust = None
         if self.judge:
             refold(self.folded, self.kept)
-            clean, robust = self.judge(self.folded)
+            clean, robust = self.judge(self.folded, self.state.passes)
             if clean > self.training.min_clean_accuracy and robust > state.best_accuracy:
                 state.best_epoch, state.best_accuracy = epoch + 1, robust
                 self.best = {name: tensor.detach().clone() for name, tensor in self.kept.state_dict().items()}

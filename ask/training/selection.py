@@ -12,6 +12,7 @@ from ask.attacks.linf import linf_ascent
 from ask.attacks.pgd import pgd_loss
 from ask.config.training import TrainingSpec
 from ask.models.networks import Network
+from ask.precision import Passes, network_passes
 from ask.seeds import derive_seed
 from ask.training.images import ResidentImages, seeded, to_unit
 
@@ -40,8 +41,11 @@ class Judge:
             chosen = [generator.permutation(pool)[:REFERENCES_PER_CLASS] for pool in members]
             self.references = torch.from_numpy(np.concatenate(chosen)).to(source.labels.device)
 
-    def __call__(self, folded: Network) -> tuple[float, float]:
-        """Clean and robust accuracy in [0, 1] of a network without batch norm (see ``fold_batchnorm``)."""
+    def __call__(self, folded: Network, passes: Passes = "float32") -> tuple[float, float]:
+        """Clean and robust accuracy in [0, 1] of a network without batch norm (see ``fold_batchnorm``).
+
+        ``passes``: precision of those that the attack makes.
+        """
         training, device = self.training, self.judged.labels.device
         step_size, steps = judging_attack(training)
         noise = seeded(device, self.seed, "heldout")
@@ -50,7 +54,8 @@ class Judge:
         for images, labels in _batches(self.judged, torch.arange(len(self.judged), device=device)):
             loss = pgd_loss(folded, labels)
             eps = training.eval_eps / 255
-            moved = linf_ascent(loss, images, eps=eps, step_size=step_size, steps=steps, generator=noise)
+            with network_passes(passes):
+                moved = linf_ascent(loss, images, eps=eps, step_size=step_size, steps=steps, generator=noise)
             with torch.inference_mode():
                 clean += (folded(images).argmax(1) == labels).sum()
                 robust += (classify(moved) == labels).sum()

@@ -26,7 +26,7 @@ class SNNRegulariser:
     def __call__(self, network: Network, batch: Batch, output: BaseOutput) -> Tensor:  # noqa: ARG002  # a protocol
         """See :class:`ask.training.methods.Regulariser`."""
         spec = self.spec
-        distances = pairwise_distance(output.features[spec.layer].float(), spec.similarity)
+        distances = pairwise_distance(output.features[spec.layer], spec.similarity)
         temperature: float | Tensor = spec.temperature
         if spec.learn_temperature:
             temperature = spec.temperature / self._learn(distances.detach(), batch.labels)

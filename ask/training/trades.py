@@ -9,7 +9,7 @@ from ask.attacks.linf import linf_ascent
 from ask.config.training import TRADESSpec, TrainingSpec
 from ask.losses.trades import kl_divergence, trades_loss
 from ask.models.networks import Network
-from ask.training.methods import BaseOutput, Batch, training_precision
+from ask.training.methods import BaseOutput, Batch
 
 
 class TRADES:
@@ -43,10 +43,9 @@ class TRADES:
     def __call__(self, network: Network, batch: Batch, layers: Sequence[str]) -> BaseOutput:
         """See :data:`ask.training.methods.Base`."""
         adversarial = self.craft(batch)
-        with training_precision(adversarial.device):
-            clean = network(batch.images)
-            logits, features = network.forward_with_features(adversarial, layers)
-        loss = trades_loss(clean.float(), logits.float(), batch.labels, self.spec.beta)
+        clean = network(batch.images)
+        logits, features = network.forward_with_features(adversarial, layers)
+        loss = trades_loss(clean, logits, batch.labels, self.spec.beta)
         correct = (logits.detach().argmax(1) == batch.labels).sum()
         return BaseOutput(loss=loss, correct=correct, adversarial=adversarial, features=features)
 
