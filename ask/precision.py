@@ -120,7 +120,7 @@ def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
             if not path.is_file():
                 files.write_json(path, record)
         path.with_suffix(".lock").unlink(missing_ok=True)
-    precision: Passes = json.loads(path.read_text())["precision"]
+    precision: Passes = json.loads(path.read_text(encoding="utf-8"))["precision"]
     return precision
 
 
@@ -137,7 +137,7 @@ def _rates(device: torch.device) -> dict[Passes, float]:
     key = f"{_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        known = json.loads(cache.read_text())
+        known = json.loads(cache.read_text(encoding="utf-8"))
     if key not in known:
         known[key] = _measure(device)
         with suppress(OSError):  # a home folder that cannot be written to
