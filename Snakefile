@@ -31,6 +31,12 @@ onstart:
     remember(
         {task.modules for task in PLAN.tasks.values()}
     )  # so that `python -m ask why` can name what changed since
+    # Trials of cells that are to hold more or fewer, before their outputs are deleted; and none that records hold.
+    tend((task.output, task.document) for task in PLAN.of("attack", "blocks"))
+
+
+onsuccess:
+    tend((task.output, task.document) for task in PLAN.of("attack", "blocks"))
 
 
 rule all:

@@ -7,6 +7,7 @@ import sys
 sys.path.insert(0, workflow.basedir)
 
 from ask.config.run import ConfigError, export_mirror, load_artifacts, load_run
+from ask.measure.journal import tend
 from ask.paths import prepared, raw
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run

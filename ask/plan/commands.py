@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from ask.config.run import load_artifacts, read_run
 from ask.paths import Run
-from ask.plan.cost import costs
+from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
 from ask.plan.predict import MACHINES, Measured, finished, kind_of, predictor
-from ask.plan.why import reasons
+from ask.plan.why import reasons, resized
 
 ASSUMED = """
 Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
@@ -44,9 +44,14 @@ def plan(
     tasks, run, counted = planned.tasks, planned.run, costs(planned)
     others = list(_elsewhere(run))
     known, before = predictor(finished(planned, counted), others), predictor({}, others)
+    grown = {path for path, task in tasks.items() if resized(task)}
+
+    def undone(targets: list[Path]) -> set[Path]:
+        """Jobs to do, cells among them of which more or fewer trials are wanted."""
+        return required(tasks, targets, undone=True) | {one for one in required(tasks, targets) if one in grown}
 
     def total(wanted: set[Path], left: set[Path]) -> dict[str, Any]:
-        todo = [(task.group, counted[path]) for path, task in tasks.items() if path in wanted and path in left]
+        todo = [(task.group, cost_left(task, counted[path])) for path, task in tasks.items() if path in wanted & left]
         times = {kind: sum(known.speed(group, kind).seconds(cost.flop) for group, cost in todo) for kind in MACHINES}
         flop, size = (sum(getattr(cost, name) for _, cost in todo) for name in ("flop", "size"))
         jobs = {"jobs": len(wanted), "left": len(todo)}
@@ -60,12 +65,9 @@ def plan(
         return {"stage": group, **total(own, left), **about}
 
     parts = _targets(planned, names)
-    rows = [
-        {"artifact": name, **total(required(tasks, paths), required(tasks, paths, undone=True))}
-        for name, paths in parts.items()
-    ]
+    rows = [{"artifact": name, **total(required(tasks, paths), undone(paths))} for name, paths in parts.items()]
     every = [*itertools.chain(*parts.values()), *([] if names else [run.report])]
-    wanted, left = required(tasks, every), required(tasks, every, undone=True)
+    wanted, left = required(tasks, every), undone(every)
     groups = dict.fromkeys(task.group for path, task in tasks.items() if path in wanted)
     stages = [of_stage(group, wanted, left) for group in groups]
     found = {"run": run.root.name, "artifacts": rows, "stages": stages, "total": total(wanted, left)}
@@ -120,7 +122,8 @@ def why(
         more = f" and {len(members) - 3} more" if len(members) > 3 else ""
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
     known = predictor(finished(planned, counted), _elsewhere(planned.run))
-    took = sum(known.speed(tasks[path].group).seconds(counted[path].flop) for path in found)
+    left = {path: cost_left(tasks[path], counted[path]).flop for path in found}
+    took = sum(known.speed(tasks[path].group).seconds(flop) for path, flop in left.items())
     print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
 
 

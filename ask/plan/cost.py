@@ -16,6 +16,7 @@ from ask.config.data import DataSpec
 from ask.config.jobs import BlockJob, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob, TimingJob
 from ask.config.training import NetworkSpec, TrainJob
 from ask.data.sources import PUBLISHED
+from ask.plan.graph import Task
 from ask.plan.planner import Plan
 
 VGG16_PLAN = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -49,6 +50,14 @@ def costs(plan: Plan) -> dict[Path, Cost]:
     """What each task takes, by its main output; nothing where nothing is counted, as of data, tables and the report."""
     shapes = {task.job.dataset: shape_of(task.job.spec) for task in plan.of("prepare")}
     return {path: _cost(task.job, shapes) for path, task in plan.tasks.items()}
+
+
+def cost_left(task: Task, cost: Cost) -> Cost:
+    """What is left of a task's cost: of a cell, that of the trials that are still to be measured."""
+    if not task.counts_trials:
+        return cost
+    share = task.trials_left / task.document["trials"]
+    return Cost(cost.flop * share, cost.size * share)
 
 
 def shape_of(spec: DataSpec) -> Shape:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ask import files
+from ask.measure.journal import without_trials
 from ask.plan.graph import Task, Tasks, in_order, required
 from ask.plan.provenance import closure, fingerprint, read
 
@@ -48,19 +49,37 @@ def reasons(tasks: Tasks, targets: Iterable[Path]) -> dict[Path, str]:
 
 def own_reason(task: Task, known: Mapping[str, Any]) -> str:
     """A reason that lies in a finished job itself; nothing if there is none."""
-    record = METADATA / base64.urlsafe_b64encode(str(task.output).encode()).decode()
     if not task.done:
         return ""
-    if record.is_file():  # without it Snakemake, too, goes by the files' times alone
-        params = [_plain(text) for text in json.loads(record.read_text()).get("params", ())]
-        before = next((value for value in params if isinstance(value, dict)), None)
-        if before is not None and before != task.document:
-            return "changed: " + "; ".join(summary(before, task.document))
-        code = next((value for value in params if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)), None)
-        if code and code != task.code:
-            return f"code changed: {changed_functions(known, code, task.modules)}"
+    before, code = recorded(task)
+    if before is not None and before != task.document:
+        grows = f"; {task.trials_left} of {task.document['trials']} trials to measure" if resized(task) else ""
+        return "changed: " + "; ".join(summary(before, task.document)) + grows
+    if code and code != task.code:
+        return f"code changed: {changed_functions(known, code, task.modules)}"
     newer = [need for need in task.needs if need.exists() and need.stat().st_mtime > task.output.stat().st_mtime]
     return f"{newer[0]} is newer" if newer else ""
+
+
+def recorded(task: Task) -> tuple[dict[str, Any] | None, str | None]:
+    """The job and the fingerprint of its code that Snakemake recorded of an output; None where it did not.
+
+    Without them Snakemake, too, goes by the files' times alone.
+    """
+    record = METADATA / base64.urlsafe_b64encode(str(task.output).encode()).decode()
+    params = [_plain(text) for text in json.loads(record.read_text()).get("params", ())] if record.is_file() else []
+    before = next((value for value in params if isinstance(value, dict)), None)
+    codes = (value for value in params if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value))
+    return before, next(codes, None)
+
+
+def resized(task: Task) -> bool:
+    """Whether a finished job would run again for no other reason than its number of trials."""
+    if not (task.done and task.counts_trials):
+        return False
+    before, code = recorded(task)
+    other = before is not None and before != task.document
+    return other and code == task.code and without_trials(before or {}) == without_trials(task.document)
 
 
 def summary(before: Any, now: Any, most: int = 3) -> list[str]:
