@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -190,6 +191,53 @@ def test_a_changed_seed_reruns_what_depends_on_it(project, edit):
         "claims": 1,
         "report": 1,
     }
+
+
+def ask(folder, *arguments):
+    command = [sys.executable, "-m", "ask", *arguments, "--configfile", "config/tiny.yaml"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_more_trials_measure_what_is_missing(project, tmp_path):
+    """2 -> 5 trials: `why`, `plan` and `-n` agree, three are measured, and the two stay; going back costs nothing."""
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder, symlinks=True)
+    cells = sorted((folder / "results/tiny/cells/digits-tiny/at").glob("*.npz"))
+    before = {path: np.load(path)["robust"] for path in cells}
+    config = folder / "config/tiny.yaml"
+    config.write_text(config.read_text().replace("max_trials: 2", "max_trials: 5"))
+    assert jobs(folder) == {"attack": 2, "table": 1, "figure": 1, "claims": 1, "report": 1}
+    assert "trials 2 → 5; 3 of 5 trials to measure\n  2 attack" in ask(folder, "why", "small", "curve")
+    (stage,) = (
+        stage
+        for stage in json.loads(ask(folder, "plan", "small", "curve", "--json"))["stages"]
+        if stage["stage"] == "attacks"
+    )
+    assert stage["left"] == 2
+    config.write_text(config.read_text().replace("run: tiny", "run: other"))
+    (whole,) = (
+        stage
+        for stage in json.loads(ask(folder, "plan", "small", "curve", "--json"))["stages"]
+        if stage["stage"] == "attacks"
+    )
+    assert stage["flop"] == pytest.approx(0.6 * whole["flop"]), "of three trials in five"
+    config.write_text(config.read_text().replace("run: other", "run: tiny"))
+    snakemake(folder, "--cores", "2")
+    for path, robust in before.items():
+        record = json.loads(path.with_suffix(".json").read_text())
+        assert record["known"] == 2
+        assert np.array_equal(np.load(path)["robust"][:, :2], robust)
+        assert len(record["results"][0]["robust"]["trials"]) == 5
+    assert jobs(folder) == {}
+    assert not (folder / "results/tiny/scratch/cells").exists() or not list(
+        (folder / "results/tiny/scratch/cells").rglob("*.npz")
+    )
+    config.write_text(config.read_text().replace("max_trials: 5", "max_trials: 2"))
+    assert "trials 5 → 2; 0 of 2 trials to measure" in ask(folder, "why", "small", "curve")
+    snakemake(folder, "--cores", "2")
+    for path, robust in before.items():
+        assert np.array_equal(np.load(path)["robust"], robust)
+        assert json.loads(path.with_suffix(".json").read_text())["known"] == 2
 
 
 def test_a_mistake_ends_before_any_job_with_one_message(project, edit):
