@@ -12,6 +12,7 @@ configfile: "config/config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/batch.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/index.smk"
@@ -21,10 +22,10 @@ include: "rules/analyses.smk"
 include: "rules/artifacts.smk"
 
 
-# Jobs of a local run fork from one process that has torch loaded; see ask/worker.py. ASK_WORKER= (empty) turns it off.
+# Jobs of this machine fork from one process that has torch loaded; see ask/worker.py. ASK_WORKER= (empty) turns it off.
 onstart:
+    start_worker()
     if workflow.local_exec:
-        start_worker()
         # The limit of 100 job starts a second makes the scheduler look again one second after each look: after
         # some hundred jobs it does little else, and takes a core (https://github.com/snakemake/snakemake/pull/3744).
         workflow.scheduler.job_rate_limiter = None

@@ -68,7 +68,7 @@ def start() -> None:
     import subprocess
     import tempfile
 
-    address = f"{tempfile.mkdtemp(prefix='ask-')}/worker"  # in a folder that is readable by this user alone
+    address = f"{tempfile.mkdtemp(prefix=_prefix())}/worker"  # in a folder that is readable by this user alone
     # Passive waiting: see __main__.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
     server = subprocess.Popen(
@@ -84,13 +84,18 @@ def start() -> None:
         _kept.append(server)
 
 
+def _prefix() -> str:
+    """Of the name of a server's folder: a job of a cluster has one of its own, within what it was granted."""
+    return f"ask-{os.environ.get('SLURM_JOB_ID', 'here')}-"
+
+
 _kept: list["subprocess.Popen[bytes]"] = []
 
 
 def run(arguments: Sequence[str]) -> int | None:
     """Exit status of a command run by the server; None where there is none to run it."""
     address = os.environ.get(ADDRESS)
-    if not address or "SLURM_JOB_ID" in os.environ:
+    if not address or not address.rpartition("/")[0].rpartition("/")[2].startswith(_prefix()):
         return None
     with socket.socket(socket.AF_UNIX) as connection:
         try:
