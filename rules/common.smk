@@ -13,6 +13,7 @@ from ask.paths import prepared, raw
 from ask.plan.batches import Batches
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run
+from ask.plan.progress import watch as watch_progress
 from ask.plan.why import remember
 from ask.worker import start as start_worker
 

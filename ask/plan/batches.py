@@ -20,7 +20,7 @@ from ask import files
 from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, in_order, required
 from ask.plan.planner import Plan
-from ask.plan.predict import Predictor, Speed
+from ask.plan.predict import Predictor, Speed, gain_of
 from ask.plan.why import reasons
 
 MEASURE = ("index", "calibrate", "blocks", "attack")
@@ -55,7 +55,7 @@ class Batch:
 
 def predicted(plan: Plan, kind: str) -> dict[Path, float]:
     """Seconds of what is left of each task in a warm process, on an assumed machine of some kind."""
-    counted, machine = costs(plan), Predictor(kind)
+    counted, machine = costs(plan), Predictor(kind, gain=gain_of(plan.run) if kind == "CPU" else 1.0)
 
     def of(task: Task) -> float:
         speed = machine.speed(task.group, kind)
