@@ -170,7 +170,7 @@ def _share(task: Task) -> float:
     if not task.counts_trials:
         return 1.0
     record = json.loads(task.output.read_text())
-    return 1 - float(record.get("known", 0) / record["job"]["trials"])
+    return 1 - float(record["known"] / record["job"]["trials"]) if "known" in record else 1.0
 
 
 def hardware_of(task: Task, run: Run) -> str:
