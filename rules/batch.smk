@@ -27,13 +27,16 @@ rule batch:
         batch="[0-9a-f]+-[0-9a-f]+-[0-9]+",
     conda:
         "../environment.yml"
-    threads: CONFIG.train_threads
+    threads: lambda wildcards: CONFIG.train_threads if batches().read(wildcards.batch).trains else 1
     resources:
         mem_mb=8000,
         runtime=lambda wildcards, attempt: attempt * batches().read(wildcards.batch).minutes,
         gpu=lambda wildcards: GPU * batches().read(wildcards.batch).gpu,
         batches=1,
+    message:
+        "Batch {wildcards.batch}, {params.members}"
     params:
+        members=lambda wildcards: batches().summary(wildcards.batch),
         spec=lambda wildcards: RUN.root / "scratch/batches" / f"{wildcards.batch}.json",
     shell:
         "python -m ask batch {params.spec:q} --out {output:q} --cores {threads} > {log:q} 2>&1"

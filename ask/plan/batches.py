@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,8 @@ class Batch:
     """Predicted work."""
     gpu: bool
     """Whether any of them computes on the run's device."""
+    trains: bool
+    """Whether any of them is a training, which may want several cores."""
 
     @property
     def minutes(self) -> int:
@@ -127,8 +130,8 @@ def _split(tasks: Sequence[Task], seconds: Mapping[Path, float], length: float) 
 def _batch(tasks: Sequence[Task], seconds: Mapping[Path, float]) -> Batch:
     made = {output for task in tasks for output in task.outputs}
     needs = dict.fromkeys(str(need) for task in tasks for need in task.needs if need not in made)
-    gpu = any(task.step.device for task in tasks)
-    return Batch(tuple(str(task.output) for task in tasks), tuple(needs), _time(tasks, seconds), gpu)
+    gpu, trains = any(task.step.device for task in tasks), any(task.name == "train" for task in tasks)
+    return Batch(tuple(str(task.output) for task in tasks), tuple(needs), _time(tasks, seconds), gpu, trains)
 
 
 class Batches:
@@ -143,7 +146,7 @@ class Batches:
     """
 
     def __init__(self, plan: Plan, config: Mapping[str, Any], count: int, targets: Iterable[Path], kind: str) -> None:
-        self.folder = plan.run.root / "scratch" / "batches"
+        self.plan, self.folder = plan, plan.run.root / "scratch" / "batches"
         self.maker: dict[Path, Path] = {}
         """What has been made when an output of a batch's member is there: the batch's manifest."""
         targets = list(targets)
@@ -166,6 +169,13 @@ class Batches:
     def read(self, name: str) -> Batch:
         """A batch as it was written."""
         return Batch(**json.loads((self.folder / f"{name}.json").read_text()))
+
+    def summary(self, name: str) -> str:
+        """Its members by step; few ones by name."""
+        targets = self.read(name).targets
+        steps = Counter(self.plan.tasks[Path(target)].name for target in targets)
+        words = ", ".join(f"{count} {step}" for step, count in steps.items())
+        return f"{words}: {', '.join(targets[:4])}" + (f" and {len(targets) - 4} more" if len(targets) > 4 else "")
 
     def needs(self, name: str) -> list[Path]:
         """Files that a batch waits for."""
@@ -216,7 +226,7 @@ def forecast(plan: Plan, targets: Iterable[Path], kind: str, count: int, widths:
     found = cut(plan, todo, seconds, count)
     inside = {Path(target) for batch in found for target in batch.targets}
     alone = [task for path, task in plan.tasks.items() if path in todo - inside and task.name in ("prepare", "train")]
-    jobs = [*found, *(replace(_batch([task], seconds), gpu=task.name == "train") for task in alone)]
+    jobs = [*found, *(_batch([task], seconds) for task in alone)]
     work = sum(job.seconds for job in jobs)
     wall = {width: _wall(jobs, width) for width in widths}
     return Forecast(len(jobs), found, work, START * len(jobs), wall)
