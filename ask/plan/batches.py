@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 from ask import files
 from ask.plan.cost import cost_left, costs
-from ask.plan.graph import Task, in_order, required
+from ask.plan.graph import Task, in_order
 from ask.plan.planner import Plan
 from ask.plan.predict import Predictor, Speed, gain_of
 from ask.plan.why import reasons
@@ -29,6 +30,8 @@ MEASURE = ("index", "calibrate", "blocks", "attack")
 MEMBERS = ("train", *MEASURE, "failures", "timing", "example", "cost", "study", "plane")
 SHORTEST, LONGEST = 120.0, 4 * 3600.0
 """Seconds of work that a batch has at least, so that its start does not count, and at most, so that queues take it."""
+KEPT = 30 * 24 * 3600.0
+"""Seconds after which descriptions of batches go."""
 WARM = {"CPU": 0.5}
 """Seconds of a job beside its arithmetic when its process forks from the warm worker, by kind of machine."""
 START = 25.0
@@ -152,6 +155,9 @@ class Batches:
         targets = list(targets)
         if not count or any(plan.tasks[path].name in MEMBERS for path in targets):
             return
+        for path in self.folder.glob("*"):
+            if time.time() - path.stat().st_mtime > KEPT:
+                path.unlink(missing_ok=True)
         found = cut(plan, reasons(plan.tasks, targets).keys(), predicted(plan, kind), count)
         stamp = f"{int(time.time()):x}-{os.getpid():x}"
         if found:
@@ -204,32 +210,35 @@ def batch_command(
 class Forecast:
     """What a run on a cluster takes."""
 
-    jobs: int
-    """Cluster jobs, trainings and data included."""
-    batches: list[Batch]
-    work: float
-    """Seconds of all jobs, without their starts."""
-    start: float
-    """Seconds of all starts."""
+    jobs: list[Batch]
+    """Cluster jobs: batches, and each long training and data set on its own."""
+    batches: int
+    """How many of them are batches."""
     wall: dict[int, float]
-    """Wall time by number of jobs at once, which is that of GPUs."""
+    """Wall time by number of jobs at once."""
 
-    def efficiency(self, width: int) -> float:
-        """Share of the devices' time that is work."""
-        return self.work / (width * self.wall[width])
+    def summary(self) -> dict[str, Any]:
+        """Figures, JSON-able; times in seconds."""
+        times = [job.seconds for job in self.jobs] or [0.0]
+        return {
+            "jobs": len(self.jobs),
+            "batches": self.batches,
+            "median": median(times),
+            "longest": max(times),
+            "start_share": START * len(self.jobs) / max(sum(times), 1e-9),
+            "wall": self.wall,
+            "efficiency": {width: sum(times) / max(width * wall, 1e-9) for width, wall in self.wall.items()},
+        }
 
 
-def forecast(plan: Plan, targets: Iterable[Path], kind: str, count: int, widths: Iterable[int] = (1, 4, 8)) -> Forecast:
-    """Cut what is left, and let so many jobs at once work it off, the longest way to the end first."""
+def forecast(plan: Plan, todo: set[Path], kind: str, count: int, widths: Iterable[int] = (1, 4, 8)) -> Forecast:
+    """Cut what is to do, and let so many jobs at once work it off, the longest way to the end first."""
     seconds = predicted(plan, kind)
-    todo = reasons(plan.tasks, targets).keys() & required(plan.tasks, targets)
     found = cut(plan, todo, seconds, count)
     inside = {Path(target) for batch in found for target in batch.targets}
     alone = [task for path, task in plan.tasks.items() if path in todo - inside and task.name in ("prepare", "train")]
     jobs = [*found, *(_batch([task], seconds) for task in alone)]
-    work = sum(job.seconds for job in jobs)
-    wall = {width: _wall(jobs, width) for width in widths}
-    return Forecast(len(jobs), found, work, START * len(jobs), wall)
+    return Forecast(jobs, len(found), {width: _wall(jobs, width) for width in widths})
 
 
 def _wall(jobs: Sequence[Batch], width: int) -> float:

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from ask.config.run import load_artifacts, read_run
+import yaml
+
+from ask.config.run import ConfigError, load_artifacts, read_run
 from ask.paths import Run
+from ask.plan.batches import START, forecast
 from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
@@ -37,6 +40,7 @@ def plan(
     *,
     configfile: Overlays = (),
     trials: Annotated[int | None, "at most so many trials (evaluation.max_trials)"] = None,
+    profile: Annotated[str, "of a cluster, e.g. slurm: print its jobs and wall time, too"] = "",
     json_: Annotated[bool, "print everything as JSON"] = False,
 ) -> None:
     """Print what each artifact, slice and the whole run take, and after a run what they took."""
@@ -72,6 +76,9 @@ def plan(
     groups = dict.fromkeys(task.group for path, task in tasks.items() if path in wanted)
     stages = [of_stage(group, wanted, left) for group in groups]
     found = {"run": run.root.name, "artifacts": rows, "stages": stages, "total": total(wanted, left)}
+    if profile:
+        count = _batches_of(profile)
+        found["cluster"] = {kind: forecast(planned, left, kind, count).summary() for kind in MACHINES}
     if json_:
         print(json.dumps(found, indent=1))
     else:
@@ -164,6 +171,32 @@ def _elsewhere(run: Run, gain: float) -> Iterator[Measured]:
             yield finished(other, costs(other))
 
 
+def _batches_of(profile: str) -> int:
+    """About how many batches a profile asks for; raises ConfigError for one that is not there or asks for none."""
+    path = Path("profiles") / profile / "profile.yaml"
+    asked = (yaml.safe_load(path.read_text()).get("resources") or {}).get("batches") if path.is_file() else None
+    if not asked:
+        raise ConfigError(f"--profile {profile}: {path} names no `resources: batches`; take slurm, or a copy of it")
+    return int(asked)
+
+
+def _show_cluster(cluster: Mapping[str, Any]) -> None:
+    """Print what a cluster's jobs are, by kind of machine, each job on one device or core."""
+    print("\nOn a cluster: jobs (training, data, batches), their length, and the wall time with so many at once\n")
+    widths = next(iter(cluster.values()))["wall"]
+    head = ("machine", "jobs", "batches", "median", "longest", "start-up", *(f"{width} at once" for width in widths))
+    rows = [
+        (
+            *(kind, str(one["jobs"]), str(one["batches"]), _time(one["median"]), _time(one["longest"])),
+            f"{one['start_share']:.1%}",
+            *(f"{_time(wall)} ({one['efficiency'][width]:.0%})" for width, wall in one["wall"].items()),
+        )
+        for kind, one in cluster.items()
+    ]
+    print(_table(head, rows))
+    print(f"Start-up: {START:.0f} s assumed a job, of its work. In brackets: share of the devices' time that is work.")
+
+
 def _show(found: Mapping[str, Any], here: str) -> None:
     """Print what `plan` found, as two tables."""
 
@@ -180,6 +213,8 @@ def _show(found: Mapping[str, Any], here: str) -> None:
     times = [(row["basis"], _time(row["predicted"]), _time(row["actual"])) for row in found["stages"]]
     stages = [(row["stage"], *cells(row), *time) for row, time in zip(found["stages"], times, strict=True)]
     print(_table(("stage", *head, f"basis ({here})", "predicted", "actual"), stages))
+    if "cluster" in found:
+        _show_cluster(found["cluster"])
     print(ASSUMED)
 
 
