@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ask.config.base import Pixels, Precision, Spec
+from ask.config.base import Key, Pixels, Precision, Spec
 
 Block = Literal["conv1", "conv2", "conv3", "conv4", "conv5"]
 Augmentation = Literal["crop-flip", "crop", "none"]
@@ -211,6 +211,8 @@ class TrainJob(Spec):
     """One model to train."""
 
     dataset: str
+    data: Key = ""
+    """What its arrays are made from."""
     model: str
     network: NetworkSpec
     method: ModelSpec

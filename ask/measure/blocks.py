@@ -30,7 +30,7 @@ def fit(job: BlockJob, place: Place) -> None:
     are drawn together, from a seed of their own: as good as those of a run that fits all at once, and others.
     """
     features, document = job.features, job.model_dump(mode="json")
-    data = data_read(place.data, job.features.dataset)
+    data = data_read(place.data, job.features)
     key = key_of(document, weights_read(document, place.run), data, place.device.type, place.code)
     out = place.run.blocks(features.dataset, features.model, job.id)
     stacked = _held(out, key, job.trials)
@@ -53,7 +53,7 @@ def _held(out: Path, key: str, trials: int) -> list[Tensor]:
 def _fit(job: BlockJob, place: Place, trials: range) -> list[Tensor]:
     """Parameters of some trials' blocks, stacked."""
     features = job.features
-    labels = np.array(load(prepared(place.data, features.dataset), "train")[1])
+    labels = np.array(load(prepared(place.data, features), "train")[1])
     index = np.load(place.run.index(features.dataset, features.model, job.layer))
     pool = torch.from_numpy(index).to(place.device)
     rows, targets = [], []

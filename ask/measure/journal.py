@@ -18,7 +18,7 @@ from shutil import copyfile, rmtree
 from typing import TYPE_CHECKING, Any
 
 from ask import files
-from ask.paths import prepared
+from ask.paths import OfData, prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,9 +97,9 @@ def key_of(job: Mapping[str, Any], *read: object) -> str:
     return sha256(document.encode()).hexdigest()[:16]
 
 
-def data_read(data: Path, dataset: str) -> str | None:
+def data_read(data: Path, job: OfData) -> str | None:
     """Digest of a data set's ``facts.json``, which holds those of its arrays; None where there is none."""
-    facts = prepared(data, dataset) / "facts.json"
+    facts = prepared(data, job) / "facts.json"
     return files.digest(facts) if facts.is_file() else None
 
 

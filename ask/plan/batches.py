@@ -19,9 +19,10 @@ from statistics import median
 from typing import Annotated, Any
 
 from ask import files
+from ask.errors import AskError
 from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, in_order
-from ask.plan.planner import Plan
+from ask.plan.planner import Plan, load
 from ask.plan.predict import Predictor, Speed, gain_of
 from ask.plan.why import reasons
 
@@ -137,6 +138,15 @@ def _batch(tasks: Sequence[Task], seconds: Mapping[Path, float]) -> Batch:
     return Batch(tuple(str(task.output) for task in tasks), tuple(needs), _time(tasks, seconds), gpu, trains)
 
 
+def to_do(config: Path, targets: Iterable[Path]) -> set[Path]:
+    """Main outputs of the jobs that a local Snakemake would run to make targets; asked in a process of its own."""
+    command = [sys.executable, "-m", "ask.plan.batches", str(config), *map(str, targets)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise AskError(f"what is left of the run could not be found: {done.stderr.strip()[-2000:]}")
+    return set(map(Path, json.loads(done.stdout.splitlines()[-1])))
+
+
 class Batches:
     """A run's batches as its main process cuts and writes them, and as the jobs of the cluster read them.
 
@@ -158,10 +168,9 @@ class Batches:
         for path in self.folder.glob("*"):
             if time.time() - path.stat().st_mtime > KEPT:
                 path.unlink(missing_ok=True)
-        found = cut(plan, reasons(plan.tasks, targets).keys(), predicted(plan, kind), count)
         stamp = f"{int(time.time()):x}-{os.getpid():x}"
-        if found:
-            files.write_json(self.folder / f"{stamp}.config.json", config)
+        settings = files.write_json(self.folder / f"{stamp}.config.json", {**config, "run": plan.config.run})
+        found = cut(plan, to_do(settings, targets), predicted(plan, kind), count)
         for number, batch in enumerate(found):
             spec = self.folder / f"{stamp}-{number:03}.json"
             for target in batch.targets:
@@ -266,3 +275,8 @@ def _wall(jobs: Sequence[Batch], width: int) -> float:
         now = ends.pop(first)
         done.add(first)
     return now
+
+
+if __name__ == "__main__":
+    _overlay, *_targets = map(Path, sys.argv[1:])
+    sys.stdout.write(json.dumps([str(path) for path in reasons(load([_overlay]).tasks, _targets, [_overlay])]))

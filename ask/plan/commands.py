@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
 from ask.plan.predict import MACHINES, Measured, finished, gain_of, gpu, kind_of, predictor
+from ask.plan.preflight import inspect
 from ask.plan.why import reasons, resized
 
 ASSUMED = """
@@ -28,9 +30,11 @@ Overlays = Annotated[Sequence[Path], "overlays, as for snakemake"]
 
 
 def check(config: Annotated[Sequence[Path], "configuration files, later ones winning"]) -> None:
-    """Validate a configuration and count its jobs."""
+    """Validate a configuration and what it names on disk, and count its jobs."""
     read = read_run(list(config))
     planned = plan_run(read, load_artifacts(ARTIFACTS, read.artifacts), Paper.read(PAPER))
+    for remark in inspect(planned):
+        print(f"remark: {remark}", file=sys.stderr)
     models, calibrations, cells = (len(planned.of(step)) for step in ("train", "calibrate", "attack"))
     print(f"{read.run}: {models} models, {calibrations} calibrations, {cells} cells")
 
@@ -115,10 +119,10 @@ def why(
     tasks, counted = planned.tasks, costs(planned)
     targets = [
         *itertools.chain(*_targets(planned, names).values()),
-        *map(Path, names),
+        *(Path(name) for name in names if Path(name).suffix),
         *([] if names else [planned.run.report]),
     ]
-    found = reasons(tasks, targets)
+    found = reasons(tasks, targets if names else (), configfile)
     if not found:
         print("Nothing would run.")
         return
