@@ -66,6 +66,9 @@ COMMANDS: Mapping[str, Command] = {
         "ask.slices:slice_command",
         "Make a slice of a run within a time limit; exit status 0: finished, 75: more to do, 1: failed.",
     ),
+    "batch": Command(
+        _PARTS, "ask.plan.batches:batch_command", "Make the members of a batch; the job of a cluster that does so."
+    ),
     "pack": Command(
         _PARTS,
         "ask.slices:pack_command",

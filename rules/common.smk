@@ -1,5 +1,6 @@
 """The plan of the run, made once from the configuration, and what all rules ask of it."""
 
+import functools
 import os
 import re
 import shutil
@@ -8,7 +9,9 @@ import sys
 sys.path.insert(0, workflow.basedir)
 
 from ask.config.run import ConfigError, export_mirror, load_artifacts, load_run, name_run
+from ask.measure.journal import tend
 from ask.paths import raw
+from ask.plan.batches import Batches
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run
 from ask.plan.preflight import inspect
@@ -44,6 +47,20 @@ export_mirror(CONFIG)
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
 
 
+@functools.cache  # Snakemake knows what is asked of it only when it has read all rules
+def batches():
+    """What is left, cut into batches if the profile says so and jobs leave this machine (rules/batch.smk)."""
+    asked, count = workflow.dag_settings, dict(workflow.global_resources.unwrapped_items()).get("batches", 0)
+    chosen = asked.forceall or asked.forcerun or asked.forcetargets or asked.until or asked.omit_from
+    if chosen or not (workflow.is_main_process and workflow.non_local_exec_or_dryrun):
+        count = 0
+    named = [Path(name) for name in asked.targets]
+    makers = {output: path for path, task in PLAN.tasks.items() for output in task.outputs}
+    every = [RUN.report, *(PLAN.shown(name) for name in PLAN.artifacts)]
+    targets = [makers[name] for name in named] if named and all(name in makers for name in named) else every
+    return Batches(PLAN, config, int(count), targets, "GPU" if GPU else "CPU")
+
+
 class Made:
     """What is asked of the task that makes an output: the rule's pattern, filled in by its wildcards, finds it."""
 
@@ -55,8 +72,8 @@ class Made:
         return PLAN.tasks[Path(str(self.pattern).format(**dict(wildcards.items())))]
 
     def needs(self, wildcards):
-        """Files that it reads."""
-        return self.task(wildcards).needs
+        """Files that it reads, or manifests of the batches that make them."""
+        return batches().instead(self.task(wildcards).needs)
 
     def step(self, wildcards):
         """Its command."""

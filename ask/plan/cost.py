@@ -18,6 +18,7 @@ from ask.config.jobs import BlockJob, CalibrationJob, CellJob, ClassifierSpec, F
 from ask.config.training import NetworkSpec, TrainJob
 from ask.data.sources import PUBLISHED
 from ask.errors import DataError
+from ask.plan.graph import Task
 from ask.plan.planner import Plan
 from ask.plan.preflight import counted
 
@@ -52,6 +53,14 @@ def costs(plan: Plan) -> dict[Path, Cost]:
     """What each task takes, by its main output; nothing where nothing is counted, as of data, tables and the report."""
     shapes = {task.job.dataset: shape_of(task.job.spec) for task in plan.of("prepare")}
     return {path: _cost(task.job, shapes) for path, task in plan.tasks.items()}
+
+
+def cost_left(task: Task, cost: Cost) -> Cost:
+    """What is left of a task's cost: of a cell, that of the trials that are still to be measured."""
+    if not task.counts_trials:
+        return cost
+    share = task.trials_left / task.document["trials"]
+    return Cost(cost.flop * share, cost.size * share)
 
 
 def shape_of(spec: DataSpec) -> Shape:

@@ -161,8 +161,16 @@ def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
     for path, task in plan.tasks.items():
         seconds = task.seconds(plan.run)
         if seconds is not None and (task.group in LIGHT or hardware_of(task, plan.run).startswith(name)):
-            found[task.group].append((costs[path].flop, seconds))
+            found[task.group].append((costs[path].flop * _share(task), seconds))
     return found
+
+
+def _share(task: Task) -> float:
+    """Of a finished job's trials, those that were measured when its time was noted: the others were known."""
+    if not task.counts_trials:
+        return 1.0
+    record = json.loads(task.output.read_text())
+    return 1 - float(record["known"] / record["job"]["trials"]) if "known" in record else 1.0
 
 
 def hardware_of(task: Task, run: Run) -> str:

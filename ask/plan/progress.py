@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ask.config.training import TrainJob
-from ask.plan.cost import costs
+from ask.plan.cost import cost_left, costs
 from ask.plan.planner import Plan
 from ask.plan.predict import finished, gain_of, predictor
 
@@ -30,7 +30,7 @@ class Progress:
         counted = costs(plan)
         known = predictor(finished(plan, counted), gain=gain_of(plan.run))
         self.work = {
-            path: known.speed(plan.tasks[path].group).seconds(counted[path].flop)
+            path: known.speed(plan.tasks[path].group).seconds(cost_left(plan.tasks[path], counted[path]).flop)
             for path in outputs
             if path in plan.tasks
         }
