@@ -58,6 +58,7 @@ _WRITTEN = (".json", ".md", ".tex", ".html")
 _CHECKED = "Make a data set's arrays and check them against known facts."
 _TRAINED = "Train a model; continues where it was interrupted."
 _MODEL = {"also": ("last.safetensors", "history.csv", "config.yaml")}
+_ADOPTED = "Take over a network that was trained elsewhere."
 _FAILED = "Describe the images that withstand an attack, and those that do not."
 _PLANE = {**_PAIR, "device": False, "modules": ("ask.training.ask_def",)}
 
@@ -67,6 +68,7 @@ STEPS: Mapping[str, Step] = {
     ),
     "prepare": _measure("data", "data:prepare_arrays", jobs.PrepareJob, _CHECKED, also=_ARRAYS, device=False),
     "train": _measure("training", "train:train_model", TrainJob, _TRAINED, **_MODEL),
+    "adopt": _measure("training", "adopt:adopt", jobs.AdoptJob, _ADOPTED, also=("config.yaml",)),
     "index": _measure(
         "indexes", "place:build_index", jobs.IndexJob, "Compute all training images' features at a layer."
     ),
@@ -100,7 +102,7 @@ def output_of(name: str, job: Any, run: Run, data: Path) -> Path:
             return raw(data, job.source) / "manifest.json"
         case "prepare":
             return prepared(data, job.dataset) / "facts.json"
-        case "train":
+        case "train" | "adopt":
             return run.weights(job.dataset, job.model)
         case "index":
             return run.index(job.features.dataset, job.features.model, job.layer)

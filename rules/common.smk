@@ -95,4 +95,4 @@ def folders(depth, *steps):
 wildcard_constraints:
     source=folders(1, "download"),
     dataset=folders(1, "prepare"),
-    model="|".join([folders(1, "train"), folders(1, "index")]),
+    model="|".join([folders(1, "train", "adopt"), folders(1, "index")]),

@@ -1,0 +1,103 @@
+"""Networks of one's own: the documented examples as they stand, what re-runs, what is refused and with which words."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from test_workflow import PARTS, ROOT
+from torch import Tensor, nn
+
+from ask.config.training import NetworkSpec, OwnModule
+from ask.models.own import make
+
+PAGE = (ROOT / "docs/how-to/own-model.md").read_text()
+YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+MY_MODELS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[-1]
+TABLE = "results/own/tables/own-models.csv"
+pytestmark = pytest.mark.xdist_group("own models")
+
+
+def eval_page() -> dict[str, Any]:
+    """What the page's my_models.py defines."""
+    names: dict[str, Any] = {}
+    exec(MY_MODELS, names)  # noqa: S102
+    return names
+
+
+def run(folder: Path, *command: str, check: bool = True) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "PATH": path}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert not check or done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    return done.stdout + done.stderr
+
+
+def snakemake(folder: Path, *options: str) -> str:
+    return run(folder, "snakemake", *options, "--cores", "2", "--configfile", "config/own.yaml")
+
+
+def write_photos(folder: Path) -> None:
+    """Three classes that differ in colour: 15 training and 4 test images each."""
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("ash", "beech", "cedar")):
+        for split, count in (("train", 15), ("test", 4)):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 200, (40, 48, 3))
+                pixels[..., label] += 55
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with the page's files, and weights in three kinds of files; run as far as the table."""
+    if find_spec("timm") is None:
+        pytest.skip("needs timm: make test installs it")
+    folder = tmp_path_factory.mktemp("project")
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, folder / part)
+    (folder / "config/own.yaml").write_text(YAML[0])
+    (folder / "config/artifacts/own-models.yaml").write_text(YAML[1])
+    (folder / "my_models.py").write_text(MY_MODELS)
+    write_photos(folder / "data/photos")
+    for name, model in yaml.safe_load(YAML[0])["models"].items():
+        spec = NetworkSpec(**{key: value for key, value in model.items() if key in OwnModule.model_fields})
+        torch.manual_seed(1)
+        state = (eval_page()["wide_resnet"](**spec.options) if name == "wrn" else make(spec)).state_dict()
+        if name == "vit":
+            save_file(state, folder / model["weights"])
+        else:
+            wrapped = {f"module.{key}": value for key, value in state.items()}
+            torch.save({"epoch": 3, "state_dict": wrapped} if name == "wrn" else state, folder / model["weights"])
+    snakemake(folder, TABLE)
+    return folder
+
+
+def test_three_networks_trained_elsewhere_and_one_trained_here_are_attacked(project: Path) -> None:
+    with (project / TABLE).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["resnet50", "resnet50", "vit", "vit", "wrn", "wrn", "at", "at"]
+    assert {row["dknn_layers"] for row in rows} == {"conv3+conv4", "middle", "conv4", ""}
+    cell = json.loads((project / "results/own/cells/photos/vit/ask-cos-Lmiddle-K3-e8-s3.json").read_text())
+    assert cell["validity"]["max_linf"] == pytest.approx(8 / 255, abs=1e-6)
+    assert cell["job"]["features"]["network"]["layers"] == {"middle": "blocks.5"}
+    for model, folded in (("resnet50", 53), ("vit", 0), ("wrn", 4)):
+        record = yaml.safe_load((project / f"results/own/models/photos/{model}/config.yaml").read_text())
+        assert record["folded"] == folded
