@@ -102,8 +102,10 @@ def output_of(name: str, job: Any, run: Run, data: Path) -> Path:
             return raw(data, job.source) / "manifest.json"
         case "prepare":
             return prepared(data, job.dataset) / "facts.json"
-        case "train" | "adopt":
+        case "train":
             return run.weights(job.dataset, job.model)
+        case "adopt":
+            return run.weights(job.features.dataset, job.features.model)
         case "index":
             return run.index(job.features.dataset, job.features.model, job.layer)
         case "calibrate" | "blocks":

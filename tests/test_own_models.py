@@ -18,8 +18,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from test_workflow import PARTS, ROOT
-from torch import Tensor, nn
 
+from ask.cli import main
 from ask.config.training import NetworkSpec, OwnModule
 from ask.models.own import make
 
@@ -101,3 +101,79 @@ def test_three_networks_trained_elsewhere_and_one_trained_here_are_attacked(proj
     for model, folded in (("resnet50", 53), ("vit", 0), ("wrn", 4)):
         record = yaml.safe_load((project / f"results/own/models/photos/{model}/config.yaml").read_text())
         assert record["folded"] == folded
+
+
+def waiting(folder: Path) -> dict[str, int]:
+    """Jobs that a dry run would run for the table, by rule."""
+    output = snakemake(folder, TABLE, "--dry-run")
+    found = re.findall(r"^(\w+)\s+(\d+)$", output.split("Job stats:")[-1].split("Reasons:")[0], re.MULTILINE)
+    return {rule: int(count) for rule, count in found if rule != "total"} if "Job stats:" in output else {}
+
+
+def test_touched_files_and_unread_names_re_run_nothing(project: Path) -> None:
+    overlay, weights = project / "config/own.yaml", project / "data/wrn.pt"
+    os.utime(weights)
+    os.utime(project / "my_models.py")
+    overlay.write_text(YAML[0].replace("{middle: blocks.5, late: blocks.8}", "{middle: blocks.5, last: norm}"))
+    (project / "my_models.py").write_text("# A comment\n" + MY_MODELS)
+    assert waiting(project) == {}
+    overlay.write_text(YAML[0])
+
+
+def test_other_weights_and_other_code_re_run_what_reads_them(project: Path) -> None:
+    weights, mine = project / "data/wrn.pt", project / "my_models.py"
+    before, state = weights.read_bytes(), torch.load(weights, weights_only=True)
+    state["state_dict"]["module.fc.bias"] += 1
+    torch.save(state, weights)
+    found = waiting(project)
+    assert found == {"adopt": 1, "index": 1, "calibrate": 1, "attack": 2, "table": 1}
+    weights.write_bytes(before)
+    assert waiting(project) == {}
+    mine.write_text(MY_MODELS.replace("F.relu(self.bn1(out)), 8", "F.relu(self.bn1(out)) * 2, 8"))
+    assert waiting(project) == {"adopt": 1, "train": 1, "index": 2, "calibrate": 2, "attack": 4, "table": 1}
+    mine.write_text(MY_MODELS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("data/wrn.pt", "data/none.pt", r"models\.wrn\.weights: no file data/none\.pt; mend the path"),
+        ("data/wrn.pt", "data/resnet50.pt", r"resnet50\.pt does not fit my_models:wide_resnet: .* is missing"),
+        ("data/wrn.pt", "my_models.py", r"my_models\.py is no file of tensors alone"),
+        ("width: 2", "width: 1", r"wrn\.pt does not fit my_models:wide_resnet: .* is \(32,\), not \(16,\)"),
+        ("width: 2", "widht: 2", r"my_models:wide_resnet fails with options .*unexpected keyword"),
+        ("middle: blocks.5", "middle: block.5", r"layer middle: no submodule 'block\.5'; it consists of patch_embed"),
+        (
+            "middle: blocks.5",
+            "midle: blocks.5",
+            r"own-models\.yaml: model 'vit' has no layer 'middle'; choose from midle",
+        ),
+        ("timm:create_model", "tim:create_model", r"models\.vit\.factory: no module 'tim'"),
+        ("timm:create_model", "timm:make_model", r"factory timm:make_model: timm has no 'make_model'"),
+        ("conv4: block3}\n    training", "late: block3}\n    training", r"model 'at' has no layer 'conv4'"),
+        ("std: [0.5, 0.5, 0.5]", "std: [0.5]", r"models\.vit: .*mean and std belong together"),
+        ("{num_classes: 3}", "{num_classes: 2}", r"returns \(2, 2\) .* give the number of classes in `options`"),
+    ],
+)
+def test_check_names_mistakes_before_anything_runs(
+    project: Path,
+    old: str,
+    new: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert YAML[0].count(old) >= 1
+    (project / "config/wrong.yaml").write_text(YAML[0].replace(old, new))
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    monkeypatch.delitem(sys.modules, "my_models", raising=False)
+    assert main(["check", "config/config.yaml", "config/wrong.yaml"]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_check_and_plan_count(project: Path) -> None:
+    assert "own: 4 models" in run(project, "ask", "check", "config/config.yaml", "config/own.yaml")
+    found = json.loads(run(project, "ask", "plan", "own-models", "--configfile", "config/own.yaml", "--json"))
+    assert found["not counted"] == {}
+    assert found["total"]["jobs"] > 10

@@ -47,11 +47,7 @@ class FeatureSpec(Spec):
 class AdoptJob(Spec):
     """A network trained elsewhere, to become a model of the run."""
 
-    dataset: str
-    model: str
-    network: NetworkSpec
-    code: str | None = Field(default=None, exclude_if=lambda code: code is None)
-    """As a feature function's."""
+    features: FeatureSpec
     weights: str | None
     """File; null: as the factory makes it."""
     digest: str | None

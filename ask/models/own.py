@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ask.config.training import NetworkSpec
 from ask.errors import AskError
 from ask.models.hooks import evaluating, import_torchvision, outputs
-from ask.models.networks import Network, fold_batchnorm
+from ask.models.networks import Network, build, fold_batchnorm
 
 INSIDE = ("state_dict", "model_state_dict", "model", "net", "params")
 """Keys under which files keep the weights beside other things."""
@@ -200,6 +202,46 @@ def _import(name: str) -> Any:
         return import_module(name)
 
 
+def build_own(
+    spec: NetworkSpec, weights: str | None, in_channels: int, image_size: int, num_classes: int, seed: int = 0
+) -> OwnNetwork:
+    """A network of one's own in training mode, on the CPU, with the weights of a file, if one is named.
+
+    Raises OwnModelError as :class:`OwnNetwork` and :func:`load_own`.
+    """
+    network = build(spec, in_channels=in_channels, image_size=image_size, num_classes=num_classes, seed=seed)
+    assert isinstance(network, OwnNetwork)
+    if weights:
+        load_own(network, Path(weights).expanduser())
+    return network
+
+
+@cache
+def count(spec: str, path: str | None, channels: int, side: int) -> tuple[float, int, int]:
+    """Multiply-adds of an image's pass up to a submodule, its dimensions, and the network's parameters.
+
+    Nothing is computed: the network is on torch's ``meta`` device.
+
+    Args:
+        spec: the network, JSON.
+        path: of the submodule; None: through the whole network.
+        channels: of an image.
+        side: of an image, in pixels.
+
+    Raises:
+        OwnModelError: its factory or its pass needs more than shapes.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+            module = make(NetworkSpec.model_validate_json(spec)).eval()
+            wanted = {path: module.get_submodule(path)} if path else {}
+            found, result = outputs(module, wanted, torch.empty(1, channels, side, side), whole=path is None)
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
+        raise OwnModelError(f"a network of one's own can't be counted: {error}") from error
+    shown: Tensor = found[path] if path else result
+    return counted.get_total_flops() / 2, shown.numel(), sum(parameter.numel() for parameter in module.parameters())
+
+
 def load_own(network: OwnNetwork, path: Path) -> None:
     """Load a file of weights into a network of one's own; nothing of the file is executed.
 
@@ -227,8 +269,8 @@ def load_own(network: OwnNetwork, path: Path) -> None:
     wrong += [f"{name} is not of this network" for name in state if name not in own]
     wrong += [
         f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own.keys() & state.keys()
-        if state[name].shape != own[name].shape
+        for name in own
+        if name in state and state[name].shape != own[name].shape
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""

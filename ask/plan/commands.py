@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ask.config.run import load_artifacts, read_run
+from ask.errors import AskError
 from ask.paths import Run
-from ask.plan.cost import costs
+from ask.plan.cost import costs, shape_of
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
@@ -28,8 +29,44 @@ def check(config: Annotated[Sequence[Path], "configuration files, later ones win
     """Validate a configuration and count its jobs."""
     read = read_run(list(config))
     planned = plan_run(read, load_artifacts(ARTIFACTS, read.artifacts), Paper.read(PAPER))
+    _try_own(planned)
     models, calibrations, cells = (len(planned.of(step)) for step in ("train", "calibrate", "attack"))
-    print(f"{read.run}: {models} models, {calibrations} calibrations, {cells} cells")
+    print(f"{read.run}: {models + len(planned.of('adopt'))} models, {calibrations} calibrations, {cells} cells")
+
+
+def _try_own(planned: Plan) -> None:
+    """Make every network of one's own, with its weights and all its layers; raises AskError for what is wrong."""
+    data = {task.job.dataset: task for task in planned.of("prepare")}
+    features = [task.job.features for task in planned.tasks.values() if hasattr(task.job, "features")]
+    for job in (task.job for task in planned.of("train", "adopt")):
+        about = getattr(job, "features", job)
+        if not about.network.factory:
+            continue
+        same = [one.network.layers for one in features if (one.dataset, one.model) == (about.dataset, about.model)]
+        layers = dict(itertools.chain(about.network.layers.items(), *(one.items() for one in same)))
+        spec, weights = about.network.model_copy(update={"layers": layers}), getattr(job, "weights", None)
+        from ask.models.own import build_own
+
+        shapes = list(_shapes(data[about.dataset]))
+        for shape in shapes:
+            try:
+                build_own(spec, weights, *shape)
+                break
+            except AskError:
+                if shape == shapes[-1]:
+                    raise
+
+
+def _shapes(task: Task) -> Iterator[tuple[int, int, int]]:
+    """Channels, side and classes of a data set's images as far as they are known: all that may be, the likeliest last."""
+    spec, known = task.job.spec, shape_of(task.job.spec)
+    if task.done:
+        facts = json.loads(task.output.read_text())
+        yield facts["image_shape"][0], facts["image_shape"][1], len(facts["class_names"])
+    elif spec.source != "images":
+        yield known.channels, known.side, known.classes
+    elif spec.image_size:
+        yield from ((channels, spec.image_size, 1) for channels in (1, 3))
 
 
 def plan(
@@ -69,10 +106,13 @@ def plan(
     groups = dict.fromkeys(task.group for path, task in tasks.items() if path in wanted)
     stages = [of_stage(group, wanted, left) for group in groups]
     found = {"run": run.root.name, "artifacts": rows, "stages": stages, "total": total(wanted, left)}
+    unknown = Counter(cost.unknown for path, cost in counted.items() if cost.unknown and path in wanted)
     if json_:
-        print(json.dumps(found, indent=1))
-    else:
-        _show(found, known.here)
+        print(json.dumps(found | {"not counted": unknown}, indent=1))
+        return
+    _show(found, known.here)
+    for reason, jobs in unknown.items():
+        print(f"\nNot counted: {jobs} jobs ({reason})")
 
 
 def status(

@@ -228,16 +228,15 @@ class TaskMaker:
             return [data]
         if (known := self.run.weights(features.dataset, features.model)) in self.tasks:
             return [data, known]
-        method, network = self.config.models[subject.method], features.network
+        method = self.config.models[subject.method]
         if method.base == "external":
             digest = digest_of(Path(method.weights).expanduser()) if method.weights else None
-            own = {"dataset": features.dataset, "model": features.model, "network": network, "code": features.code}
-            adopted = AdoptJob(**own, weights=method.weights, digest=digest, seed=self.config.seed)
+            adopted = AdoptJob(features=features, weights=method.weights, digest=digest, seed=self.config.seed)
             return [data, self.put("adopt", adopted, [data])]
         job = TrainJob(
             dataset=features.dataset,
             model=features.model,
-            network=network,
+            network=features.network,
             code=features.code,
             method=method.model_copy(update={"training": None, "epochs_factor": 1.0}),  # which `training` holds
             training=_training(dataset.training, method),
@@ -379,9 +378,8 @@ class TaskMaker:
 
 def _narrowed(job: Any) -> Any:
     """A job on a network of one's own with no layers but those that it reads: naming another one re-runs nothing."""
-    if isinstance(job, AdoptJob | TrainJob):
-        by_conv4 = isinstance(job, TrainJob) and job.training.selection != "holdout"
-        read = {*(layers_of(job.method) if isinstance(job, TrainJob) else ()), *(["conv4"] if by_conv4 else [])}
+    if isinstance(job, TrainJob):
+        read = {*layers_of(job.method), *([] if job.training.selection == "holdout" else ["conv4"])}
         return job.model_copy(update={"network": _only(job.network, read)})
     features = getattr(job, "features", None)
     if features is None or features.network is None or not features.network.factory:
