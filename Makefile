@@ -9,7 +9,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SLICES := slice-1 slice-2 slice-3 slice-4 slice-5 slice-6 slice-7
-.PHONY: help demo paper $(SLICES) bundle merge test test-pretend lint format docs env clean
+.PHONY: help demo cpu paper $(SLICES) bundle merge test test-pretend lint format docs env clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -39,6 +39,10 @@ demo: .venv/.stamp-$(FAISS) ## Run everything on embedded data and a CPU, in min
 paper: .venv/.stamp-$(FAISS) ## Run everything at the paper's scale (downloads data; wants a GPU; resumes where it stopped)
 	@$(SNAKEMAKE) $(FLAGS)
 	@printf '\nReport: %s\n' "$$PWD/results/paper/report/index.html"
+
+cpu: .venv/.stamp-$(FAISS) ## Run the paper's networks on a few CPU cores, in a day (downloads data; stops and resumes anywhere)
+	@$(SNAKEMAKE) --configfile config/cpu.yaml $(FLAGS)
+	@printf '\nReport: %s\n' "$$PWD/results/cpu/report/index.html"
 
 # A slice stops cleanly before MINUTES have passed (exit status 2, and "more to do" in its last line); the same command
 # continues it. PACK=folder packs its evidence at the end of every call.

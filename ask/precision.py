@@ -124,6 +124,13 @@ def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
     return precision
 
 
+def expected(wanted: Precision, device: torch.device) -> float:
+    """How many times faster than in float32 passes will be on this machine."""
+    rates = _rates(device)
+    gain = rates["bfloat16"] / rates["float32"]
+    return gain if wanted == "bfloat16" or (wanted == "auto" and gain >= GAIN) else 1.0
+
+
 def _rates(device: torch.device) -> dict[Passes, float]:
     """Floating-point operations a second of a convolution and back to its images; measured once a machine."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ask" / "precision.json"

@@ -9,7 +9,7 @@ from ask.attacks import ASKAttack, ASKAttackConfig
 from ask.attacks.linf import random_start
 from ask.knn.dknn import DkNN
 
-from .measure import Case, Contender, Options, floor_peak, take_turns
+from .measure import Case, Contender, Options, floor_peaks, product, take_turns
 from .networks import FORWARD_GMAC, digits, prepared, untouched, vgg16
 from .plain_ask import PlainASK
 
@@ -56,12 +56,14 @@ def _case(options: Options, width: float, *, images: int, references: int, eps: 
     contenders = [
         Contender(name="ask", run=ours),
         Contender(name="plain implementation", run=lambda: plain(x, y, start)),
+        Contender(name="ask, bfloat16 passes", run=ours, passes="bfloat16"),
     ]
-    peak = floor_peak(options)
+    peaks = floor_peaks(options)
     gmac = FORWARD_GMAC[LAYER] * width**2  # but for the first convolution, which is a thousandth
     flop = 2e9 * gmac * images * (2 * steps + 1)
-    rows = take_turns(contenders, options, flop=flop, peak=peak, warm_up=options.small)
-    facts = {"floor": f"{flop / 1e9:.0f} GFLOP at {peak / 1e9:.0f} GFLOP/s (measured product)"}
+    rows = take_turns(contenders, options, flop=flop, peaks=peaks, warm_up=options.small)
+    facts = {"floor": f"{flop / 1e9:.0f} GFLOP; {product(peaks)}"}
+    facts["plain implementation over ask with bfloat16 passes"] = f"{rows[1].median / rows[2].median:.2f}"
     facts["clean accuracy of the DkNN"] = f"{dknn.score(x, y.cpu()):.3f}"
     for row in rows:
         facts[f"robust accuracy, {row.name}"] = f"{dknn.score(row.result, y.cpu()):.3f}"

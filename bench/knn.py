@@ -51,7 +51,7 @@ def _pair(
         lists = FaissIVF(features, labels, K)
         contenders.append(Contender(name=lists.name, run=lambda: lists.search(asked)))
     flop = 2.0 * queries * references * dimensions
-    rows = take_turns(contenders, options, flop=flop, peak=peak, warm_up=options.small)
+    rows = take_turns(contenders, options, flop=flop, peaks={"float32": peak}, warm_up=options.small)
     mine: Neighbours = rows[0].result
     facts: dict[str, Any] = {
         "memory budget for scores": f"{DEFAULT_MEMORY // 2**20} MiB",

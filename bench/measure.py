@@ -7,7 +7,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from ask.hardware import matmul_peak
-from ask.precision import in_force
+from ask.precision import Passes, in_force, network_passes
+
+Peaks = Mapping[Passes, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class Contender:
 
     name: str
     run: Callable[[], Any]
+    passes: Passes = "float32"
+    """Precision of the network's passes, and of the floor that it is held against."""
 
 
 @dataclass(kw_only=True)
@@ -99,7 +103,12 @@ class Case:
 
 
 def take_turns(
-    contenders: Sequence[Contender], options: Options, *, flop: float = 0, peak: float = 0, warm_up: bool = True
+    contenders: Sequence[Contender],
+    options: Options,
+    *,
+    flop: float = 0,
+    peaks: Peaks | None = None,
+    warm_up: bool = True,
 ) -> list[Row]:
     """Run all contenders ``options.repeats`` times, in turns, so that what else the machine does hits all alike.
 
@@ -107,30 +116,33 @@ def take_turns(
         contenders: ours first; the last round's results are kept in the rows.
         options: rounds and device.
         flop: floating-point operations that the work takes at least.
-        peak: operations a second of this device (:func:`floor_peak`), for the fraction of the floor.
+        peaks: operations a second of this device (:func:`floor_peaks`), for the fraction of the floor.
         warm_up: run each once before, untimed.
     """
     rows = [Row(name=contender.name, seconds=[]) for contender in contenders]
     if warm_up:
         for contender in contenders:
-            contender.run()
+            with network_passes(contender.passes):
+                contender.run()
     for _ in range(options.repeats):
         for contender, row in zip(contenders, rows, strict=True):
             gc.collect()
             reset_peaks(options.device)
             synchronise(options.device)
             began, began_cpu = time.perf_counter(), cpu_time()
-            row.result = contender.run()
+            with network_passes(contender.passes):
+                row.result = contender.run()
             synchronise(options.device)
             row.seconds.append(time.perf_counter() - began)
             row.cpu_seconds.append(cpu_time() - began_cpu)
-            rss, gpu = peaks(options.device)
+            rss, gpu = largest(options.device)
             row.peak_rss_mib, row.peak_gpu_mib = _larger(row.peak_rss_mib, rss), _larger(row.peak_gpu_mib, gpu)
     for row in rows:
         row.ratio = _ratio(row.seconds, rows[0].seconds)
         row.cpu_ratio = _ratio(row.cpu_seconds, rows[0].cpu_seconds)
-        if flop and peak:
-            row.floor = round(flop / peak / row.median, 3)
+    for contender, row in zip(contenders, rows, strict=True):
+        if flop and peaks:
+            row.floor = round(flop / peaks[contender.passes] / row.median, 3)
     return rows
 
 
@@ -162,7 +174,7 @@ def reset_peaks(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peaks(device: torch.device) -> tuple[float, float | None]:
+def largest(device: torch.device) -> tuple[float, float | None]:
     """Largest resident memory and GPU memory since :func:`reset_peaks`, MiB."""
     gpu = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     try:
@@ -182,6 +194,17 @@ def floor_peak(options: Options, dtype: torch.dtype = torch.float32, *, of: str 
     """
     read = in_force(options.device)[of]
     return matmul_peak(options.device, dtype=dtype, side=256 if options.small else None, read=read)
+
+
+def floor_peaks(options: Options) -> dict[Passes, float]:
+    """:func:`floor_peak` of a network's passes in each precision."""
+    return {"float32": floor_peak(options), "bfloat16": floor_peak(options, torch.bfloat16)}
+
+
+def product(peaks: Peaks) -> str:
+    """The floors' speeds in words."""
+    found = " and ".join(f"{rate / 1e9:.0f} in {passes}" for passes, rate in peaks.items())
+    return f"GFLOP/s (measured product): {found}"
 
 
 def table(case: dict[str, Any]) -> str:

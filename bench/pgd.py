@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ask.attacks import PGD, PGDConfig
 
-from .measure import Case, Contender, Options, floor_peak, take_turns
+from .measure import Case, Contender, Options, floor_peaks, product, take_turns
 from .networks import FORWARD_GMAC, digits, prepared, untouched, vgg16
 from .peers_pgd import peers
 
@@ -39,13 +39,14 @@ def _case(options: Options, width: float, *, images: int, steps: int) -> Case:
     contenders = [
         Contender(name="ask, network prepared as the workflow does", run=lambda: ours(folded)),
         Contender(name="ask, network as given", run=lambda: ours(as_given)),
+        Contender(name="ask, prepared, bfloat16 passes", run=lambda: ours(folded), passes="bfloat16"),
     ]
     for name, attack in peers(untouched(network), eps=EPS, step_size=STEP, steps=steps, device=options.device):
         contenders.append(Contender(name=name, run=lambda attack=attack: attack(x, y)))
-    peak = floor_peak(options)
+    peaks = floor_peaks(options)
     flop = 2e9 * FORWARD_GMAC[""] * width**2 * images * 2 * steps
-    rows = take_turns(contenders, options, flop=flop, peak=peak, warm_up=options.small or width < 1)
-    facts = {"floor": f"{flop / 1e9:.0f} GFLOP at {peak / 1e9:.0f} GFLOP/s (measured product)"}
+    rows = take_turns(contenders, options, flop=flop, peaks=peaks, warm_up=options.small or width < 1)
+    facts = {"floor": f"{flop / 1e9:.0f} GFLOP; {product(peaks)}"}
     for row in rows:
         with torch.no_grad():
             kept = float((network(row.result).argmax(1) == y).float().mean())

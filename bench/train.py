@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob
-from ask.training.methods import Crafting, Replayed, as_it_comes
+from ask.training.methods import Replayed
 from ask.training.record import Checkpoint
 from ask.training.run import Run
 
-from .measure import Case, Contender, Options, floor_peak, take_turns
+from .measure import Case, Contender, Options, Peaks, floor_peaks, product, take_turns
 from .networks import untouched
 from .plain_training import PlainTraining
 
@@ -28,18 +29,18 @@ METHODS = {
 def cases(options: Options) -> Iterator[Case]:
     """Ours and the plain loop at full width; the methods on a narrow network, where a CPU takes seconds a step."""
     gpu = options.device.type == "cuda"
-    peak = floor_peak(options)  # ten parts of eleven of a step are crafting, in float32 everywhere
+    peaks = floor_peaks(options)
     with TemporaryDirectory() as folder:
         where = Path(folder)
         if options.small:
-            yield _against_plain(options, where, peak, 1 / 32, 8)
-            yield _methods(options, where, peak, 1 / 32, 8)
+            yield _against_plain(options, where, peaks, 1 / 32, 8)
+            yield _methods(options, where, peaks, 1 / 32, 8)
             return
-        yield _against_plain(options, where, peak, 1.0, 128 if gpu else options.count(32))
-        yield _methods(options, where, peak, 1.0 if gpu else 1 / 4, 128 if gpu else options.count(64))
+        yield _against_plain(options, where, peaks, 1.0, 128 if gpu else options.count(32))
+        yield _methods(options, where, peaks, 1.0 if gpu else 1 / 4, 128 if gpu else options.count(64))
 
 
-def _run(options: Options, folder: Path, name: str, width: float, batch: int, crafting: Crafting = as_it_comes) -> Run:
+def _run(options: Options, folder: Path, name: str, width: float, batch: int, **how: Any) -> Run:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (8 * batch, 3, 32, 32), np.uint8)
     labels = np.arange(len(images)) % 10
@@ -52,7 +53,7 @@ def _run(options: Options, folder: Path, name: str, width: float, batch: int, cr
         training=training,
         seed=0,
     )
-    run = Run(job, images, labels, options.device, Checkpoint(folder, job, "", ""), crafting=crafting)
+    run = Run(job, images, labels, options.device, Checkpoint(folder, job, "", ""), **how)
     run.advance()  # the first step counts its passes
     return run
 
@@ -63,8 +64,9 @@ def _step(run: Run) -> None:
         run.end_epoch()
 
 
-def _against_plain(options: Options, folder: Path, peak: float, width: float, batch: int) -> Case:
+def _against_plain(options: Options, folder: Path, peaks: Peaks, width: float, batch: int) -> Case:
     run = _run(options, folder, "AT", width, batch)
+    half = _run(options, folder, "AT", width, batch, passes="bfloat16")
     spec = run.training
     network = untouched(run.network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as in ask.training.run
     settings = {"eps": spec.eps / 255, "step_size": spec.step_size / 255, "steps": spec.steps}
@@ -74,27 +76,28 @@ def _against_plain(options: Options, folder: Path, peak: float, width: float, ba
     contenders = [
         Contender(name="ask", run=lambda: _step(run)),
         Contender(name="plain eager fp32 loop", run=lambda: plain.step(images, labels)),
+        Contender(name="ask, bfloat16 passes", run=lambda: _step(half), passes="bfloat16"),
     ]
     if options.device.type == "cuda":
-        graphs = _run(options, folder, "AT", width, batch, Replayed())
+        graphs = _run(options, folder, "AT", width, batch, crafting=Replayed())
         contenders.append(Contender(name="ask, CUDA graphs", run=lambda: _step(graphs)))
     flop = 2e9 * run.state.passes_per_step["gmac"]
-    rows = take_turns(contenders, options, flop=flop, peak=peak)
+    rows = take_turns(contenders, options, flop=flop, peaks=peaks)
     facts = {
-        "floor": f"{flop / 1e9:.0f} GFLOP a step at {peak / 1e9:.0f} GFLOP/s (measured product); fraction: MFU",
+        "floor": f"{flop / 1e9:.0f} GFLOP a step; {product(peaks)}; fraction: MFU",
         "images a second": ", ".join(f"{row.name} {batch / row.median:.2f}" for row in rows),
     }
     shapes = {"batch": batch, "side": 32, "PGD steps": spec.steps}
     return Case(title=f"A step of AT, VGG16 of width {width:g}", shapes=shapes, rows=rows, facts=facts)
 
 
-def _methods(options: Options, folder: Path, peak: float, width: float, batch: int) -> Case:
+def _methods(options: Options, folder: Path, peaks: Peaks, width: float, batch: int) -> Case:
     runs = {name: _run(options, folder, name, width, batch) for name in METHODS}
     contenders = [Contender(name=name, run=lambda run=run: _step(run)) for name, run in runs.items()]
     rows = take_turns(contenders, options)
     macs = {name: run.state.passes_per_step["gmac"] for name, run in runs.items()}
     for row in rows:
-        row.floor = round(2e9 * macs[row.name] / peak / row.median, 3)
+        row.floor = round(2e9 * macs[row.name] / peaks["float32"] / row.median, 3)
     relative = {name: f"{value / macs['AT']:.2f}" for name, value in macs.items()}
     facts = {"multiply-adds of a step over AT's": ", ".join(f"{name} {value}" for name, value in relative.items())}
     shapes = {"batch": batch, "side": 32, "PGD steps": next(iter(runs.values())).training.steps}

@@ -10,6 +10,7 @@ from ask.config.run import ConfigError, export_mirror, load_artifacts, load_run
 from ask.paths import prepared, raw
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run
+from ask.plan.progress import watch as watch_progress
 from ask.plan.why import remember
 from ask.worker import start as start_worker
 

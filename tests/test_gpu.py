@@ -272,7 +272,9 @@ def smaller(job: Any) -> Any:
 
 def test_a_cut_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its steps for one network, from the training to a cell of each attack."""
-    monkeypatch.setattr("ask.measure.train.matmul_peak", lambda device, dtype: 1e12)  # a product for a card, not for a CPU
+    monkeypatch.setattr(
+        "ask.measure.train.matmul_peak", lambda device, dtype: 1e12
+    )  # a product for a card, not for a CPU
     plan = planned("demo")
     first: dict[str, Any] = {}
     for task in plan.of("attack"):

@@ -14,7 +14,7 @@ from ask.plan.cost import costs, shape_of
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
-from ask.plan.predict import MACHINES, Measured, finished, kind_of, predictor
+from ask.plan.predict import MACHINES, Measured, finished, gain_of, gpu, kind_of, predictor
 from ask.plan.why import reasons
 
 ASSUMED = """
@@ -79,8 +79,9 @@ def plan(
     """Print what each artifact, slice and the whole run take, and after a run what they took."""
     planned = load(configfile, trials)
     tasks, run, counted = planned.tasks, planned.run, costs(planned)
-    others = list(_elsewhere(run))
-    known, before = predictor(finished(planned, counted), others), predictor({}, others)
+    gain = _settled_gain(planned)
+    others = list(_elsewhere(run, gain))
+    known, before = predictor(finished(planned, counted), others, gain), predictor({}, others, gain)
 
     def total(wanted: set[Path], left: set[Path]) -> dict[str, Any]:
         todo = [(task.group, counted[path]) for path, task in tasks.items() if path in wanted and path in left]
@@ -159,7 +160,8 @@ def why(
         steps = ", ".join(f"{count} {step}" for step, count in Counter(task.name for task in members).items())
         more = f" and {len(members) - 3} more" if len(members) > 3 else ""
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
-    known = predictor(finished(planned, counted), _elsewhere(planned.run))
+    gain = gain_of(planned.run)
+    known = predictor(finished(planned, counted), _elsewhere(planned.run, gain), gain)
     took = sum(known.speed(tasks[path].group).seconds(counted[path].flop) for path in found)
     print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
 
@@ -178,11 +180,23 @@ def _targets(planned: Plan, names: Sequence[str]) -> dict[str, list[Path]]:
     return {name: paths for name, paths in found.items() if paths}
 
 
-def _elsewhere(run: Run) -> Iterator[Measured]:
-    """What all other runs have measured that have results and a configuration of their name."""
+def _settled_gain(planned: Plan) -> float:
+    """The gain of a run's precision; of one that has not begun, what this machine would settle on."""
+    if planned.run.root.is_dir() or gpu():
+        return gain_of(planned.run)
+    import torch
+
+    from ask.precision import expected
+
+    return expected(planned.config.precision, torch.device("cpu"))
+
+
+def _elsewhere(run: Run, gain: float) -> Iterator[Measured]:
+    """What all other runs of this precision have measured that have results and a configuration of their name."""
     for folder in sorted(Path("results").glob("*/benchmarks")):
         overlays = [] if folder.parent.name == "paper" else [Path(f"config/{folder.parent.name}.yaml")]
-        if folder.parent != run.root and all(overlay.is_file() for overlay in overlays):
+        alike = (gain_of(Run(folder.parent)) == 1) == (gain == 1)
+        if folder.parent != run.root and alike and all(overlay.is_file() for overlay in overlays):
             other = load(overlays)
             yield finished(other, costs(other))
 
