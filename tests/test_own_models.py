@@ -146,7 +146,7 @@ def test_other_weights_and_other_code_re_run_what_reads_them(project: Path) -> N
         (
             "middle: blocks.5",
             "midle: blocks.5",
-            r"own-models\.yaml: model 'vit' has no layer 'middle'; choose from midle",
+            r"own-models\.yaml: model 'vit' has no layer 'middle'; choose from mid",
         ),
         ("timm:create_model", "tim:create_model", r"models\.vit\.factory: no module 'tim'"),
         ("timm:create_model", "timm:make_model", r"factory timm:make_model: timm has no 'make_model'"),

@@ -58,7 +58,7 @@ def _try_own(planned: Plan) -> None:
 
 
 def _shapes(task: Task) -> Iterator[tuple[int, int, int]]:
-    """Channels, side and classes of a data set's images as far as they are known: all that may be, the likeliest last."""
+    """Channels, side and classes of a data set's images, as far as they are known: all that may be, likeliest last."""
     spec, known = task.job.spec, shape_of(task.job.spec)
     if task.done:
         facts = json.loads(task.output.read_text())
