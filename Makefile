@@ -107,11 +107,12 @@ clean: ## Remove caches and the demo's results; keeps .venv, data and all other 
 	@$(PIP) $(EDITABLE) '.[$(FAISS),autoattack,slurm]'
 	@touch $@
 
-# torchattacks goes without its dependencies: it wants requests 2.25 of 2020, against our pin, and never imports it.
+# torchattacks goes without its dependencies: it wants requests 2.25 of 2020, against our pin, and never imports it. So
+# does timm, which would bring the client of a hub that no test asks.
 .venv/.stamp-test: .venv/.stamp-$(FAISS)
 	@echo "Installing what the tests need …"
 	@$(PIP) $(EDITABLE) '.[test,bench]'
-	@$(PIP) --no-deps torchattacks
+	@$(PIP) --no-deps torchattacks timm
 	@touch $@
 
 .venv/.stamp-lint: .venv/.stamp-$(FAISS)

@@ -21,7 +21,9 @@ from test_workflow import PARTS, ROOT
 
 from ask.cli import main
 from ask.config.training import NetworkSpec, OwnModule
-from ask.models.own import make
+from ask.models.own import OwnModelError, make
+from ask.plan.cost import costs
+from ask.plan.planner import load
 
 PAGE = (ROOT / "docs/how-to/own-model.md").read_text()
 YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
@@ -66,7 +68,7 @@ def write_photos(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the page's files, and weights in three kinds of files; run as far as the table."""
+    """A copy of the project with the page's files, and weights in three kinds of files; run to its end."""
     if find_spec("timm") is None:
         pytest.skip("needs timm: make test installs it")
     folder = tmp_path_factory.mktemp("project")
@@ -86,7 +88,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             wrapped = {f"module.{key}": value for key, value in state.items()}
             torch.save({"epoch": 3, "state_dict": wrapped} if name == "wrn" else state, folder / model["weights"])
-    snakemake(folder, TABLE)
+    snakemake(folder)
     return folder
 
 
@@ -98,6 +100,7 @@ def test_three_networks_trained_elsewhere_and_one_trained_here_are_attacked(proj
     cell = json.loads((project / "results/own/cells/photos/vit/ask-cos-Lmiddle-K3-e8-s3.json").read_text())
     assert cell["validity"]["max_linf"] == pytest.approx(8 / 255, abs=1e-6)
     assert cell["job"]["features"]["network"]["layers"] == {"middle": "blocks.5"}
+    assert "my_models:wide_resnet" in (project / "results/own/report/own-models.html").read_text()
     for model, folded in (("resnet50", 53), ("vit", 0), ("wrn", 4)):
         record = yaml.safe_load((project / f"results/own/models/photos/{model}/config.yaml").read_text())
         assert record["folded"] == folded
@@ -172,8 +175,20 @@ def test_check_names_mistakes_before_anything_runs(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_check_and_plan_count(project: Path) -> None:
-    assert "own: 4 models" in run(project, "ask", "check", "config/config.yaml", "config/own.yaml")
-    found = json.loads(run(project, "ask", "plan", "own-models", "--configfile", "config/own.yaml", "--json"))
-    assert found["not counted"] == {}
-    assert found["total"]["jobs"] > 10
+def test_check_and_plan_count(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    assert main(["check", "config/config.yaml", "config/own.yaml"]) == 0
+    assert "own: 4 models" in capsys.readouterr().out
+    for cost in costs(plan := load([Path("config/own.yaml")])).values():
+        assert not cost.unknown
+    assert all(costs(plan)[task.output].flop > 1e6 for task in plan.of("train", "index", "calibrate", "attack"))
+
+    def fail(*_: object) -> None:
+        raise OwnModelError("it looks at values")
+
+    monkeypatch.setattr("ask.models.own.count", fail)
+    assert main(["plan", "own-models", "--configfile", "config/own.yaml"]) == 0
+    assert re.search(r"Not counted: \d+ jobs \(it looks at values\)", capsys.readouterr().out)

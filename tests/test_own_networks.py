@@ -45,6 +45,8 @@ class Net(nn.Module):
         x = F.adaptive_avg_pool2d(F.relu(self.late(F.relu(x))), 4)
         x = x.view(len(x), -1) if self.kind == "view" else x.flatten(1)
         x = self.fc(self.drop(x))
+        if self.kind == "value" and float(x.sum()) > 1e9:
+            x = x / 2
         return {"logits": x} if self.kind == "mapping" else x
 
 
@@ -312,3 +314,5 @@ def test_its_arithmetic_is_counted_without_computing() -> None:
     weights = sum(parameter.numel() for parameter in made().parameters())
     assert reach(spec(), shape, "first") == (first, 8 * 32**2, weights)
     assert reach(spec(), shape) == (first + second + head, 10, weights)
+    with pytest.raises(OwnModelError, match="can't be counted"):
+        reach(spec("value"), shape)
