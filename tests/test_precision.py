@@ -242,3 +242,12 @@ def test_cells_note_the_precision_of_attacks(tmp_path: Path, trained: dict[str, 
         assert measured["passes"] == choice
     for kind in ("clean", "network_clean", "labels"):
         assert np.array_equal(found["float32"][kind], found["bfloat16"][kind])
+
+
+def test_steps_of_a_training_repeat_and_precisions_differ() -> None:
+    """What tests/steps.py compares two commits by."""
+    from steps import digests
+
+    once, again = dict(digests(("at", "ask-def"))), dict(digests(("at", "ask-def")))
+    assert once == again
+    assert len(once) == len(set(once.values())) == 8, "each method, network and precision ends elsewhere"
