@@ -12,7 +12,7 @@ from typing import Any
 from ask.config import jobs
 from ask.config.attacks import ATTACKS
 from ask.config.base import Spec
-from ask.config.training import METHOD_HOMES, TrainJob
+from ask.config.training import METHOD_HOMES, OWN_HOME, TrainJob
 from ask.paths import Run, prepared, raw
 
 RENDERED, LAST = "tables and figures", "claims and report"
@@ -129,6 +129,8 @@ def modules_of(name: str, job: Mapping[str, Any]) -> tuple[str, ...]:
     step = STEPS[name]
     attacks = [part["attack"]["name"] for part in (job, *job.get("cells", ())) if part.get("attack")]
     homes = sorted({ATTACKS[attack].home for attack in attacks})
+    about = [part.get("features") or part for part in (job, job.get("cell") or {}, *job.get("cells", ()))]
+    own = [OWN_HOME] if any((part.get("network") or {}).get("factory") for part in about) else []
     method = job.get("method") or {}
     methods = [METHOD_HOMES[part] for part in (method.get("base"), method.get("regulariser")) if part in METHOD_HOMES]
-    return (step.does.partition(":")[0], *step.modules, *homes, *methods)
+    return (step.does.partition(":")[0], *step.modules, *homes, *methods, *own)

@@ -16,6 +16,8 @@ Augmentation = Literal["crop-flip", "crop", "none"]
 METHOD_HOMES = {"trades": "ask.training.trades", "snn": "ask.training.snn", "ask": "ask.training.ask_def"}
 """Module of each base or regulariser that has one of its own; a training job imports, and its code fingerprint counts,
 only those of its method."""
+OWN_HOME = "ask.models.own"
+"""Module of networks of one's own, likewise."""
 
 
 class OwnModule(Spec):

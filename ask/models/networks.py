@@ -8,6 +8,7 @@ the released code.
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ask.config.base import LAYERS
-from ask.config.training import NetworkSpec
+from ask.config.training import OWN_HOME, NetworkSpec
 from ask.precision import autocast
 from ask.tensorfile import load_tensors, save_tensors
 
@@ -154,11 +155,10 @@ def build(network: NetworkSpec, *, in_channels: int, image_size: int, num_classe
     """
     shape: dict[str, Any] = {"in_channels": in_channels, "image_size": image_size, "num_classes": num_classes}
     if network.factory:
-        from ask.models.own import OwnNetwork
-
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return OwnNetwork(network, **shape)
+            own: Network = import_module(OWN_HOME).OwnNetwork(network, **shape)
+            return own
     if network.name == "vgg16" and (image_size < 32 or image_size % 32):
         raise ValueError(
             f"vgg16 needs images with a side that is a multiple of 32, not {image_size}: enlarge or pad them"

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import pickle
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,12 +19,10 @@ from ask.config.training import NetworkSpec
 from ask.errors import AskError
 from ask.models.hooks import evaluating, import_torchvision, outputs
 from ask.models.networks import Network, build, fold_batchnorm
+from ask.tensorfile import load_others
 
-INSIDE = ("state_dict", "model_state_dict", "model", "net", "params")
-"""Keys under which files keep the weights beside other things."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "module.")
 """What wrappers (DataParallel, Lightning, torch.compile) put before every name."""
-WRITE = "write it by torch.save(model.state_dict(), path), or as safetensors"
 
 
 class OwnModelError(AskError):
@@ -243,24 +238,15 @@ def count(spec: str, path: str | None, channels: int, side: int) -> tuple[float,
 
 
 def load_own(network: OwnNetwork, path: Path) -> None:
-    """Load a file of weights into a network of one's own; nothing of the file is executed.
-
-    Weights may lie under a key of their own (`INSIDE`), and their names have a common prefix (`PREFIXES`).
+    """Load a file of weights, whose names may have a common prefix (`PREFIXES`), into a network of one's own.
 
     Raises:
-        OwnModelError: no such file, not tensors by name, or of another network.
+        OwnModelError: no such file, no tensors by name, or those of another network.
     """
     try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except FileNotFoundError:
-        raise OwnModelError(f"{path}: no such file") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise OwnModelError(f"{path} is no file of tensors alone ({reason}): {WRITE}") from error
-    while isinstance(state, dict) and (inside := [state[key] for key in INSIDE if isinstance(state.get(key), dict)]):
-        state = inside[0]
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise OwnModelError(f"{path} holds no tensors by name: {WRITE}")
+        state = load_others(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise OwnModelError(str(error)) from error
     own = network.module.state_dict()
     for prefix in PREFIXES:
         if state.keys() - own.keys() and all(name.startswith(prefix) for name in state):
