@@ -61,9 +61,8 @@ def load_others(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no file of tensors alone ({reason}): {write_it}") from error
     while isinstance(found, dict) and (inside := [found[key] for key in INSIDE if isinstance(found.get(key), dict)]):
         found = inside[0]
-    tensors = (
-        {name: value for name, value in found.items() if isinstance(value, Tensor)} if isinstance(found, dict) else {}
-    )
+    named = found.items() if isinstance(found, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name: {write_it}")
     return tensors

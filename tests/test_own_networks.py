@@ -19,7 +19,9 @@ from ask.config.training import ModelSpec, NetworkSpec
 from ask.models.networks import build, fold_batchnorm, load_network, refold, save_weights
 from ask.models.own import OwnModelError, OwnNetwork, build_own
 from ask.plan.cost import Shape, reach
+from ask.plan.provenance import closure
 from ask.precision import network_passes
+from ask.steps import modules_of
 
 
 class Net(nn.Module):
@@ -296,6 +298,18 @@ def test_passes_in_bfloat16_leave_outputs_float32() -> None:
     assert {logits.dtype, found["conv4"].dtype, alone["conv4"].dtype} == {torch.float32}
     assert not torch.equal(logits, full[0])
     torch.testing.assert_close(logits, full[0], rtol=0.05, atol=0.05)
+
+
+def test_code_of_own_networks_counts_for_their_jobs_alone() -> None:
+    cell = {
+        "attack": None,
+        "features": {"dataset": "d", "model": "m", "network": NetworkSpec(name="vgg16").model_dump()},
+    }
+    own = cell | {"features": cell["features"] | {"network": spec().model_dump()}}
+    assert "ask.models.own" not in closure(modules_of("attack", cell))
+    assert "ask.models.own" in closure(modules_of("attack", own))
+    assert "ask.models.own" in closure(modules_of("failures", {"cell": own}))
+    assert "ask.models.own" in closure(modules_of("train", {"network": spec().model_dump()}))
 
 
 def test_attacks_on_its_output_work() -> None:
