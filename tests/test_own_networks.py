@@ -305,7 +305,7 @@ def test_code_of_own_networks_counts_for_their_jobs_alone() -> None:
         "attack": None,
         "features": {"dataset": "d", "model": "m", "network": NetworkSpec(name="vgg16").model_dump()},
     }
-    own = cell | {"features": cell["features"] | {"network": spec().model_dump()}}
+    own = cell | {"features": features | {"network": spec().model_dump()}}
     assert "ask.models.own" not in closure(modules_of("attack", cell))
     assert "ask.models.own" in closure(modules_of("attack", own))
     assert "ask.models.own" in closure(modules_of("failures", {"cell": own}))
