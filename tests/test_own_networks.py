@@ -301,10 +301,8 @@ def test_passes_in_bfloat16_leave_outputs_float32() -> None:
 
 
 def test_code_of_own_networks_counts_for_their_jobs_alone() -> None:
-    cell = {
-        "attack": None,
-        "features": {"dataset": "d", "model": "m", "network": NetworkSpec(name="vgg16").model_dump()},
-    }
+    features = {"dataset": "d", "model": "m", "network": NetworkSpec(name="vgg16").model_dump()}
+    cell = {"attack": None, "features": features}
     own = cell | {"features": features | {"network": spec().model_dump()}}
     assert "ask.models.own" not in closure(modules_of("attack", cell))
     assert "ask.models.own" in closure(modules_of("attack", own))

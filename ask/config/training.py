@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ask.config.base import LAYERS, Layer, Pixels, Precision, Spec
+from ask.config.base import LAYERS, Key, Layer, Pixels, Precision, Spec
 
 
 def _empty(value: object) -> bool:
@@ -280,6 +280,8 @@ class TrainJob(Spec):
     """One model to train."""
 
     dataset: str
+    data: Key = ""
+    """What its arrays are made from."""
     model: str
     network: NetworkSpec
     code: str | None = Field(default=None, exclude_if=_empty)

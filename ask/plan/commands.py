@@ -2,19 +2,20 @@
 
 import itertools
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from ask.config.run import load_artifacts, read_run
-from ask.errors import AskError
 from ask.paths import Run
-from ask.plan.cost import costs, shape_of
+from ask.plan.cost import costs
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
 from ask.plan.predict import MACHINES, Measured, finished, gain_of, gpu, kind_of, predictor
+from ask.plan.preflight import inspect
 from ask.plan.why import reasons
 
 ASSUMED = """
@@ -26,47 +27,13 @@ Overlays = Annotated[Sequence[Path], "overlays, as for snakemake"]
 
 
 def check(config: Annotated[Sequence[Path], "configuration files, later ones winning"]) -> None:
-    """Validate a configuration and count its jobs."""
+    """Validate a configuration and what it names on disk, and count its jobs."""
     read = read_run(list(config))
     planned = plan_run(read, load_artifacts(ARTIFACTS, read.artifacts), Paper.read(PAPER))
-    _try_own(planned)
+    for remark in inspect(planned, all_networks=True):
+        print(f"remark: {remark}", file=sys.stderr)
     models, calibrations, cells = (len(planned.of(step)) for step in ("train", "calibrate", "attack"))
     print(f"{read.run}: {models + len(planned.of('adopt'))} models, {calibrations} calibrations, {cells} cells")
-
-
-def _try_own(planned: Plan) -> None:
-    """Make every network of one's own, with its weights and all its layers; raises AskError for what is wrong."""
-    data = {task.job.dataset: task for task in planned.of("prepare")}
-    features = [task.job.features for task in planned.tasks.values() if hasattr(task.job, "features")]
-    for job in (task.job for task in planned.of("train", "adopt")):
-        about = getattr(job, "features", job)
-        if not about.network.factory:
-            continue
-        same = [one.network.layers for one in features if (one.dataset, one.model) == (about.dataset, about.model)]
-        layers = dict(itertools.chain(about.network.layers.items(), *(one.items() for one in same)))
-        spec, weights = about.network.model_copy(update={"layers": layers}), getattr(job, "weights", None)
-        from ask.models.own import build_own
-
-        shapes = list(_shapes(data[about.dataset]))
-        for shape in shapes:
-            try:
-                build_own(spec, weights, *shape)
-                break
-            except AskError:
-                if shape == shapes[-1]:
-                    raise
-
-
-def _shapes(task: Task) -> Iterator[tuple[int, int, int]]:
-    """Channels, side and classes of a data set's images, as far as they are known: all that may be, likeliest last."""
-    spec, known = task.job.spec, shape_of(task.job.spec)
-    if task.done:
-        facts = json.loads(task.output.read_text())
-        yield facts["image_shape"][0], facts["image_shape"][1], len(facts["class_names"])
-    elif spec.source != "images":
-        yield known.channels, known.side, known.classes
-    elif spec.image_size:
-        yield from ((channels, spec.image_size, 1) for channels in (1, 3))
 
 
 def plan(
@@ -146,10 +113,10 @@ def why(
     tasks, counted = planned.tasks, costs(planned)
     targets = [
         *itertools.chain(*_targets(planned, names).values()),
-        *map(Path, names),
+        *(Path(name) for name in names if Path(name).suffix),
         *([] if names else [planned.run.report]),
     ]
-    found = reasons(tasks, targets)
+    found = reasons(tasks, targets if names else (), configfile)
     if not found:
         print("Nothing would run.")
         return

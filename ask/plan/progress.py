@@ -57,7 +57,7 @@ class Progress:
         if not isinstance(job, TrainJob):
             return 0.0
         try:
-            epochs = len(path.with_name("history.csv").read_text().splitlines()) - 1
+            epochs = len(path.with_name("history.csv").read_text(encoding="utf-8").splitlines()) - 1
         except OSError:
             return 0.0
         return min(epochs / job.training.epochs, 0.99)
