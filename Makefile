@@ -121,12 +121,12 @@ clean: ## Remove caches and the demo's results; keeps .venv, data and all other 
 	@$(PIP) $(EDITABLE) '.[workflow,$(FAISS),autoattack,slurm]'
 	@touch $@
 
-# Two go without their dependencies. torchattacks wants requests 2.25 of 2020, against our pin, and never imports it; of
-# cffconvert, which wants jsonschema 3, a test reads the schema of CITATION.cff.
+# Three go without their dependencies. torchattacks wants requests 2.25, against our pin, and never imports it; of
+# cffconvert, which wants jsonschema 3, a test reads the schema of CITATION.cff; timm brings the client of a hub.
 .venv/.stamp-test: .venv/.stamp-$(FAISS)
 	@echo "Installing what the tests need …"
 	@$(PIP) $(EDITABLE) '.[test,bench,crate]'
-	@$(PIP) --no-deps torchattacks cffconvert
+	@$(PIP) --no-deps torchattacks cffconvert timm
 	@touch $@
 
 .venv/.stamp-lint: .venv/.stamp-$(FAISS)
