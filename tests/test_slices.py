@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from ask import bundle, slices
-from ask.config.claims import read_claims
-from ask.config.run import ConfigError, load_run, merge
+from ask.config.claims import Claims
+from ask.config.run import ConfigError, load_run, merge, read_spec
 from ask.errors import AskError
 from ask.files import locked
 from ask.plan.planner import entries, load, plan_run
@@ -56,7 +56,7 @@ def test_slices_make_all_that_claims_are_judged_by(home):
     models = {(path.parts[-3], path.parts[-2]) for path in every}
     costs = {task.output for task in plan.of("cost")}  # compared where evidence is merged (`ask.slices.render`)
     assert {path.parts[-2] for path in costs} <= {model for dataset, model in models if dataset == "cifar10"}
-    claims = read_claims(ROOT / "config/paper/claims.yaml").claims.values()
+    claims = read_spec(Claims, ROOT / "config/paper/claims.yaml").claims.values()
     parts = [part for claim in claims for part in claim.parts]
     named = {part.artifact for part in parts}
     named |= {settings.get("artifact", part.artifact) for part in parts for settings in (*part.of, *part.minus)}

@@ -1,5 +1,6 @@
 """What lies behind the numbers of an artifact: its cells, their settings, whether they can be trusted, and the run."""
 
+import csv
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -193,15 +194,11 @@ def stages(run: Run) -> list[tuple[str, int, float]]:
     """Stages of the run with their jobs and wall-clock seconds, from the benchmark files that Snakemake wrote."""
     found = []
     for folder in STAGES:
-        seconds = [_seconds(path.read_text()) for path in (run.root / "benchmarks" / folder).rglob("*.tsv")]
+        texts = (path.read_text() for path in (run.root / "benchmarks" / folder).rglob("*.tsv"))
+        seconds = [float(next(csv.DictReader(text.splitlines(), delimiter="\t"))["s"]) for text in texts]
         if seconds:
             found.append((WORDS.get(folder, folder), len(seconds), sum(seconds)))
     return found
-
-
-def _seconds(benchmark: str) -> float:
-    header, values = (line.split("\t") for line in benchmark.splitlines()[:2])
-    return float(dict(zip(header, values, strict=True))["s"])
 
 
 def in_text(value: object) -> str:
