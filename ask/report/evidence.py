@@ -45,13 +45,8 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
     trials = max((len(m["trials"]) for m in measured if isinstance(m, Mapping) and "trials" in m), default=0)
     parameters = _parameters(cell.get("setting", cell), _at_ends(job, run))
     path = run.cell(*name.split("/"))
-    place = path.relative_to(run.root)
-    files = {
-        "record": place,
-        "predictions": place.with_suffix(".npz"),
-        "log": "logs" / place.with_suffix(".log"),
-        "benchmark": "benchmarks" / place.with_suffix(".tsv"),
-    }
+    files = {"record": path, "predictions": path.with_suffix(".npz")}
+    files |= {"log": run.log(path), "benchmark": run.benchmark(path)}
     largest, without = validity.get("max_linf"), validity.get("zero_gradient_share")
     facts = {
         "attack": _attack(job),
@@ -76,7 +71,7 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
         "attack_seconds": seconds.get("attack") or 0.0,
         "total_seconds": seconds.get("total") or 0.0,
         "facts": [(words, str(fact)) for words, fact in facts.items() if fact not in (None, "")],
-        "files": [(kind, f"../{file}") for kind, file in files.items() if (run.root / file).is_file()],
+        "files": [(kind, f"../{file.relative_to(run.root)}") for kind, file in files.items() if file.is_file()],
         "command": cell.get("command", ""),
         "workflow": f"snakemake --cores all --force {path}" + (f" --configfile {configfile}" if configfile else ""),
     }
