@@ -9,7 +9,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SLICES := slice-1 slice-2 slice-3 slice-4 slice-5 slice-6 slice-7
-.PHONY: help demo cpu paper $(SLICES) bundle merge test test-pretend lint format docs env clean
+.PHONY: help demo cpu paper $(SLICES) bundle merge test test-pretend test-slurm lint format docs env clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -66,6 +66,10 @@ test: .venv/.stamp-test ## Run the tests, on all cores, one torch thread each
 test-pretend: .venv/.stamp-test ## Run the tests marked gpu without a GPU: CUDA's rules on a pretended device (needs g++)
 	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n logical --maxprocesses 8 -m gpu --pretend-cuda $(PYTEST)
 
+test-slurm: .venv/.stamp-test ## Run the tests on a throw-away SLURM of two nodes; installs it on Debian and Ubuntu (needs root)
+	@command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || tests/slurm_loopback.sh install >/dev/null
+	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q --slurm -m slurm $(PYTEST)
+
 lint: .venv/.stamp-lint ## Check style, types and the workflow; changes nothing
 	@$(IN_ENV) ruff check .
 	@$(IN_ENV) ruff format --check .
@@ -117,12 +121,12 @@ clean: ## Remove caches and the demo's results; keeps .venv, data and all other 
 	@$(PIP) $(EDITABLE) '.[workflow,$(FAISS),autoattack,slurm]'
 	@touch $@
 
-# Two go without their dependencies. torchattacks wants requests 2.25 of 2020, against our pin, and never imports it; of
-# cffconvert, which wants jsonschema 3, a test reads the schema of CITATION.cff.
+# Three go without their dependencies. torchattacks wants requests 2.25, against our pin, and never imports it; of
+# cffconvert, which wants jsonschema 3, a test reads the schema of CITATION.cff; timm brings the client of a hub.
 .venv/.stamp-test: .venv/.stamp-$(FAISS)
 	@echo "Installing what the tests need …"
 	@$(PIP) $(EDITABLE) '.[test,bench,crate]'
-	@$(PIP) --no-deps torchattacks cffconvert
+	@$(PIP) --no-deps torchattacks cffconvert timm
 	@touch $@
 
 .venv/.stamp-lint: .venv/.stamp-$(FAISS)

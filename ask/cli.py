@@ -16,6 +16,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -202,6 +203,7 @@ def _step(
     import torch
 
     from ask.hardware import pick_device
+    from ask.leases import card, needed
     from ask.measure.place import Place
     from ask.plan.provenance import fingerprint
     from ask.precision import settle
@@ -211,10 +213,11 @@ def _step(
         # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
         # first parallel operation, for its threads inherit the setting.
         torch.set_flush_denormal(True)
-    where = pick_device(device if step.device else "cpu")
-    code = code or fingerprint(modules_of(name, _read(name, job)[1]))
+    where, (kind, document) = pick_device(device if step.device else "cpu"), _read(name, job)
+    code = code or fingerprint(modules_of(name, document))
     place = Place(Run(run), data, where, code, mirror or None, cuda_graphs, log=lambda line: print(line, flush=True))
-    perform(name, job, place)
+    with card(needed(name, kind), place.log) if where.type == "cuda" else nullcontext():
+        perform(name, job, place)
 
 
 def _document(job: str) -> str:

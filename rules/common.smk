@@ -125,4 +125,4 @@ wildcard_constraints:
     source=folders(1, "download"),
     prepared=folders(1, "prepare"),
     dataset="|".join(map(re.escape, CONFIG.datasets)),
-    model="|".join([folders(1, "train"), folders(1, "index")]),
+    model="|".join([folders(1, "train", "adopt"), folders(1, "index")]),

@@ -124,7 +124,11 @@ def test_the_added_table_is_planned_and_drawn_from_its_yaml(project: Path) -> No
 
 
 def test_yaml_blocks_are_the_ones_that_are_tried() -> None:
-    assert {block.page.stem for block in blocks() if block.language == "yaml"} == {"own-data", "add-a-table"}
+    assert {block.page.stem for block in blocks() if block.language == "yaml"} == {
+        "own-data",
+        "own-model",
+        "add-a-table",
+    }
     assert {block.language for block in blocks()} <= {"sh", "python", "yaml"}
 
 

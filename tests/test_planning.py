@@ -112,7 +112,7 @@ def test_evidence_that_came_without_notes_is_put_in_order(tmp_path: Path, monkey
     """A clone's files have the times of their arrival: what was measured from them must not be older."""
     monkeypatch.chdir(tmp_path)
     plan = planned("raw-pixels")
-    cell, other = (task for task in plan.of("attack") if task.job.tau_from and "-K5-e40-s20.json" in str(task.output))
+    cell, other = (task for task in plan.of("attack") if task.output.name == "ask-l2-Lin-K5-e40-s20.json")
     (calibration,) = (need for need in cell.needs if "calibration" in need.parts)
     elsewhere = next(need for need in other.needs if "calibration" in need.parts)
     for path in (cell.output, other.output, calibration, elsewhere, plan.run.benchmark(cell.output)):

@@ -18,7 +18,6 @@ from ask.errors import AskError
 
 T = TypeVar("T", bound=Spec)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-BASE = Path("config/config.yaml")
 """The configuration that overlays lie on."""
 
 

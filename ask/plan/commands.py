@@ -33,10 +33,10 @@ def check(config: Annotated[Sequence[Path], "configuration files, later ones win
     """Validate a configuration and what it names on disk, and count its jobs."""
     read = read_run(list(config))
     planned = plan_run(read, load_artifacts(ARTIFACTS, read.artifacts), Paper.read(PAPER))
-    for remark in inspect(planned):
+    for remark in inspect(planned, all_networks=True):
         print(f"remark: {remark}", file=sys.stderr)
     models, calibrations, cells = (len(planned.of(step)) for step in ("train", "calibrate", "attack"))
-    print(f"{read.run}: {models} models, {calibrations} calibrations, {cells} cells")
+    print(f"{read.run}: {models + len(planned.of('adopt'))} models, {calibrations} calibrations, {cells} cells")
 
 
 def plan(
@@ -83,10 +83,13 @@ def plan(
     if profile:
         count = _batches_of(profile)
         found["cluster"] = {kind: forecast(planned, left, kind, count).summary() for kind in MACHINES}
+    unknown = Counter(cost.unknown for path, cost in counted.items() if cost.unknown and path in wanted)
     if json_:
-        print(json.dumps(found, indent=1))
-    else:
-        _show(found, known.here)
+        print(json.dumps(found | {"not counted": unknown}, indent=1))
+        return
+    _show(found, known.here)
+    for reason, jobs in unknown.items():
+        print(f"\nNot counted: {jobs} jobs ({reason})")
 
 
 def status(

@@ -284,7 +284,7 @@ class _Planner:
         entry = self._single(artifact, asked)
         seeds = (
             1
-            if self.settings.is_raw(asked["model"]) or asked["metric"] in get_args(CostMetric)
+            if not self.settings.is_trained(asked["model"]) or asked["metric"] in get_args(CostMetric)
             else asked["training_seeds"]
         )
         if seeds > 1:
@@ -335,7 +335,7 @@ class _Planner:
     def _cost(self, subject: Subject, metric: str) -> dict[str, Any]:
         """A value of the comparison of a model's training with plain adversarial training."""
         dataset, model = subject.features.dataset, subject.features.model
-        if "at" not in self.config.models or subject.features.network is None:
+        if "at" not in self.config.models or not self.settings.is_trained(subject.method):
             raise ConfigError(f"metric {metric!r} compares a trained model with model 'at'; name both in `models`")
         name = self.make.cost(subject, "at")
         columns = dict.fromkeys(SETTING_COLUMNS, "") | {"dataset": dataset, "model": model}
