@@ -192,7 +192,7 @@ def test_dknn_keeps_scikit_learns_estimator_contract():
     assert set(model.predict(queries.numpy())) <= set(names)
     search = GridSearchCV(DkNN(), {"n_neighbors": [1, 5], "metric": ["cosine", "l2"]}, cv=2)
     assert search.fit(features.numpy(), names).best_score_ > 0.5
-    with pytest.raises(ValueError, match="unknown parameter 'neighbours'"):
+    with pytest.raises(ValueError, match="Invalid parameter 'neighbours' for estimator DkNN"):
         model.set_params(neighbours=3)
     with pytest.raises(ValueError, match="not fitted"):
         DkNN().predict(queries)

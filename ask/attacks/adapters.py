@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ask.knn.dknn import DkNN, numbers
+from ask.knn.dknn import numbers
 
 if TYPE_CHECKING:
     from foolbox.attacks.base import FixedEpsilonAttack
     from torchattacks.attack import Attack
+
+    from ask.knn.classifier import DkNN
 
 ImageAttack = Callable[[Tensor, Tensor], Tensor]
 """Maps images (batch, ...) in [0, 1] and labels (batch,), int64, to adversarial images."""
@@ -37,7 +39,7 @@ class DkNNModule(nn.Module):
     >>> judge = foolbox.PyTorchModel(DkNNModule(classifier).eval(), bounds=(0, 1))
     """
 
-    def __init__(self, classifier: DkNN) -> None:
+    def __init__(self, classifier: "DkNN") -> None:
         super().__init__()
         if not hasattr(classifier, "search_"):
             raise ValueError("this DkNN is not fitted yet; call fit(X, y) first")
