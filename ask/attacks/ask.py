@@ -71,8 +71,8 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
         **options: Any,
     ) -> None:
         auto = tau == "auto" or (config is None and tau is None)
-        if not (tau is None or auto):
-            options["tau"] = tau
+        if not (config is not None and (tau is None or auto)):
+            options["tau"] = None if auto else tau
         super().__init__(features, references, config, **options)
         config = self.config
         if auto and self.classifier is None:

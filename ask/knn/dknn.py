@@ -51,7 +51,8 @@ def numbers(classes: NDArray[Any], device: torch.device | None = None) -> Tensor
     """
     if classes.dtype.kind not in "biuf":
         return None
-    whole = classes.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # NaN is a fraction, too
+        whole = classes.astype(np.int64)
     if (whole != classes).any():
         raise ValueError("Unknown label type: labels are fractions; classes must be whole numbers or strings")
     return None if np.array_equal(whole, np.arange(len(whole))) else torch.from_numpy(whole).to(device)
