@@ -9,7 +9,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SLICES := slice-1 slice-2 slice-3 slice-4 slice-5 slice-6 slice-7
-.PHONY: help demo paper $(SLICES) bundle merge test test-pretend lint format docs env clean
+.PHONY: help demo cpu paper $(SLICES) bundle merge test test-pretend lint format docs env clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -39,6 +39,10 @@ demo: .venv/.stamp-$(FAISS) ## Run everything on embedded data and a CPU, in min
 paper: .venv/.stamp-$(FAISS) ## Run everything at the paper's scale (downloads data; wants a GPU; resumes where it stopped)
 	@$(SNAKEMAKE) $(FLAGS)
 	@printf '\nReport: %s\n' "$$PWD/results/paper/report/index.html"
+
+cpu: .venv/.stamp-$(FAISS) ## Run the paper's networks on a few CPU cores, in a day (downloads data; stops and resumes anywhere)
+	@$(SNAKEMAKE) --configfile config/cpu.yaml $(FLAGS)
+	@printf '\nReport: %s\n' "$$PWD/results/cpu/report/index.html"
 
 # A slice stops cleanly before MINUTES have passed (exit status 2, and "more to do" in its last line); the same command
 # continues it. PACK=folder packs its evidence at the end of every call.
@@ -79,6 +83,16 @@ docs: .venv/.stamp-docs ## Build the documentation as a site that opens from dis
 	@NO_MKDOCS_2_WARNING=1 $(IN_ENV) mkdocs build --quiet --strict
 	@printf 'Documentation: %s\n' "$$PWD/site/index.html"
 
+.PHONY: crate lock install
+crate: .venv/.stamp-test ## Pack a finished run as a Workflow Run RO-Crate, with the lineage of its numbers: make crate RUN=demo
+	@$(IN_ENV) tools.crate $(OVERLAY)
+
+lock: .venv/.stamp-lock ## Write requirements.lock anew: the versions of constraints.txt with the hashes of PyPI's files
+	@$(IN_ENV) uv pip compile pyproject.toml --quiet --extra dev -c constraints.txt --universal --python-version 3.11.5 \
+		--no-config --generate-hashes --no-annotate --custom-compile-command 'make lock' -o requirements.lock
+
+install: .venv/.stamp-$(FAISS) ## Install what demo and paper need; they do it themselves too
+
 env: .venv/.stamp-$(FAISS) .venv/.stamp-test .venv/.stamp-lint .venv/.stamp-docs ## Install all that the other commands need; they do it themselves too
 	@echo "Ready. Activate it with: . .venv/bin/activate"
 
@@ -100,19 +114,24 @@ clean: ## Remove caches and the demo's results; keeps .venv, data and all other 
 	@echo "Installing the project and $(FAISS) in .venv (torch is large: minutes on a slow line) …"
 	@for old in faiss-cpu faiss-gpu; do if [ -e ".venv/.stamp-$$old" ] && [ $$old != $(FAISS) ]; then \
 		.venv/bin/python -m pip uninstall --quiet --yes $$old && rm ".venv/.stamp-$$old" || exit 1; fi; done
-	@$(PIP) $(EDITABLE) '.[$(FAISS),autoattack,slurm]'
+	@$(PIP) $(EDITABLE) '.[workflow,$(FAISS),autoattack,slurm]'
 	@touch $@
 
-# torchattacks goes without its dependencies: it wants requests 2.25 of 2020, against our pin, and never imports it.
+# Two go without their dependencies. torchattacks wants requests 2.25 of 2020, against our pin, and never imports it; of
+# cffconvert, which wants jsonschema 3, a test reads the schema of CITATION.cff.
 .venv/.stamp-test: .venv/.stamp-$(FAISS)
 	@echo "Installing what the tests need …"
-	@$(PIP) $(EDITABLE) '.[test,bench]'
-	@$(PIP) --no-deps torchattacks
+	@$(PIP) $(EDITABLE) '.[test,bench,crate]'
+	@$(PIP) --no-deps torchattacks cffconvert
 	@touch $@
 
 .venv/.stamp-lint: .venv/.stamp-$(FAISS)
 	@echo "Installing the linters …"
 	@$(PIP) $(EDITABLE) '.[lint]'
+	@touch $@
+
+.venv/.stamp-lock: .venv/.stamp-$(FAISS)
+	@$(PIP) $(EDITABLE) '.[lock]'
 	@touch $@
 
 .venv/.stamp-docs: .venv/.stamp-$(FAISS)

@@ -8,7 +8,7 @@ from snakemake.utils import min_version
 min_version("9.25")
 
 
-configfile: "config/config.yaml"
+configfile: "config/config.yaml" if Path("config/config.yaml").is_file() else f"{workflow.basedir}/config/config.yaml"
 
 
 include: "rules/common.smk"
@@ -25,6 +25,7 @@ include: "rules/artifacts.smk"
 onstart:
     if workflow.local_exec:
         start_worker()
+        watch_progress(PLAN, [Path(job.output[0]) for job in workflow.dag.needrun_jobs() if job.output], workflow.cores)
         # The limit of 100 job starts a second makes the scheduler look again one second after each look: after
         # some hundred jobs it does little else, and takes a core (https://github.com/snakemake/snakemake/pull/3744).
         workflow.scheduler.job_rate_limiter = None

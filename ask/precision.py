@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -157,8 +157,8 @@ def network_passes(precision: Passes) -> Iterator[None]:
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """What a network's pass runs in: bfloat16 factors, or float32, as :func:`network_passes` says."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_passes.get() == "bfloat16")
+    """What a network's pass runs in: bfloat16 factors where :func:`network_passes` says so, or what the caller set."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if _passes.get() == "bfloat16" else nullcontext()
 
 
 def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
@@ -178,8 +178,15 @@ def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
             if not path.is_file():
                 files.write_json(path, record)
         path.with_suffix(".lock").unlink(missing_ok=True)
-    precision: Passes = json.loads(path.read_text())["precision"]
+    precision: Passes = json.loads(path.read_text(encoding="utf-8"))["precision"]
     return precision
+
+
+def expected(wanted: Precision, device: torch.device) -> float:
+    """How many times faster than in float32 passes will be on this machine."""
+    rates = _rates(device)
+    gain = rates["bfloat16"] / rates["float32"]
+    return gain if wanted == "bfloat16" or (wanted == "auto" and gain >= GAIN) else 1.0
 
 
 def _rates(device: torch.device) -> dict[Passes, float]:
@@ -188,7 +195,7 @@ def _rates(device: torch.device) -> dict[Passes, float]:
     key = f"{_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        known = json.loads(cache.read_text())
+        known = json.loads(cache.read_text(encoding="utf-8"))
     if key not in known:
         known[key] = _measure(device)
         with suppress(OSError):  # a home folder that cannot be written to

@@ -18,6 +18,9 @@ from ask.paths import Run, prepared, raw
 RENDERED, LAST = "tables and figures", "claims and report"
 """Stages of the steps that measure nothing."""
 
+LONGEST = 60_000
+"""Bytes of a job's document on a command line at most, of which Linux takes 131,072; a longer one lies in a file."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -99,7 +102,7 @@ def output_of(name: str, job: Any, run: Run, data: Path) -> Path:
         case "download":
             return raw(data, job.source) / "manifest.json"
         case "prepare":
-            return prepared(data, job.dataset) / "facts.json"
+            return prepared(data, job) / "facts.json"
         case "train":
             return run.weights(job.dataset, job.model)
         case "index":

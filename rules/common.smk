@@ -1,32 +1,44 @@
 """The plan of the run, made once from the configuration, and what all rules ask of it."""
 
+import os
 import re
 import shutil
 import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from ask.config.run import ConfigError, export_mirror, load_artifacts, load_run
-from ask.paths import prepared, raw
+from ask.config.run import ConfigError, export_mirror, load_artifacts, load_run, name_run
+from ask.paths import raw
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run
-from ask.plan.why import remember
+from ask.plan.preflight import inspect
+from ask.plan.progress import watch as watch_progress
+from ask.plan.why import adopt, remember
+from ask.steps import STEPS
 from ask.worker import start as start_worker
 
 HERE = Path(workflow.basedir)
+if Path.cwd() != HERE:  # with `--directory`, commands shall still be those of this checkout
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 
 try:
+    if workflow.overwrite_configfiles:
+        name_run(workflow.config_settings.overwrite_config, " + ".join(map(str, workflow.overwrite_configfiles)))
     CONFIG = load_run(config)
     PLAN = plan_run(
         CONFIG,
         load_artifacts(HERE / "config/artifacts", CONFIG.artifacts),
         Paper.read(HERE / "config/paper"),
     )
+    for remark in inspect(PLAN) if workflow.is_main_process else ():
+        logger.warning(remark)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 RUN = PLAN.run
-DATA = Path(CONFIG.data.root)
+if workflow.is_main_process:
+    adopt(PLAN.tasks, RUN)
+DATA = Path(CONFIG.data.root).expanduser()
 export_mirror(CONFIG)
 # A GPU job asks for a GPU, so that a cluster grants one and the local scheduler keeps to the profile's cap.
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
@@ -52,7 +64,7 @@ class Made:
 
     def job(self, wildcards):
         """Its slice of the configuration as one JSON document: what `params` compares and the command receives."""
-        return self.task(wildcards).text
+        return self.task(wildcards).argument
 
     def code(self, wildcards):
         """Fingerprint of the code that it runs; it changes when behaviour may change, not with a comment."""
@@ -94,5 +106,6 @@ def folders(depth, *steps):
 
 wildcard_constraints:
     source=folders(1, "download"),
-    dataset=folders(1, "prepare"),
+    prepared=folders(1, "prepare"),
+    dataset="|".join(map(re.escape, CONFIG.datasets)),
     model="|".join([folders(1, "train"), folders(1, "index")]),

@@ -99,6 +99,17 @@ def test_a_record_names_the_precision(trained: dict[str, Path]) -> None:
         assert f"\npasses: {passes}\n" in (folder / "config.yaml").read_text()
 
 
+def test_stored_weights_may_be_rounded(tmp_path: Path) -> None:
+    """And nothing else changes: they are the nearest bfloat16 to those of the same training."""
+    exact = run(make_job(), load_images(), tmp_path / "exact")
+    short = run(make_job(stored="bfloat16"), load_images(), tmp_path / "rounded")
+    for which in ("weights", "last"):
+        whole, rounded = weights(exact, which), weights(short, which)
+        assert {str(v.dtype) for v in rounded.values()} == {"torch.bfloat16", "torch.int64"}
+        assert same(rounded, {k: v.bfloat16() if v.is_floating_point() else v for k, v in whole.items()})
+    assert all(p.dtype == torch.float32 for p in load_network(short).parameters())
+
+
 def test_a_training_continues_in_the_precision_in_which_it_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,3 +242,12 @@ def test_cells_note_the_precision_of_attacks(tmp_path: Path, trained: dict[str, 
         assert measured["passes"] == choice
     for kind in ("clean", "network_clean", "labels"):
         assert np.array_equal(found["float32"][kind], found["bfloat16"][kind])
+
+
+def test_steps_of_a_training_repeat_and_precisions_differ() -> None:
+    """What tests/steps.py compares two commits by."""
+    from steps import digests
+
+    once, again = dict(digests(("at", "ask-def"))), dict(digests(("at", "ask-def")))
+    assert once == again
+    assert len(once) == len(set(once.values())) == 8, "each method, network and precision ends elsewhere"

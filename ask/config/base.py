@@ -20,3 +20,6 @@ class Spec(BaseModel):
 
 Pixels = Annotated[float, Field(ge=0, le=255)]
 """A perturbation size or step as n of 255, the unit of the paper."""
+Key = Annotated[str, Field(exclude_if=lambda key: not key)]
+"""A data set's key: what its arrays are made from, in 8 hex digits. Empty, and not said in a job's document, for a
+published data set as it is, under its own name."""

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ask.config.base import Pixels, Precision, Spec
+from ask.config.base import Key, Pixels, Precision, Spec
 
 Block = Literal["conv1", "conv2", "conv3", "conv4", "conv5"]
 Augmentation = Literal["crop-flip", "crop", "none"]
@@ -79,6 +79,8 @@ class TrainingSpec(Spec):
     """What picks the best epoch: the network's accuracy under PGD on held-out images; the same of a DkNN on Conv 4
     (cosine, K = 5, up to 2000 references a class); or that of a DkNN on four batches of test images, as in the
     released code, with all training images trained on."""
+    stored: Literal["float32", "bfloat16"] = Field(default="float32", exclude_if=lambda stored: stored == "float32")
+    """Type of the weights in their file, which all measurements read: `bfloat16` rounds them and halves the file."""
     ema: float | None = Field(default=None, ge=0, lt=1, exclude_if=lambda ema: ema is None)
     """Decay a step of an exponential moving average of weights and batch statistics, e.g. 0.999 (less in the first
     steps); the average is what is judged and kept. Null: the weights themselves."""
@@ -209,6 +211,8 @@ class TrainJob(Spec):
     """One model to train."""
 
     dataset: str
+    data: Key = ""
+    """What its arrays are made from."""
     model: str
     network: NetworkSpec
     method: ModelSpec

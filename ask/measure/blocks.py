@@ -19,7 +19,7 @@ from ask.tensorfile import save_tensors
 def fit(job: BlockJob, place: Place) -> None:
     """Write the parameters of every trial's block, stacked, as ``0``, ``1``, … (trials, …)."""
     features = job.features
-    labels = np.array(load(prepared(place.data, features.dataset), "train")[1])
+    labels = np.array(load(prepared(place.data, features), "train")[1])
     index = np.load(place.run.index(features.dataset, features.model, job.layer))
     pool = torch.from_numpy(index).to(place.device)
     rows, targets = [], []

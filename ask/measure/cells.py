@@ -49,7 +49,7 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
 
     def at(point: Mapping[str, float]) -> Any:
         """The attack at a point of the grid."""
-        changes = parameters(point)
+        changes = parameters(point, job.attack)
         if "omega" in point:
             changes = {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
         return job.attack.model_copy(update=changes)
@@ -81,9 +81,10 @@ def _lowest(grid: Sequence[dict[str, float]], accuracies: Sequence[float]) -> di
     return grid[int(np.argmin(accuracies))]
 
 
-def parameters(point: Mapping[str, float]) -> dict[str, Any]:
+def parameters(point: Mapping[str, float], attack: Any) -> dict[str, Any]:
     """Settings of an attack at a point of a grid, whose numbers are all floats."""
-    return {name: int(value) if name == "guides" else value for name, value in point.items()}
+    whole = {name for name, field in type(attack).model_fields.items() if field.annotation is int}
+    return {name: int(value) if name in whole else value for name, value in point.items()}
 
 
 def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -184,7 +185,7 @@ def _outside(job: CellJob, place: Place) -> NDArray[np.int64]:
     if job.calibration_images is None:
         return np.zeros(0, np.int64)
     dataset = job.features.dataset
-    available = len(load(prepared(place.data, dataset), "test")[1])
+    available = len(load(prepared(place.data, job.features), "test")[1])
     everyone = np.arange(available)
     counted, batch = (
         everyone[pick_test_images(available, wanted, dataset)] for wanted in (job.test_images, job.calibration_images)
@@ -262,7 +263,7 @@ class Setting:
                 shares = _shares(read_picked(place.run, job, job.omega_from)["omega"])
             self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
         if job.alpha_from:
-            self.known = parameters(read_picked(place.run, job, job.alpha_from))
+            self.known = parameters(read_picked(place.run, job, job.alpha_from), attack)
         self.config: Any = attack and attack.model_copy(update=self.known)
 
     @cached_property
@@ -293,7 +294,7 @@ def _shares(first: float) -> list[float]:
 def read_picked(run: Run, job: CellJob | CalibrationJob, name: str) -> dict[str, float]:
     """The point that a calibration picked."""
     path = run.calibration(job.features.dataset, job.features.model, name)
-    return dict(json.loads(path.read_text())["picked"])
+    return dict(json.loads(path.read_text(encoding="utf-8"))["picked"])
 
 
 class _Clock:

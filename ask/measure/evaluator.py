@@ -64,7 +64,7 @@ class Evaluator:
         self.attacked, self.similarity = attacked, similarity
         self.layers = tuple(sorted({*attacked, *(layer for c in classifiers for layer in c.layers)}))
         self.place, self.precision = place, precision
-        folder = prepared(place.data, features.dataset)
+        folder = prepared(place.data, features)
         images, labels = load(folder, "test")
         chosen = pick_test_images(len(labels), test_images, features.dataset)
         self.images = to_float(images[chosen], place.device)

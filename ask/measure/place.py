@@ -42,7 +42,7 @@ class Place:
 
 def build_index(job: IndexJob, place: Place) -> None:
     """Write the training images' features at one layer: float32 (images, dimensions)."""
-    images, _ = load(prepared(place.data, job.features.dataset), "train")
+    images, _ = load(prepared(place.data, job.features), "train")
     extract, _ = load_subject(job.features, place)
 
     def features_of(rows: slice) -> NDArray[np.float32]:

@@ -240,9 +240,13 @@ def _pairs(network: Network) -> list[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]
     ]
 
 
-def save_weights(path: Path, network: Network, metadata: dict[str, str]) -> None:
-    """Write a network's weights with ``metadata`` and its own configuration (key ``config``), atomically."""
-    save_tensors(path, network.state_dict(), {**metadata, "config": json.dumps(network.config, sort_keys=True)})
+def save_weights(path: Path, network: Network, metadata: dict[str, str], dtype: torch.dtype = torch.float32) -> None:
+    """Write a network's weights with ``metadata`` and its own configuration (key ``config``), atomically.
+
+    Weights and statistics are rounded to ``dtype``; whole numbers stay as they are.
+    """
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    save_tensors(path, state, {**metadata, "config": json.dumps(network.config, sort_keys=True)})
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

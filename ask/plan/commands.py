@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from ask.plan.cost import costs
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
-from ask.plan.predict import MACHINES, Measured, finished, kind_of, predictor
+from ask.plan.predict import MACHINES, Measured, finished, gain_of, gpu, kind_of, predictor
+from ask.plan.preflight import inspect
 from ask.plan.why import reasons
 
 ASSUMED = """
@@ -25,9 +27,11 @@ Overlays = Annotated[Sequence[Path], "overlays, as for snakemake"]
 
 
 def check(config: Annotated[Sequence[Path], "configuration files, later ones winning"]) -> None:
-    """Validate a configuration and count its jobs."""
+    """Validate a configuration and what it names on disk, and count its jobs."""
     read = read_run(list(config))
     planned = plan_run(read, load_artifacts(ARTIFACTS, read.artifacts), Paper.read(PAPER))
+    for remark in inspect(planned):
+        print(f"remark: {remark}", file=sys.stderr)
     models, calibrations, cells = (len(planned.of(step)) for step in ("train", "calibrate", "attack"))
     print(f"{read.run}: {models} models, {calibrations} calibrations, {cells} cells")
 
@@ -42,8 +46,9 @@ def plan(
     """Print what each artifact, slice and the whole run take, and after a run what they took."""
     planned = load(configfile, trials)
     tasks, run, counted = planned.tasks, planned.run, costs(planned)
-    others = list(_elsewhere(run))
-    known, before = predictor(finished(planned, counted), others), predictor({}, others)
+    gain = _settled_gain(planned)
+    others = list(_elsewhere(run, gain))
+    known, before = predictor(finished(planned, counted), others, gain), predictor({}, others, gain)
 
     def total(wanted: set[Path], left: set[Path]) -> dict[str, Any]:
         todo = [(task.group, counted[path]) for path, task in tasks.items() if path in wanted and path in left]
@@ -105,10 +110,10 @@ def why(
     tasks, counted = planned.tasks, costs(planned)
     targets = [
         *itertools.chain(*_targets(planned, names).values()),
-        *map(Path, names),
+        *(Path(name) for name in names if Path(name).suffix),
         *([] if names else [planned.run.report]),
     ]
-    found = reasons(tasks, targets)
+    found = reasons(tasks, targets if names else (), configfile)
     if not found:
         print("Nothing would run.")
         return
@@ -119,7 +124,8 @@ def why(
         steps = ", ".join(f"{count} {step}" for step, count in Counter(task.name for task in members).items())
         more = f" and {len(members) - 3} more" if len(members) > 3 else ""
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
-    known = predictor(finished(planned, counted), _elsewhere(planned.run))
+    gain = gain_of(planned.run)
+    known = predictor(finished(planned, counted), _elsewhere(planned.run, gain), gain)
     took = sum(known.speed(tasks[path].group).seconds(counted[path].flop) for path in found)
     print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
 
@@ -138,11 +144,23 @@ def _targets(planned: Plan, names: Sequence[str]) -> dict[str, list[Path]]:
     return {name: paths for name, paths in found.items() if paths}
 
 
-def _elsewhere(run: Run) -> Iterator[Measured]:
-    """What all other runs have measured that have results and a configuration of their name."""
+def _settled_gain(planned: Plan) -> float:
+    """The gain of a run's precision; of one that has not begun, what this machine would settle on."""
+    if planned.run.root.is_dir() or gpu():
+        return gain_of(planned.run)
+    import torch
+
+    from ask.precision import expected
+
+    return expected(planned.config.precision, torch.device("cpu"))
+
+
+def _elsewhere(run: Run, gain: float) -> Iterator[Measured]:
+    """What all other runs of this precision have measured that have results and a configuration of their name."""
     for folder in sorted(Path("results").glob("*/benchmarks")):
         overlays = [] if folder.parent.name == "paper" else [Path(f"config/{folder.parent.name}.yaml")]
-        if folder.parent != run.root and all(overlay.is_file() for overlay in overlays):
+        alike = (gain_of(Run(folder.parent)) == 1) == (gain == 1)
+        if folder.parent != run.root and alike and all(overlay.is_file() for overlay in overlays):
             other = load(overlays)
             yield finished(other, costs(other))
 

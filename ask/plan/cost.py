@@ -6,6 +6,7 @@ training step 3F. Batch norm, pooling and element-wise work are left out; they a
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from ask.config.data import DataSpec
 from ask.config.jobs import BlockJob, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob, TimingJob
 from ask.config.training import NetworkSpec, TrainJob
 from ask.data.sources import PUBLISHED
+from ask.errors import DataError
 from ask.plan.planner import Plan
+from ask.plan.preflight import counted
 
 VGG16_PLAN = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 RESNET18_STAGES = (64, 128, 256, 512)
-UNKNOWN = 10_000
-"""Images of a user's own data set."""
+UNKNOWN, UNKNOWN_SIDE = 10_000, 32
+"""Images of a user's own data set that is not there (yet), and their side."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,14 @@ def costs(plan: Plan) -> dict[Path, Cost]:
 
 
 def shape_of(spec: DataSpec) -> Shape:
-    """Counts of a published data set; guesses for a user's own."""
+    """Counts of a published data set, or of a user's own; guesses where that is not there."""
     known = PUBLISHED.get(spec.source)
     if known is None:
-        return Shape(3, spec.image_size or 32, 10, UNKNOWN, UNKNOWN)
+        with suppress(DataError):
+            own = counted(spec)
+            side = max(own.sides or (UNKNOWN_SIDE,))
+            return Shape(own.channels, side, len(own.names), sum(own.train), sum(own.test))
+        return Shape(3, spec.image_size or UNKNOWN_SIDE, 10, UNKNOWN, UNKNOWN)
     channels, side, _ = known.shape or (3, 160, 160)
     return Shape(
         channels, spec.image_size or side, len(known.class_names), sum(known.train_counts), sum(known.test_counts)

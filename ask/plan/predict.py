@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +23,8 @@ FEWEST = 5
 """Finished jobs of a group from which overhead and rate are both learned; fewer tell the rate alone."""
 Measured = Mapping[str, Sequence[tuple[float, float]]]
 """Operations and seconds of finished jobs, by group (:attr:`Task.group`)."""
+ON_NETWORKS = ("training", "calibration", "attacks", "analyses")
+"""Groups of jobs of which most is passes that may be in bfloat16."""
 LIGHT = ("data", RENDERED, LAST)
 """Groups of jobs that take a second whatever the machine, and do not speak for it."""
 
@@ -77,6 +79,8 @@ class Predictor:
     here: str
     """Kind of this machine."""
     learned: Mapping[str, Speed] = field(default_factory=dict)
+    gain: float = 1.0
+    """Times as fast as in float32, here, where the network's passes decide (:func:`gain_of`)."""
     factor: float = 1.0
     """Measured over assumed seconds of all learned groups together, for groups without a measurement."""
 
@@ -86,6 +90,7 @@ class Predictor:
         if kind == self.here and group in self.learned:
             return self.learned[group]
         machine, factor = MACHINES[kind], self.factor if kind == self.here else 1.0
+        factor /= self.gain if kind == self.here and group in ON_NETWORKS else 1.0
         light = Speed(math.inf, 1.0)
         return light if group in LIGHT else Speed(machine.rates.get(group, machine.other) / factor, machine.overhead)
 
@@ -126,9 +131,18 @@ def _fit(pairs: Sequence[tuple[float, float]]) -> Speed:
     return Speed(1 / slope, took - slope * flop)
 
 
-def predictor(own: Measured, others: Iterable[Measured] = ()) -> Predictor:
+def gain_of(run: Run) -> float:
+    """How many times faster than in float32 a run's passes are that may be in bfloat16; 1 until that is settled."""
+    try:
+        found = json.loads((run.root / "precision.json").read_text(encoding="utf-8"))
+        return float(found["gflops"][found["precision"]] / found["gflops"]["float32"])
+    except OSError:
+        return 1.0
+
+
+def predictor(own: Measured, others: Iterable[Measured] = (), gain: float = 1.0) -> Predictor:
     """What finished jobs tell of this machine: of each group, a run's own ones if they suffice, or those of all."""
-    parts, assumed = [own, *others], Predictor("GPU" if gpu() else "CPU")
+    parts, assumed = [own, *others], Predictor("GPU" if gpu() else "CPU", gain=1.0 if gpu() else gain)
     learned, measured, expected = {}, 0.0, 0.0
     for group in dict.fromkeys(group for part in parts for group in part):
         pairs, speed = [pair for part in parts for pair in part.get(group, ())], assumed.speed(group)
@@ -138,7 +152,7 @@ def predictor(own: Measured, others: Iterable[Measured] = ()) -> Predictor:
         if group not in LIGHT and "pixels" not in group:
             measured += sum(seconds for flop, seconds in pairs if flop)
             expected += sum(speed.seconds(flop) for flop, _ in pairs if flop)
-    return Predictor(assumed.here, learned, measured / expected if expected else 1.0)
+    return replace(assumed, learned=learned, factor=measured / expected if expected else 1.0)
 
 
 def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
@@ -155,12 +169,14 @@ def hardware_of(task: Task, run: Run) -> str:
     """What a finished job ran on, by its record; indexes and blocks have none and go by their model's."""
     if task.output.suffix == ".json":
         try:
-            return str(json.loads(task.output.read_text()).get("hardware") or "")
+            return str(json.loads(task.output.read_text(encoding="utf-8")).get("hardware") or "")
         except OSError:
             return ""
     features = getattr(task.job, "features", task.job)
     record = run.model(getattr(features, "dataset", ""), getattr(features, "model", "")) / "config.yaml"
-    found = re.search(r"^hardware: (.*)$", record.read_text(), re.MULTILINE) if record.is_file() else None
+    found = (
+        re.search(r"^hardware: (.*)$", record.read_text(encoding="utf-8"), re.MULTILINE) if record.is_file() else None
+    )
     return found[1] if found else ""
 
 

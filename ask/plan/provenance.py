@@ -59,7 +59,7 @@ def closure(modules: Iterable[str], package: Path = PACKAGE) -> set[str]:
 @cache
 def read(name: str, package: Path = PACKAGE) -> Module:
     """Imports and hashes of a module."""
-    tree = ast.parse(_file(name, package).read_text())
+    tree = ast.parse(_file(name, package).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

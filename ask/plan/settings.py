@@ -8,6 +8,11 @@ from ask.config.artifacts import ArtifactConfig, Axis, AxisValue, CostMetric, Se
 from ask.config.attacks import VARIANTS
 from ask.config.jobs import FeatureSpec
 from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn
+from ask.data.sources import PUBLISHED
+from ask.plan.tasks import key_of, spec_of
+
+SIDES = {"cifar10": None, "imagenette": 128, "mnist": None, "fashion_mnist": None}
+"""The paper's data sets, and the sides to which it resizes them (App. D-a)."""
 
 
 class Resolver:
@@ -84,8 +89,19 @@ class Resolver:
         """A data set's own name, with those of the paper's that it stands in for."""
         replaced = [known for known, stand_in in self.config.stand_ins.items() if stand_in.dataset == name]
         originals = [self.config.datasets[known].label for known in replaced if known in self.config.datasets]
-        label = self.config.datasets[name].label
-        return f"{label} (in place of {' and '.join(originals)})" if originals else label
+        dataset = self.config.datasets[name]
+        if not as_published(name, dataset):
+            originals.append(f"the published {PUBLISHED[name].title}")
+        return f"{dataset.label} (in place of {' and '.join(originals)})" if originals else dataset.label
+
+    def replaced(self) -> dict[str, StandIn]:
+        """Stand-ins by name of the paper's data set; one that is of another source, or size, stands in for itself."""
+        others = {
+            name: StandIn(dataset=name)
+            for name, dataset in self.config.datasets.items()
+            if not as_published(name, dataset)
+        }
+        return others | self.config.stand_ins
 
     def is_raw(self, model: str) -> bool:
         """Whether a model is the pixels themselves."""
@@ -93,14 +109,15 @@ class Resolver:
 
     def features(self, dataset: str, settings: DatasetConfig, model: str) -> FeatureSpec:
         """The feature function of a model on a data set; raises ConfigError if there is no network to train."""
+        key = key_of(dataset, spec_of(settings))
         if self.is_raw(model):
-            return FeatureSpec(dataset=dataset, model=model, network=None)
+            return FeatureSpec(dataset=dataset, data=key, model=model, network=None)
         if settings.network is None:
             raise ConfigError(
                 f"model {model!r} needs a network on dataset {dataset!r};"
                 f" set `datasets.{dataset}.network` or use model 'raw'"
             )
-        return FeatureSpec(dataset=dataset, model=model, network=settings.network)
+        return FeatureSpec(dataset=dataset, data=key, model=model, network=settings.network)
 
     def check(self, asked: dict[str, Any], dataset: str, settings: DatasetConfig, features: FeatureSpec) -> None:
         """Raises ConfigError for layers, attacks and K that the model or its references do not have."""
@@ -115,6 +132,15 @@ class Resolver:
             raise ConfigError(
                 f"layer 'input' exists for model 'raw' only, got model {features.model!r}; use conv1..conv5"
             )
+        if asked["tau"] is not None and asked["attack"] != "ask":
+            raise ConfigError(
+                f"tau is ASK-Atk's, not attack {asked['attack']!r}'s; remove it, or set it where `attack: ask`"
+            )
+        for name in ("eps", "step_size"):
+            if asked["attack"] != "none" and not asked[name] > 0:
+                raise ConfigError(
+                    f"{name} = {asked[name]:g}, which is no attack; give n of 255 above 0, or `attack: none`"
+                )
         per_class = asked["references_per_class"] or settings.references_per_class
         largest = max(asked["k_in"], asked["k_out"], asked["classifier_k"])
         if largest > per_class:
@@ -122,6 +148,11 @@ class Resolver:
                 f"K = {largest} exceeds the {per_class} references a class of dataset {dataset!r};"
                 f" lower K or raise `datasets.{dataset}.references_per_class`"
             )
+
+
+def as_published(name: str, dataset: DatasetConfig) -> bool:
+    """Whether a data set, if it bears the name of one of the paper's, is that: its published files, at its size."""
+    return name not in SIDES or (dataset.source, dataset.image_size) == (name, SIDES[name])
 
 
 def leave_out(artifact: ArtifactConfig, names: set[str]) -> ArtifactConfig | None:

@@ -6,6 +6,7 @@ Ids are for people and are never parsed.
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ask.config.jobs import (
 from ask.config.run import DatasetConfig, RunConfig, StandIn
 from ask.config.training import ModelSpec, TrainingSpec, TrainJob
 from ask.data.sources import PUBLISHED
+from ask.data.trees import fingerprint
 from ask.paths import Run, prepared
 from ask.plan.graph import Task
 from ask.steps import STEPS, output_of
@@ -59,7 +61,7 @@ class TaskMaker:
     """Adds the tasks that a measured value needs, sharing those that exist; :meth:`finish` when all are asked for."""
 
     def __init__(self, config: RunConfig, run: Run) -> None:
-        self.config, self.run, self.data = config, run, Path(config.data.root)
+        self.config, self.run, self.data = config, run, Path(config.data.root).expanduser()
         self.tasks: dict[Path, Task] = {}
         self._later: dict[Path, Callable[[], None]] = {}
 
@@ -86,7 +88,9 @@ class TaskMaker:
         elif attack and attack.name == "dknn":
             what = "guides" if _searches_guides(attack) else "alpha"
             given["alpha_from"] = self._calibration(what, subject, attack, asked, layers)
-        elif attack and attack.name == "advknn":
+        elif attack and attack.grid:
+            given["alpha_from"] = self._calibration("parameters", subject, attack, asked, layers)
+        if attack and attack.name == "advknn":
             given["blocks_from"] = tuple(self._block(subject, attack, asked, layer, trials) for layer in layers)
         if self.config.calibration.outside and (given.keys() & {"tau_from", "alpha_from"}):
             given["calibration_images"] = self.config.calibration.images
@@ -200,7 +204,7 @@ class TaskMaker:
         """All that an attack reads: data, weights, indexes, calibrations and blocks."""
         dataset, model = job.features.dataset, job.features.model
         layers = {*getattr(job.attack, "layers", ()), *(layer for c in classifiers for layer in c.layers)}
-        found = [prepared(self.data, dataset) / "facts.json"]
+        found = [prepared(self.data, job.features) / "facts.json"]
         if job.features.network is not None:
             found.append(self.run.weights(dataset, model))
         found += [self.run.index(dataset, model, layer) for layer in sorted(layers)]
@@ -209,13 +213,14 @@ class TaskMaker:
         return found + [self.run.blocks(dataset, model, name) for name in getattr(job, "blocks_from", ())]
 
     def _data(self, subject: Subject) -> Path:
-        if (known := prepared(self.data, subject.features.dataset) / "facts.json") in self.tasks:
+        if (known := prepared(self.data, subject.features) / "facts.json") in self.tasks:
             return known
-        spec = DataSpec(**{name: getattr(subject.dataset, name) for name in DataSpec.model_fields})
-        needs = [Path(spec.path)] if spec.path else []
+        spec, needs = spec_of(subject.dataset), []
+        own = fingerprint(Path(spec.path).expanduser(), subject.dataset.fingerprint) if spec.path else ""
         if spec.source in PUBLISHED and PUBLISHED[spec.source].files:
             needs = [self.put("download", DownloadJob(source=spec.source))]
-        return self.put("prepare", PrepareJob(dataset=subject.features.dataset, spec=spec), needs)
+        job = PrepareJob(dataset=subject.features.dataset, data=subject.features.data, spec=spec, content=own)
+        return self.put("prepare", job, needs)
 
     def _model(self, subject: Subject) -> list[Path]:
         """Data and, unless it is the pixels, the model."""
@@ -228,6 +233,7 @@ class TaskMaker:
         method = self.config.models[subject.method]
         job = TrainJob(
             dataset=features.dataset,
+            data=features.data,
             model=features.model,
             network=features.network,
             method=method.model_copy(update={"training": None, "epochs_factor": 1.0}),  # which `training` holds
@@ -252,7 +258,7 @@ class TaskMaker:
         layers: tuple[str, ...],
         tau_from: tuple[str, ...] = (),
     ) -> str:
-        """Id of the search of tau, omega, alpha or guides for an attack on ``layers``.
+        """Id of the search of tau, omega, alpha, guides or what an added attack declares, for an attack on ``layers``.
 
         One for each model, similarity and layer, and for each eps, step size and variant unless the configuration
         says otherwise; at the run's K and number of steps.
@@ -275,6 +281,9 @@ class TaskMaker:
             "omega": [{"omega": value} for value in grid.omega],
             "alpha": self._dknn_points(attack),
             "guides": self._dknn_points(attack),
+            "parameters": [
+                dict(zip(attack.grid, values, strict=True)) for values in itertools.product(*attack.grid.values())
+            ],
         }
         name = f"{what}-{_attack_id(tuned, similarity)}{self._step_id(tuned, subject.scale)}"
         if self.run.calibration(subject.features.dataset, subject.features.model, name) in self.tasks:
@@ -366,6 +375,21 @@ class TaskMaker:
         default = round(self.config.evaluation.step_size * scale.eps_scale, 6)
         own = round(attack.step_size * PIXEL, 6)
         return f"-step{own:g}" if own != default else ""
+
+
+def spec_of(dataset: DatasetConfig) -> DataSpec:
+    """What a data set's arrays are made from."""
+    return DataSpec(**{name: getattr(dataset, name) for name in DataSpec.model_fields})
+
+
+def key_of(name: str, spec: DataSpec) -> str:
+    """A data set's key, under which its arrays lie: of data sets of one name, each has its own.
+
+    Empty for a published data set as it is, under its own name.
+    """
+    if spec == DataSpec(source=spec.source) and name == spec.source:
+        return ""
+    return sha256(spec.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]
 
 
 def _training(shared: TrainingSpec, method: ModelSpec) -> TrainingSpec:

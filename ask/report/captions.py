@@ -23,6 +23,7 @@ WORDS = {
     "about": "case",
 }
 """Columns of a tidy CSV in words, where not as they are."""
+NOT_COMPARABLE = "Not comparable: measured on stand-in data; the paper's values are of its own data sets."
 NAMES = {
     "at": "AT",
     "at-snn": "AT+SNN",
@@ -82,6 +83,19 @@ def sentence(settings: Iterable[tuple[str, str]]) -> str:
     """The settings below a caption: ``Measured with: data set CIFAR-10; ε 8/255; trials 20.``; nothing of none."""
     words = "; ".join(f"{name} {value}" for name, value in settings)
     return f"Measured with: {words}." if words else ""
+
+
+def notice(job: Json, numbers: pd.DataFrame) -> str:
+    """What has to stand beside the paper's values where the numbers are of other data; otherwise nothing."""
+    if job.get("comparable", True) or "paper_mean" not in numbers:
+        return ""
+    return NOT_COMPARABLE if any(value not in (None, "") for value in numbers["paper_mean"]) else ""
+
+
+def noted(job: Json, numbers: pd.DataFrame, *columns: str) -> tuple[Any, ...]:
+    """Numbers and what their CSV has besides the usual columns: those given, and the notice if there is one."""
+    said = notice(job, numbers)
+    return (numbers.assign(notice=said), *columns, "notice") if said else (numbers, *columns)
 
 
 def worded(value: str) -> str:

@@ -124,10 +124,11 @@ def _write(out: Path, run: Run, made_with: Mapping[str, Any], fingerprint: str, 
         "seed": str(job.seed),
         **{f"version.{name}": text for name, text in made_with.get("versions", {}).items()},
     }
-    save_weights(out / "last.safetensors", run.kept, {**common, "epoch": str(state.epoch)})
+    dtype: torch.dtype = getattr(torch, job.training.stored)
+    save_weights(out / "last.safetensors", run.kept, {**common, "epoch": str(state.epoch)}, dtype)
     if run.best:
         run.kept.load_state_dict(run.best)
-    save_weights(out / "weights.safetensors", run.kept, {**common, "epoch": str(chosen)})
+    save_weights(out / "weights.safetensors", run.kept, {**common, "epoch": str(chosen)}, dtype)
     record = {
         "job": job.model_dump(mode="json"),
         "chosen_epoch": chosen,
