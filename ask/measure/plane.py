@@ -17,7 +17,7 @@ from ask.attacks.pgd import PGD
 from ask.config.attacks import ASKAttackConfig, PGDConfig
 from ask.config.jobs import PlaneJob
 from ask.config.training import ModelSpec, NetworkSpec
-from ask.knn.dknn import DkNN
+from ask.knn.classifier import DkNN
 from ask.models.networks import Network
 from ask.seeds import derive_seed
 from ask.statistics import summarise
