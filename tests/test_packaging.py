@@ -202,6 +202,7 @@ def test_every_file_beside_the_code_is_installed_with_it() -> None:
 # The library apart from the workflow.
 
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "faiss-cpu": "faiss", "faiss-gpu": "faiss"}
+IMPORTED_AS |= {"adversarial-robustness-toolbox": "art"}
 IMPORTED_AS |= {"snakemake-executor-plugin-slurm": "snakemake_executor_plugin_slurm"}
 WITH_WORKFLOW = {"ask.data.images", "ask.data.preparing", "ask.measure.data"}
 """Modules outside of ask.report that need what only the workflow's extra brings: they read image files."""
@@ -213,7 +214,9 @@ def import_names(group: str) -> set[str]:
 
 
 def test_every_import_is_of_a_declared_package() -> None:
-    known = set().union(*(import_names(group) for group in ("", "workflow", "faiss-cpu", "autoattack", "test")))
+    known = set().union(
+        *(import_names(group) for group in ("", "workflow", "faiss-cpu", "autoattack", "bench", "test"))
+    )
     known |= {"ask", "bench", "torchattacks", *sys.stdlib_module_names}
     known |= {"markupsafe", "eagerpy", "snakemake_interface_common"}  # jinja2's, foolbox's and snakemake's own
     for path in sorted((REPOSITORY / "ask").rglob("*.py")):
@@ -565,10 +568,8 @@ def test_links_to_the_reference_reach_its_headings() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     homes = {f"{getattr(ask, name).__module__}.{name}" for name in ask.__all__}
     documented = set(api.subjects())
-    assert homes - {home for home in homes if documented & {home, home.rpartition(".")[0]}} == {
-        "ask.attacks.references.identity_features",
-        "ask.training.loop.train",
-    }
+    assert len(homes) > 5
+    assert not {home for home in homes if not documented & {home, home.rpartition(".")[0]}}
 
 
 # A finished run as an RO-Crate, of committed evidence.
