@@ -26,7 +26,7 @@ from ask.plan.planner import Plan, load
 from ask.plan.predict import Predictor, Speed, gain_of
 from ask.plan.why import reasons
 
-MEASURE = ("index", "calibrate", "blocks", "attack")
+MEASURE = ("adopt", "index", "calibrate", "blocks", "attack")
 """Steps that a model's batch begins with, in this order."""
 MEMBERS = ("train", *MEASURE, "failures", "timing", "example", "cost", "study", "plane")
 SHORTEST, LONGEST = 120.0, 4 * 3600.0
