@@ -22,9 +22,9 @@ from ask import files
 from ask.errors import AskError
 from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, in_order
-from ask.plan.planner import Plan, load
+from ask.plan.planner import Plan
 from ask.plan.predict import Predictor, Speed, gain_of
-from ask.plan.why import reasons
+from ask.plan.why import SNAKEFILE, to_run
 
 MEASURE = ("index", "calibrate", "blocks", "attack")
 """Steps that a model's batch begins with, in this order."""
@@ -139,7 +139,7 @@ def _batch(tasks: Sequence[Task], seconds: Mapping[Path, float]) -> Batch:
 
 
 def to_do(config: Path, targets: Iterable[Path]) -> set[Path]:
-    """Main outputs of the jobs that a local Snakemake would run to make targets; asked in a process of its own."""
+    """Outputs of the jobs that a local Snakemake would run to make targets; asked in a process of its own."""
     command = [sys.executable, "-m", "ask.plan.batches", str(config), *map(str, targets)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -207,9 +207,10 @@ def batch_command(
     began = time.time()
     config = spec.with_name(f"{spec.stem.rpartition('-')[0]}.config.json")
     targets = json.loads(spec.read_text())["targets"]
-    command = [sys.executable, "-m", "snakemake", *targets, "--executor", "local", "--cores", str(cores), "--nolock"]
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(SNAKEFILE), "--configfile", str(config)]
+    command += ["--executor", "local", "--cores", str(cores), "--nolock"]
     environment = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
-    status = subprocess.call([*command, "--configfile", str(config)], env=environment)
+    status = subprocess.call(command, env=environment)
     if not status:
         files.write_json(out, {"members": len(targets), "seconds": round(time.time() - began, 1)})
     return status
@@ -279,4 +280,4 @@ def _wall(jobs: Sequence[Batch], width: int) -> float:
 
 if __name__ == "__main__":
     _overlay, *_targets = map(Path, sys.argv[1:])
-    sys.stdout.write(json.dumps([str(path) for path in reasons(load([_overlay]).tasks, _targets, [_overlay])]))
+    sys.stdout.write(json.dumps([output for outputs, _ in to_run(_targets, [_overlay]) for output in outputs]))
