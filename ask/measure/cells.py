@@ -257,7 +257,7 @@ class Setting:
             if attack.tau is None:
                 picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
                 tau = dict(zip(layers, picked, strict=True))
-            shares = [1 / len(layers)] * len(layers)
+            shares = [attack.omega.get(layer, 0.0) if attack.omega else 1 / len(layers) for layer in layers]
             if job.omega_from:
                 shares = _shares(read_picked(place.run, job, job.omega_from)["omega"])
             self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
