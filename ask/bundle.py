@@ -100,10 +100,10 @@ def unpack(bundle: Path) -> list[str]:
     """
     if not (bundle / CONTENTS).is_file():
         raise SystemExit(f"{bundle / CONTENTS}: no such file; carry the folder that `make bundle` writes")
-    contents, missing = json.loads((bundle / CONTENTS).read_text()), list[str]()
+    contents, missing = json.loads((bundle / CONTENTS).read_text(encoding="utf-8")), list[str]()
     for source, parts in contents["parts"].items():
         done = SITE / f"{source}.json"
-        if done.is_file() and json.loads(done.read_text()) == parts:
+        if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == parts:
             continue
         for name in (name for name in parts if (bundle / name).is_file()):
             if digest(bundle / name) != parts[name]:

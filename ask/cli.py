@@ -9,10 +9,14 @@ import argparse
 import functools
 import inspect
 import json
+import os
 import shlex
+import signal
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from ask import files
 from ask.errors import AskError
 from ask.paths import Run
-from ask.steps import STEPS, modules_of, output_of
+from ask.steps import LONGEST, STEPS, modules_of, output_of
 
 if TYPE_CHECKING:
     from ask.measure.place import Place
@@ -41,7 +45,9 @@ class Command:
 
 _QUESTIONS, _PARTS, _TOOLS = "Questions about a run", "A run in parts", "Tools"
 COMMANDS: Mapping[str, Command] = {
-    "check": Command(_QUESTIONS, "ask.plan.commands:check", "Validate a configuration and count its jobs."),
+    "check": Command(
+        _QUESTIONS, "ask.plan.commands:check", "Validate a configuration and what it names on disk, and count its jobs."
+    ),
     "plan": Command(
         _QUESTIONS,
         "ask.plan.commands:plan",
@@ -60,6 +66,9 @@ COMMANDS: Mapping[str, Command] = {
         "ask.slices:slice_command",
         "Make a slice of a run within a time limit; exit status 0: finished, 75: more to do, 1: failed.",
     ),
+    "batch": Command(
+        _PARTS, "ask.plan.batches:batch_command", "Make the members of a batch; the job of a cluster that does so."
+    ),
     "pack": Command(
         _PARTS,
         "ask.slices:pack_command",
@@ -71,6 +80,7 @@ COMMANDS: Mapping[str, Command] = {
         "ask.slices:render_command",
         "Render the tables, figures, claims and report that a run's evidence suffices for; measures nothing.",
     ),
+    "demo": Command(_TOOLS, "ask.cli:demo", "Run everything on embedded data and a CPU, in minutes."),
     "bench": Command(_TOOLS, "ask.cli:bench", "Time attacks, search and training against other libraries."),
     "reference": Command(_TOOLS, "ask.cli:reference", "Write the configuration's JSON schema and reference page."),
 }
@@ -86,12 +96,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in STEPS and name not in COMMANDS:
         print(f"ask: no command {name!r}; it has {', '.join([*STEPS, *COMMANDS])}", file=sys.stderr)
         return 2
-    parser, function = _parser(name)
     try:
-        return function(**vars(parser.parse_args(rest))) or 0
+        parser, function = _parser(name)
+        status = function(**vars(parser.parse_args(rest))) or 0
+        sys.stdout.flush()
+        return status
     except AskError as error:
-        print(f"ask {name}: {error}", file=sys.stderr)
-        return 1
+        wrong = str(error)
+    except PermissionError as error:
+        wrong = f"{error.filename}: {error.strerror}; it is another user's"
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("ask."):
+            raise
+        wrong = f"{error.name} is not installed; the workflow's packages come with: pip install 'ask-knn[workflow]'"
+    except BrokenPipeError:  # who reads, as `head` does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    print(f"ask {name}: {wrong}", file=sys.stderr)
+    return 1
 
 
 def usage() -> str:
@@ -165,7 +187,7 @@ def _step(
     name: str,
     /,
     *,
-    job: Annotated[str, "the step's slice of the configuration, JSON"],
+    job: Annotated[str, "the step's slice of the configuration, JSON; or @ and a file of that, or a record"],
     run: Annotated[Path, "folder of the run (default: results/mine)"] = Path("results/mine"),
     data: Annotated[Path, "folder of the data (default: data)"] = Path("data"),
     device: Annotated[Device, "where to compute (default: a GPU if there is one)"] = "auto",
@@ -173,7 +195,7 @@ def _step(
     mirror: Annotated[str, "folder(s) or URL to fetch data from (default: ASK_DATA_MIRROR)"] = "",
     cuda_graphs: Annotated[bool, "on a GPU, a training replays its crafting as CUDA graphs"] = False,
 ) -> None:
-    step = STEPS[name]
+    step, job = STEPS[name], _document(job)
     if step.job is None:
         written = find(step.does)(json.loads(job), Run(run))
         print(*(written if isinstance(written, list) else [written]), sep="\n")
@@ -181,6 +203,7 @@ def _step(
     import torch
 
     from ask.hardware import pick_device
+    from ask.leases import card, needed
     from ask.measure.place import Place
     from ask.plan.provenance import fingerprint
     from ask.precision import settle
@@ -190,10 +213,23 @@ def _step(
         # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
         # first parallel operation, for its threads inherit the setting.
         torch.set_flush_denormal(True)
-    where = pick_device(device if step.device else "cpu")
-    code = code or fingerprint(modules_of(name, _read(name, job)[1]))
+    where, (kind, document) = pick_device(device if step.device else "cpu"), _read(name, job)
+    code = code or fingerprint(modules_of(name, document))
     place = Place(Run(run), data, where, code, mirror or None, cuda_graphs, log=lambda line: print(line, flush=True))
-    perform(name, job, place)
+    with card(needed(name, kind), place.log) if where.type == "cuda" else nullcontext():
+        perform(name, job, place)
+
+
+def _document(job: str) -> str:
+    """A job's document: what is given, or what a file holds, as its own record does."""
+    if not job.startswith("@"):
+        return job
+    try:
+        text = Path(job[1:]).read_text(encoding="utf-8")
+        found = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise AskError(f"--job {job}: no readable JSON document ({error}); name a file of a job, or a record") from None
+    return json.dumps(found["job"]) if {"job", "command"} <= found.keys() else text
 
 
 def _read(name: str, text: str) -> tuple[Any, dict[str, Any]]:
@@ -227,8 +263,18 @@ def perform(name: str, text: str, place: "Place") -> None:
 
         files.write(output.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **arrays))
     about = {**describe(place.device), "weights": weights_read(document, place.run), "usage": used, "code": place.code}
-    command = f"python -m ask {name} --run {shlex.quote(str(place.run.root))} --job {shlex.quote(text)}"
+    given = text if len(text.encode()) <= LONGEST else f"@{output}"
+    command = f"python -m ask {name} --run {shlex.quote(str(place.run.root))} --job {shlex.quote(given)}"
     files.write_json(output, {"id": job.id, **about, **record, "job": document, "command": command})
+
+
+def demo() -> int:
+    """What ``make demo`` does after the installation."""
+    find("ask.config.run:base")()
+    import_module("snakemake")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [sys.executable, "-m", "snakemake", "--configfile", "config/demo.yaml"]
+    return subprocess.run(command, env=environment).returncode
 
 
 def bench(
@@ -250,5 +296,6 @@ def bench(
 
 def reference() -> None:
     """Write what is made from the types of the configuration."""
+    find("ask.config.run:base")()
     for path in find("ask.config.reference:write")():
         print(path)

@@ -3,3 +3,10 @@
 
 class AskError(Exception):
     """Base of this package's own errors; the command line prints them without a traceback."""
+
+
+class DataError(AskError):
+    """A data set is missing, damaged or not what it should be.
+
+    The message names the file, what is wrong with it, what was expected and what to do about it.
+    """

@@ -22,7 +22,11 @@ def write(path: Path, fill: Callable[[Path], object]) -> Path:
             part.unlink(missing_ok=True)
     part = path.with_name(f".{os.uname().nodename}-{os.getpid()}.{path.name}")  # the suffix stays: NumPy adds its own
     try:
+        part.touch()
+        mode = part.stat().st_mode  # what this user gives files; some libraries keep theirs from all others
+        part.unlink()
         fill(part)
+        part.chmod(mode)
         _sync(part)
         part.replace(path)
         _sync(path.parent)
@@ -58,9 +62,17 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with suppress(PermissionError):
+            os.fchmod(descriptor, 0o666)  # it holds nothing, and others who share the folder have to lock it too
+    except PermissionError:
+        descriptor = os.open(path, os.O_RDONLY)  # local file systems lock it all the same
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

@@ -159,7 +159,7 @@ def commit() -> dict[str, str]:
 def processor() -> str:
     """The processor's model name, as far as the system tells."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

@@ -5,6 +5,7 @@ Everything is relative to the project folder, so that commands and metadata hold
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 
 def raw(root: Path, source: str) -> Path:
@@ -12,9 +13,21 @@ def raw(root: Path, source: str) -> Path:
     return root / "raw" / source
 
 
-def prepared(root: Path, dataset: str) -> Path:
+class OfData(Protocol):
+    """A job that reads or makes a data set's arrays."""
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name."""
+
+    @property
+    def data(self) -> str:
+        """Key of what its arrays are made from; empty for a published data set as it is, under its own name."""
+
+
+def prepared(root: Path, job: OfData) -> Path:
     """Folder of ``{train,test}_{images,labels}.npy`` and ``facts.json``."""
-    return root / "prepared" / dataset
+    return root / "prepared" / "-".join(filter(None, [job.dataset, job.data]))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
@@ -99,8 +99,8 @@ def network_passes(precision: Passes) -> Iterator[None]:
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """What a network's pass runs in: bfloat16 factors, or float32, as :func:`network_passes` says."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_passes.get() == "bfloat16")
+    """What a network's pass runs in: bfloat16 factors where :func:`network_passes` says so, or what the caller set."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if _passes.get() == "bfloat16" else nullcontext()
 
 
 def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
@@ -120,7 +120,7 @@ def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
             if not path.is_file():
                 files.write_json(path, record)
         path.with_suffix(".lock").unlink(missing_ok=True)
-    precision: Passes = json.loads(path.read_text())["precision"]
+    precision: Passes = json.loads(path.read_text(encoding="utf-8"))["precision"]
     return precision
 
 
@@ -137,7 +137,7 @@ def _rates(device: torch.device) -> dict[Passes, float]:
     key = f"{_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        known = json.loads(cache.read_text())
+        known = json.loads(cache.read_text(encoding="utf-8"))
     if key not in known:
         known[key] = _measure(device)
         with suppress(OSError):  # a home folder that cannot be written to

@@ -171,7 +171,7 @@ def targets_of(plan: Plan, name: str) -> Targets:
         known = ", ".join(plan.config.slices) or "none"
         where = f"in run {plan.config.run!r}"
         raise ConfigError(f"no slice {name!r} {where}; it has {known}; name one, or add it to `slices`")
-    if unknown := [one for one in part.artifacts if not (ARTIFACTS / f"{one}.yaml").is_file()]:
+    if unknown := [one for one in {*part.artifacts} - {*plan.artifacts} if not (ARTIFACTS / f"{one}.yaml").is_file()]:
         raise ConfigError(f"slice {name!r}: no artifact {unknown[0]!r} in {ARTIFACTS}; mend its spelling")
     stand_ins = {paper: stand_in.dataset for paper, stand_in in plan.config.stand_ins.items()}
     datasets = {stand_ins.get(dataset, dataset) for dataset in part.datasets}
@@ -207,7 +207,7 @@ def stale(plan: Plan, path: Path) -> str:
     """
     if not path.is_file():
         return "not measured"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     if not covers(current(record.get("job") or {}), plan.tasks[path].document):
         return "measured with other settings"
     for model, digest in (record.get("weights") or {}).items():
@@ -227,7 +227,7 @@ def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:
     """Make a slice until it is finished, something fails or ``deadline`` (of ``time.monotonic``) is near."""
     scratch = plan.run.root / "scratch"
     done_in = scratch / f"{name}.json"
-    done = json.loads(done_in.read_text()) if done_in.is_file() else []
+    done = json.loads(done_in.read_text(encoding="utf-8")) if done_in.is_file() else []
     for text in (text for text in plan.config.slices[name].commands if text not in done):
         _say(text)
         program, *words = shlex.split(text)
@@ -389,7 +389,7 @@ def _measured(plan: Plan, name: str) -> tuple[dict[str, Any], str]:
         absent = {paper_names.get(dataset, dataset) for dataset in datasets}
         absent |= {method for dataset, method in lacking if dataset not in datasets}
         smaller = config.model_copy(update={"without": (*config.without, *absent)})
-        rest = plan_run(smaller, load_artifacts(ARTIFACTS, [name]), Paper.read(PAPER))
+        rest = plan_run(smaller, {name: load_artifacts(ARTIFACTS, config.artifacts)[name]}, Paper.read(PAPER))
         if job["kind"] != "pictures" and whole(rest):
             labels = sorted((config.models.get(one) or config.datasets[one]).label for one in absent)
             note = f"Not measured yet, and left out: {', '.join(labels)}."

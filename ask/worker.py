@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ADDRESS = "ASK_WORKER"
 """Environment variable that names the server's socket; empty: no server."""
+STARTER = "ASK_STARTER"
+"""Environment variable that names the process of a local run, without which its jobs end."""
 PRELOADED = ("torch", "numpy", "scipy.special", "safetensors.torch", "yaml", "ask.measure.cells", "ask.measure.data")
 """What most jobs import, our own code included: what a run began with is what it runs to its end."""
 LARGE = ("torch._dynamo", "pandas", "matplotlib.backends.backend_agg")
@@ -63,14 +65,17 @@ _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 def start() -> None:
     """Start a server that lives as long as this process, and name it in the environment; does nothing on failure."""
+    os.environ[STARTER] = str(os.getpid())
     if os.environ.get(ADDRESS) == "" or not hasattr(os, "fork"):
         return
     import subprocess
     import tempfile
 
-    address = f"{tempfile.mkdtemp(prefix='ask-')}/worker"  # in a folder that is readable by this user alone
+    # A folder that is readable by this user alone; a socket's address has at most 107 bytes.
+    short = len(os.fsencode(tempfile.gettempdir())) < 80
+    address = f"{tempfile.mkdtemp(prefix=_prefix(), dir=None if short else '/tmp')}/worker"
     # Passive waiting: see __main__.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **dict.fromkeys(_ONE_THREAD, "1")}
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "MPLBACKEND": "agg"}
     server = subprocess.Popen(
         [sys.executable, "-m", "ask.worker", address],
         stdin=subprocess.PIPE,  # its end tells the server that this process is gone
@@ -84,13 +89,18 @@ def start() -> None:
         _kept.append(server)
 
 
+def _prefix() -> str:
+    """Of the name of a server's folder: a job of a cluster has one of its own, within what it was granted."""
+    return f"ask-{os.environ.get('SLURM_JOB_ID', 'here')}-"
+
+
 _kept: list["subprocess.Popen[bytes]"] = []
 
 
 def run(arguments: Sequence[str]) -> int | None:
     """Exit status of a command run by the server; None where there is none to run it."""
     address = os.environ.get(ADDRESS)
-    if not address or "SLURM_JOB_ID" in os.environ:
+    if not address or not address.rpartition("/")[0].rpartition("/")[2].startswith(_prefix()):
         return None
     with socket.socket(socket.AF_UNIX) as connection:
         try:
@@ -178,6 +188,7 @@ def _answer(connection: socket.socket) -> None:
         import threading
 
         threading.Thread(target=_end_with_command, args=(connection,), daemon=True).start()
+        settle()
         status = _run(request["arguments"])
     except (KeyboardInterrupt, ConnectionError):
         status = 128 + signal.SIGINT
@@ -209,15 +220,51 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _end_with_command(connection: socket.socket) -> None:
-    import time
-
     with suppress(OSError):
         if connection.recv(1):
             return
-        # One interrupt may be lost: just before a system call that blocks, or raised where Python can't pass it on.
-        while True:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+        _interrupt()
+
+
+def _interrupt() -> None:
+    import time
+
+    # One interrupt may be lost: just before a system call that blocks, or raised where Python can't pass it on.
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def settle() -> None:
+    """Ready this process for a command: it prints what it can, whatever the locale, and ends with its run.
+
+    Snakemake cannot stop its jobs when it is killed itself; a second run would start the same ones beside them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    starter = os.environ.get(STARTER, "")
+    if starter.isdigit() and _runs(int(starter)):  # a container may not see it
+        import threading
+
+        threading.Thread(target=_end_with_run, args=(int(starter),), daemon=True).start()
+
+
+def _end_with_run(starter: int) -> None:
+    import time
+
+    while _runs(starter):
+        time.sleep(1)
+    sys.stderr.write("the run that started this job is gone: ending\n")
+    _interrupt()
+
+
+def _runs(process: int) -> bool:
+    with suppress(PermissionError):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+    return True
 
 
 def _home() -> str:

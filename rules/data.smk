@@ -1,11 +1,11 @@
 """Data sets.
 
 needs: the publishers' files, from their URLs or a mirror; nothing for embedded or a user's own data
-makes: data/prepared/<dataset>/{train,test}_{images,labels}.npy and facts.json
+makes: data/prepared/<dataset>-<key>/{train,test}_{images,labels}.npy and facts.json
 """
 
 MANIFEST = Made(raw(DATA, "{source}") / "manifest.json")
-FACTS = Made(prepared(DATA, "{dataset}") / "facts.json")
+FACTS = Made(DATA / "prepared/{prepared}/facts.json")
 
 
 rule download:
@@ -36,11 +36,11 @@ rule prepare:
         FACTS.needs,
     output:
         FACTS.pattern,
-        expand(prepared(DATA, "{{dataset}}") / "{split}_{kind}.npy", split=["train", "test"], kind=["images", "labels"]),
+        [FACTS.pattern.with_name(name) for name in STEPS["prepare"].also],
     log:
-        DATA / "logs/prepare-{dataset}.log",
+        DATA / "logs/prepare-{prepared}.log",
     benchmark:
-        DATA / "logs/prepare-{dataset}.tsv"
+        DATA / "logs/prepare-{prepared}.tsv"
     # All else waits for data; with two threads it would have to wait for two idle cores.
     priority: 20
     conda:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ask.data import DataError, readers
+from ask.data import DataError, trees
 from ask.data.images import read_images, resize
-from ask.data.readers import members
+from ask.data.trees import members
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -68,7 +68,7 @@ def same(one: Arrays, other: Arrays) -> bool:
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MOST_FILES", 10), ("FILE_BYTES", 1000), ("TOTAL_BYTES", 2000)):
-        monkeypatch.setattr(readers, name, value)
+        monkeypatch.setattr(trees, name, value)
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "a\\..\\evil", "C:/evil"])

@@ -175,9 +175,9 @@ def begin(folder: Path, name: str, crafting: Crafting = as_it_comes, **training:
     """A run of four steps an epoch."""
     images, labels = load_images()
     job = make_job(method=METHODS[name], batch_size=32, **training)
-    return Run(
-        job, images[:148], labels[:148], torch.device("cuda"), Checkpoint(folder, job, "", ""), crafting=crafting
-    )
+    checkpoint = Checkpoint(folder, job, "", "")
+    gpu = torch.device("cuda")
+    return Run(job, images[:148], labels[:148], gpu, checkpoint, crafting=crafting, passes="bfloat16")
 
 
 def flat(run: Run) -> Tensor:

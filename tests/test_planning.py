@@ -1,5 +1,6 @@
 """Arithmetic against the real networks, predictions, and the terminal's commands."""
 
+import base64
 import json
 import os
 import subprocess
@@ -120,24 +121,33 @@ def test_weights_of_two_layers_are_given_or_searched() -> None:
     assert not any(getattr(task.job.attack, "omega", {}) for task in plan.of("calibrate"))
 
 
-def test_what_is_lost_is_made_again_only_where_it_is_needed(tmp_path: Path) -> None:
-    plan = in_folder(planned("demo"), tmp_path)
-    tasks, table, cell = plan.tasks, plan.run.table("table04"), plan.cells_of("table04")[0]
-    for output in tasks[table].outputs:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.touch()
-    assert why.reasons(tasks, [table]) == {}, "nothing but the table is there, and nothing else is asked for"
-    table.with_suffix(".md").unlink()
-    assert why.reasons(tasks, [table]) == {}
-    assert why.reasons(tasks, [table, table.with_suffix(".md")]).keys() == required(tasks, [table])
-    table.with_suffix(".md").touch()
-    cell.parent.mkdir(parents=True)
-    cell.touch()
-    os.utime(table, (0, 0))
-    found = why.reasons(tasks, [table])
-    assert found[table] == f"{cell} is newer", "and to make it again takes the other cells"
-    assert {tasks[path].name for path, reason in found.items() if reason == "not made yet"} > {"attack", "train"}
-    assert found[cell].startswith("needs "), "what it was measured with is made again"
+def test_evidence_that_came_without_notes_is_put_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone's files have the times of their arrival: what was measured from them must not be older."""
+    monkeypatch.chdir(tmp_path)
+    plan = planned("raw-pixels")
+    cell, other = (task for task in plan.of("attack") if task.output.name == "ask-l2-Lin-K5-e40-s20.json")
+    (calibration,) = (need for need in cell.needs if "calibration" in need.parts)
+    elsewhere = next(need for need in other.needs if "calibration" in need.parts)
+    for path in (cell.output, other.output, calibration, elsewhere, plan.run.benchmark(cell.output)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        job = plan.tasks[path].document if path in plan.tasks else None
+        path.write_text(json.dumps({"job": job and {**job, **({"steps": 1} if path == other.output else {})}}))
+        os.utime(path, (1000, 1000))
+    for path in (calibration, elsewhere):
+        os.utime(path, (2000, 2000))
+
+    def times(*paths: Path) -> list[float]:
+        return [path.stat().st_mtime for path in paths]
+
+    why.adopt(plan.tasks, plan.run)
+    assert times(cell.output, plan.run.benchmark(cell.output), calibration) == [2000] * 3
+    assert times(other.output) == [1000], "it was measured with other settings"
+    os.utime(calibration, (3000, 3000))
+    note = Path(".snakemake/metadata", base64.urlsafe_b64encode(str(calibration).encode()).decode())
+    note.parent.mkdir(parents=True)
+    note.touch()
+    why.adopt(plan.tasks, plan.run)
+    assert times(cell.output) == [2000], "Snakemake made that calibration here, and knows"
 
 
 def test_what_is_not_counted_takes_the_time_of_a_table() -> None:

@@ -57,7 +57,8 @@ class Settings(Spec):
     classifier_similarity: Similarity | None = None
     """Similarity of the classifier, if not that of the attack."""
     layers: tuple[Layer, ...] | None = None
-    """Layers of attack and classifier."""
+    """Layers of attack and classifier: `conv1` to `conv5`, the names that a network of your own gives its layers, or
+    `input` on raw pixels."""
     attack_layers: tuple[Layer, ...] | None = None
     """Layers of the attack."""
     dknn_layers: tuple[Layer, ...] | None = None

@@ -40,6 +40,8 @@ class LinfConfig(Spec):
 
     home: ClassVar[str]
     """Module of the attack; a job imports, and its code fingerprint counts, only its own."""
+    grid: ClassVar[Mapping[str, tuple[float, ...]]] = {}
+    """Parameters that a run searches beforehand, each with the values to try, for an attack that is added."""
     name: str
     eps: Fraction = 8 / PIXEL
     """l-infinity radius."""

@@ -6,7 +6,7 @@ A field that is added to a job is translated for stored records in :mod:`ask.con
 from pydantic import Field
 
 from ask.config.attacks import Attack, BlockConfig
-from ask.config.base import Layer, Precision, Similarity, Spec
+from ask.config.base import Key, Layer, Precision, Similarity, Spec
 from ask.config.data import DataSpec
 from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, TrainingSpec
 
@@ -30,16 +30,35 @@ class PrepareJob(Spec):
 
     dataset: str
     """Its name in the configuration."""
+    data: Key = ""
+    """What its arrays are made from."""
     spec: DataSpec
+    content: str = Field(default="", exclude_if=lambda content: not content)
+    """What changes when a user's own images do."""
 
 
 class FeatureSpec(Spec):
     """The feature function: a trained model of a data set, or the pixels."""
 
     dataset: str
+    data: Key = ""
+    """What its arrays are made from."""
     model: str
     network: NetworkSpec | None
-    """Null: raw pixels."""
+    """Null: raw pixels. Of a network of one's own, the layers that the job reads."""
+    code: str | None = Field(default=None, exclude_if=lambda code: code is None)
+    """Fingerprint of the code that makes a network of one's own, as far as it is no installed package's."""
+
+
+class AdoptJob(Spec):
+    """A network trained elsewhere, to become a model of the run."""
+
+    features: FeatureSpec
+    weights: str | None
+    """File; null: as the factory makes it."""
+    digest: str | None
+    """SHA-256 of that file."""
+    seed: int
 
 
 class IndexJob(Spec):
@@ -107,7 +126,7 @@ class CellJob(Spec):
     omega_from: str | None = None
     """Calibration id of the layer weights; null: equal weights."""
     alpha_from: str | None = None
-    """Calibration id of DkNN-Atk's alpha and learning rate, or of its guides."""
+    """Calibration id of DkNN-Atk's alpha and learning rate, of its guides, or of what an added attack declares."""
     blocks_from: tuple[str, ...] = ()
     """Id of each attacked layer's deep kNN blocks (AdvKnn)."""
     calibration_images: int | None = Field(default=None, exclude_if=lambda images: images is None)

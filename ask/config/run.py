@@ -1,7 +1,8 @@
 """The configuration of a run: types with units and sources, loading, and messages that contain the fix."""
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -17,6 +18,7 @@ from ask.errors import AskError
 
 T = TypeVar("T", bound=Spec)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+"""The configuration that overlays lie on."""
 
 
 class ConfigError(AskError):
@@ -38,6 +40,9 @@ class DatasetConfig(DataSpec):
 
     label: str
     """Name in tables."""
+    fingerprint: Literal["times", "content"] = "times"
+    """What tells that a user's own images have changed: names, sizes and times of the files, or (`content`) names and
+    content, for which every start of a run reads them all."""
     references_per_class: int = Field(default=2000, ge=1)
     """Size of a trial's reference set, per class: 2000 on CIFAR-10, 850 on Imagenette (paper, App. D-e)."""
     test_images: int | None = Field(default=None, ge=1)
@@ -88,9 +93,9 @@ class CalibrationConfig(Spec):
 class EvaluationConfig(Spec):
     """Defaults of every evaluation, which artifacts override."""
 
-    eps: Pixels = 8
+    eps: Pixels = Field(default=8, gt=0)
     """l-infinity radius, n/255 (paper, VI)."""
-    step_size: Pixels = 2
+    step_size: Pixels = Field(default=2, gt=0)
     """Sign step (kappa), n/255; the paper is silent, the released code says 2."""
     steps: int = Field(default=20, ge=1)
     """Gradient steps (paper, App. D-e)."""
@@ -151,7 +156,7 @@ class RunConfig(Spec):
     run: Name
     """Name of the run; results go to `results/<run>`."""
     title: str = ""
-    """One line on what the run is, for the report."""
+    """One line on what the run is, for the report; empty: the run's name."""
     note: str = ""
     """Remark at the top of the report."""
     seed: int = 0
@@ -161,6 +166,9 @@ class RunConfig(Spec):
     precision: Precision = "auto"
     """Of a network's passes in trainings and attacks; features, losses, searches and votes are float32, and so are the
     passes that classify. `auto` takes bfloat16 where it is measured to be at least 1.2 times faster, once a run."""
+    search: Literal["auto", "exact", "faiss"] = "auto"
+    """What finds nearest neighbours: `exact` (torch) or `faiss` (Flat, on a GPU where its CUDA build is installed), both
+    the same ones; `auto` takes what is measured to be faster on the machine (at least 1.2 times, for faiss)."""
     train_threads: int = Field(default=4, ge=1)
     """CPU threads of a training (fewer where a machine has fewer); narrow networks gain nothing from a second one.
     On a CPU, weights repeat bit for bit only at the same number."""
@@ -185,7 +193,8 @@ class RunConfig(Spec):
     timing: TimingConfig = TimingConfig()
     """How attacks are timed."""
     artifacts: Literal["all"] | tuple[str, ...] = "all"
-    """Artifacts to make: all of `config/artifacts`, or these."""
+    """Artifacts to make: all of `config/artifacts`, or these, by name. `all` among names stands for all of those; what
+    ends in `.yaml` is the path of one of your own, which no other run sees."""
     slices: dict[Name, SliceSpec] = Field(default_factory=dict)
     """Parts of the run that can be made one by one (`make slice-2`)."""
 
@@ -210,10 +219,19 @@ def load_run(raw: Mapping[str, Any], where: str = "configuration") -> RunConfig:
 def load_artifacts(folder: Path, chosen: Literal["all"] | Sequence[str]) -> dict[str, ArtifactConfig]:
     """The artifacts of a run by id (the file's name), in the order of the report."""
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    names = list(files) if chosen == "all" else list(chosen)
-    for name in names:
-        if name not in files:
-            raise ConfigError(f"artifacts: no file {folder / (name + '.yaml')}; known artifacts: {', '.join(files)}")
+    known, names = ", ".join(files), list[str]()
+    for name in [chosen] if isinstance(chosen, str) else chosen:
+        path = Path(name).expanduser()
+        if name == "all":
+            names += files
+        elif path.suffix == ".yaml":
+            if files.setdefault(path.stem, path) != path or not re.fullmatch(r"[A-Za-z0-9][\w-]*", path.stem):
+                raise ConfigError(f"artifacts: {path}: its name is taken, or no word; call the file otherwise")
+            names.append(path.stem)
+        elif name in files:
+            names.append(name)
+        else:
+            raise ConfigError(f"artifacts: no file {folder / (name + '.yaml')}; known artifacts: {known}")
     found = {name: _validate(ArtifactConfig, _read(files[name]), str(files[name])) for name in names}
     return dict(sorted(found.items(), key=lambda item: (*_rank(item[1]), item[0])))
 
@@ -224,12 +242,31 @@ def _rank(artifact: ArtifactConfig) -> tuple[int, int]:
     return CATEGORIES.index(artifact.category), 2 - source.startswith("Figure") - 2 * source.startswith("Table")
 
 
+def base(folder: Path = Path("config")) -> Path:
+    """Path of the base configuration in a folder; raises ConfigError where there is none: outside a checkout."""
+    if not (found := folder / "config.yaml").is_file():
+        what = "this works in a checkout of the repository only, for no package holds its Snakefile, config/ and rules/"
+        raise ConfigError(f"{found}: no such file; {what}; clone it and change to its folder")
+    return found
+
+
 def read_run(files: Sequence[Path]) -> RunConfig:
     """Read and merge configuration files as Snakemake does: mappings deeply, later files winning."""
     merged: dict[str, Any] = {}
     for path in files:
         merged = merge(merged, _read(path))
-    return load_run(merged, " + ".join(str(path) for path in files))
+    where = " + ".join(str(path) for path in files)
+    if overlays := [_read(path) for path in files[1:]]:
+        name_run([key for overlay in overlays for key in overlay], where)
+    return load_run(merged, where)
+
+
+def name_run(options: Collection[str], where: str) -> None:
+    """Raises ConfigError if overlays with these options leave a run's name, and so its results, to the paper's."""
+    if "run" not in options:
+        raise ConfigError(
+            f"{where}: no overlay names its `run`; add one, for results/<run> (`run: paper`: the paper's)"
+        )
 
 
 def read_spec(kind: type[T], path: Path) -> T:
@@ -237,13 +274,15 @@ def read_spec(kind: type[T], path: Path) -> T:
     return _validate(kind, _read(path), str(path))
 
 
-def export_mirror(config: RunConfig) -> None:
-    """Hand the mirror to the jobs through ``ASK_DATA_MIRROR``.
+def hand_on(config: RunConfig) -> None:
+    """Hand the mirror to the jobs through ``ASK_DATA_MIRROR``, and what searches through ``ASK_SEARCH``.
 
-    Not through their slices of the configuration, for where a file comes from does not change what it holds.
+    Not through their slices of the configuration, for where a file comes from does not change what it holds, nor what
+    finds neighbours which these are.
     """
     if config.data.mirror:
         os.environ["ASK_DATA_MIRROR"] = config.data.mirror
+    os.environ["ASK_SEARCH"] = config.search
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,7 +296,7 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except yaml.YAMLError as error:

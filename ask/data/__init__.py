@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from ask.lazy import exports
 
 if TYPE_CHECKING:
-    from ask.data.arrays import DataError, load
+    from ask.data.arrays import load
     from ask.data.downloading import download
     from ask.data.preparing import prepare
+    from ask.errors import DataError
 
 __all__ = ["DataError", "download", "load", "prepare"]
 __getattr__ = exports(

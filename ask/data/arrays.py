@@ -1,4 +1,4 @@
-"""Prepared arrays, memory-mapped, and the one exception of this package that users meet."""
+"""Prepared arrays, memory-mapped."""
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ask.errors import AskError
+from ask.errors import DataError
 
 SPLITS = ("train", "test")
-
-
-class DataError(AskError):
-    """A data set is missing, damaged or not what it should be.
-
-    The message names the file, what is wrong with it, what was expected and what to do about it.
-    """
 
 
 def load(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -21,9 +21,9 @@ from urllib.request import Request, urlopen
 
 from ask import paths
 from ask.config.data import DataSpec
-from ask.data.arrays import DataError
 from ask.data.readers import content
 from ask.data.sources import PUBLISHED, File
+from ask.errors import DataError
 from ask.files import digest, locked, write, write_json
 
 MANIFEST = "manifest.json"

@@ -1,21 +1,18 @@
-"""Trees of image files, ``<split>/<class>/<file>``, in folders and archives, and resizing."""
+"""Images of trees of files (:mod:`ask.data.trees`), and resizing."""
 
-import re
 import struct
-from collections import defaultdict
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ask.data.arrays import DataError
-from ask.data.readers import DAMAGE, Member, Split, members
+from ask.data.readers import Split
+from ask.data.trees import DAMAGE, Member, splits
+from ask.errors import DataError
 
-_LAYOUT = "expected <split>/<class>/<file>, with splits `train` and `test` (or `val`)"
-_PLACE = re.compile(r"(?P<split>train|test|val)/(?P<class>[^/]+)/[^/]+(?P<deeper>/.*)?")
-_HIDDEN = re.compile(r"(^|/)(\.|(__MACOSX|Thumbs\.db|desktop\.ini)(/|$))")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 
 
@@ -25,12 +22,13 @@ def read_images(
     """Read trees of image files together, in order of class and file name; grey if all files are, else RGB.
 
     Hidden files, and files that do not lie in a class folder of a known split, are left out. The splits may lie in one
-    folder of their own. Transparency is dropped.
+    folder of their own. Images are as a photo viewer shows them: turned as their EXIF orientation says, and what is
+    transparent over white.
 
     Args:
         paths: Folders, zips or tar archives.
         side: Pixels to which images will be resized; None: all must have the same size.
-        classes: Class folders in order of class number; empty: those of the training images, sorted by name.
+        classes: As in `splits`.
 
     Returns:
         The class folders, and the splits, whose images are decoded (once) as they are iterated.
@@ -38,21 +36,12 @@ def read_images(
     Raises:
         DataError: a split is missing, a class is unknown, or an archive or image is damaged or of a wrong kind.
     """
-    where = ", ".join(map(str, paths))
-    tree = _tree(paths)
-    files: dict[str, list[Member]] = {}
-    labels: dict[str, NDArray[np.int64]] = {}
-    for split, top in (("train", "train"), ("test", "test" if "test" in tree else "val")):
-        if top not in tree:
-            raise DataError(f"{where}: no images of split {split}; {_LAYOUT}")
-        classes = classes or tuple(sorted(tree[top]))
-        if unknown := sorted(tree[top].keys() - set(classes)):
-            raise DataError(f"{where}: {top}/{unknown[0]} is none of the classes {', '.join(classes)}; remove it")
-        by_class = [sorted(tree[top][name], key=lambda member: member.name) for name in classes]
-        files[split] = [member for inside in by_class for member in inside]
-        labels[split] = np.repeat(np.arange(len(classes), dtype=np.int64), [len(inside) for inside in by_class])
+    classes, found = splits(paths, classes)
+    files = {split: [member for inside in by_class for member in inside] for split, by_class in found.items()}
+    numbers = np.arange(len(classes), dtype=np.int64)
+    labels = {split: np.repeat(numbers, [len(inside) for inside in by_class]) for split, by_class in found.items()}
     mode = _common_mode(files["train"] + files["test"], side)
-    images = {split: (_pixels(_opened(member, mode)) for member in files[split]) for split in files}
+    images = {split: (_pixels(opened(member, mode)) for member in files[split]) for split in files}
     return classes, {split: Split(images[split], labels[split]) for split in files}
 
 
@@ -69,28 +58,11 @@ def resize(pixels: NDArray[np.uint8], side: int | None) -> NDArray[np.uint8]:
     return _pixels(image.resize((side, side), Image.Resampling.NEAREST if whole else Image.Resampling.BILINEAR))
 
 
-def _tree(paths: list[Path]) -> dict[str, dict[str, list[Member]]]:
-    """Files by split and class; hidden ones and those that lie elsewhere are left out."""
-    tree: dict[str, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
-    for path in paths:
-        shown = [member for member in members(path) if not _HIDDEN.search(member.name)]
-        tops = {member.name.partition("/")[0] for member in shown}
-        around = f"{tops.pop()}/" if len(tops) == 1 and not tops & {"train", "test", "val"} else ""
-        for member in shown:
-            name = member.name.removeprefix(around)
-            place = _PLACE.fullmatch(name)
-            if place and place["deeper"]:
-                raise DataError(f"{member}: lies too deep, {_LAYOUT}; move its images up")
-            if place:
-                tree[place["split"]][place["class"]].append(member._replace(name=name))
-    return tree
-
-
 def _common_mode(files: list[Member], side: int | None) -> str:
     """``L`` if all images are grey, else ``RGB``; checks their sizes if they are not going to be resized."""
     modes, first = set(), None
     for member in files:
-        image = _opened(member)
+        image = opened(member)
         modes.add(image.mode)
         first = first or image.size
         if side is None and image.size != first:
@@ -101,17 +73,28 @@ def _common_mode(files: list[Member], side: int | None) -> str:
     return "L" if modes <= {"1", "L"} else "RGB"
 
 
-def _opened(member: Member, mode: str | None = None) -> Image.Image:
+def opened(member: Member, mode: str | None = None) -> Image.Image:
     """An image, converted to ``mode``; without one, its pixels cannot be read any more."""
     try:
         with Image.open(BytesIO(member.read()), formats=_FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixel format {image.mode}, expected 8 bits a channel")
-            return image.convert(mode) if mode else image
+            if mode or "exif" in image.info:  # which may swap width and height
+                with suppress(SyntaxError, struct.error):  # damaged EXIF turns nothing
+                    ImageOps.exif_transpose(image, in_place=True)
+            return _over_white(image).convert(mode) if mode else image
     # What else Pillow raises on damaged files; UnidentifiedImageError and truncation are OSErrors.
     except (*DAMAGE, SyntaxError, IndexError, struct.error, Image.DecompressionBombError) as error:
         expected = f"expected {', '.join(_FORMATS)}"
         raise DataError(f"{member}: not a readable image ({error}), {expected}; replace or remove it") from error
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """An image without transparency."""
+    if not image.has_transparency_data:
+        return image
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from ask import paths
 from ask.config.data import DataSpec
-from ask.data.arrays import SPLITS, DataError
+from ask.data.arrays import SPLITS
 from ask.data.downloading import MANIFEST, ZIP_FORM, lock, own_images, read_manifest
 from ask.data.images import read_images, resize
 from ask.data.readers import Split, read_cifar, read_digits, read_mnist
 from ask.data.sources import PUBLISHED
+from ask.errors import DataError
 from ask.files import write_text
 
 TOLERANCE = 1e-4  # largest difference from known means and deviations, which are published to four digits
@@ -38,7 +39,7 @@ def prepare(spec: DataSpec, root: Path, name: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise DataError(f"data set name {name!r}: use letters, digits, `_`, `-` and `.` only")
-    target = paths.prepared(root, name)
+    target = root / "prepared" / name
     build, old = target.with_name(f".{name}.tmp"), target.with_name(f".{name}.old")
     with lock(target):
         # Left over from a run that was killed: nobody else can be at work in it, for the lock is ours.

@@ -1,30 +1,18 @@
-"""Readers of folders and archives, IDX files, CIFAR-10's binary version and scikit-learn's digits."""
+"""Readers of IDX files, CIFAR-10's binary version and scikit-learn's digits."""
 
 import gzip
 import math
-import os
-import stat
 import struct
-import tarfile
-import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ask.data.arrays import DataError
-
-# What is read at most, a guard against decompression bombs: of a file, and of an archive; an ImageNet fits.
-FILE_BYTES = 256 << 20
-TOTAL_BYTES = 256 << 30
-MOST_FILES = 2_000_000
-
-# What damaged files raise; RuntimeError: the member is encrypted or of an unknown compression.
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+from ask.data.trees import FILE_BYTES, members
+from ask.errors import DataError
 
 
 class Split(NamedTuple):
@@ -32,73 +20,6 @@ class Split(NamedTuple):
 
     images: Iterable[NDArray[np.uint8]]  # in order, each (C, H, W)
     labels: NDArray[np.int64]  # class numbers, shape (N,)
-
-
-class Member(NamedTuple):
-    """A file in an archive or folder."""
-
-    name: str  # path inside, with forward slashes
-    origin: str  # the archive or folder, for messages
-    content: Callable[[], bytes]
-
-    def read(self) -> bytes:
-        """The content; DataError if it is damaged."""
-        try:
-            return self.content()
-        except DAMAGE as error:
-            raise DataError(f"{self}: unreadable ({error}); get it anew, or remove it") from error
-
-    def __str__(self) -> str:
-        return f"{self.origin}/{self.name}"
-
-
-def members(path: Path) -> list[Member]:
-    """The files of a folder (links are followed), a zip or a compressed tar archive (then held in memory).
-
-    Raises:
-        DataError: not an archive, a damaged one, or one with unsafe or too large members.
-    """
-    if path.is_dir():
-        files = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
-        return [Member(file.relative_to(path).as_posix(), str(path), file.read_bytes) for file in files]
-    found: list[Member] = []
-    tar, total = path.name.endswith((".tgz", ".tar.gz")), 0
-    try:
-        for name, size, regular, content in _entries(path, tar):
-            total += size
-            wrong = ""
-            if name.startswith("/") or "\\" in name or ".." in name.split("/") or name[1:2] == ":":
-                wrong = "its path is absolute, climbs with `..` or has backslashes"
-            elif not regular:
-                wrong = "it is a link or a device"
-            elif len(found) == MOST_FILES or size > FILE_BYTES or total > TOTAL_BYTES:
-                wrong = f"at most {MOST_FILES} files of {FILE_BYTES} bytes, {TOTAL_BYTES} in all, are read"
-            if wrong:
-                raise DataError(
-                    f"{path}: member {name!r} refused: {wrong}; make the archive anew, with plain files only"
-                )
-            member = Member(PurePosixPath(name).as_posix(), str(path), content)
-            found.append(member._replace(content=partial(bytes, member.read())) if tar else member)
-    except DAMAGE as error:
-        raise DataError(f"{path}: not a readable archive ({error}); get it anew") from error
-    return found
-
-
-def _entries(path: Path, tar: bool) -> Iterator[tuple[str, int, bool, Callable[[], bytes]]]:
-    """Files in an archive, in its order: name, size, whether each is a regular file, and its content."""
-    if tar:
-        # Read from front to back, which is the only fast way in a compressed tar archive.
-        with tarfile.open(path, "r|*") as archive:
-            for info in archive:
-                stream = archive.extractfile(info) if info.isreg() else None
-                if not info.isdir():
-                    yield info.name, info.size, info.isreg(), stream.read if stream else bytes
-    else:
-        zipped = zipfile.ZipFile(path)  # closes itself with the last of its members
-        for entry in zipped.infolist():
-            regular = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG)
-            if not entry.is_dir():
-                yield entry.orig_filename, entry.file_size, regular, partial(zipped.read, entry)
 
 
 def content(path: Path) -> bytes:

@@ -37,4 +37,4 @@ def compare(job: CostJob, place: Place) -> dict[str, Any]:
 
 
 def _record(run: Run, dataset: str, model: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((run.model(dataset, model) / "config.yaml").read_text()))
+    return dict(yaml.safe_load((run.model(dataset, model) / "config.yaml").read_text(encoding="utf-8")))

@@ -8,6 +8,7 @@ from ask.config.jobs import DownloadJob, PrepareJob
 from ask.data.downloading import download
 from ask.data.preparing import prepare
 from ask.measure.place import Place
+from ask.paths import prepared
 
 
 def download_files(job: DownloadJob, place: Place) -> Path:
@@ -20,4 +21,4 @@ def prepare_arrays(job: PrepareJob, place: Place) -> Path:
     """Make a data set's arrays; returns their folder."""
     if job.spec.source in ("digits", "images"):
         download(job.spec, place.data, None)  # nothing to fetch: notes what is there
-    return prepare(job.spec, place.data, job.dataset)
+    return prepare(job.spec, place.data, prepared(place.data, job).name)

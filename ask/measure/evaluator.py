@@ -63,8 +63,8 @@ class Evaluator:
         self.classifiers = classifiers
         self.attacked, self.similarity = attacked, similarity
         self.layers = tuple(sorted({*attacked, *(layer for c in classifiers for layer in c.layers)}))
-        self.place, self.precision = place, precision
-        folder = prepared(place.data, features.dataset)
+        self.place, self.precision, self.features = place, precision, features
+        folder = prepared(place.data, features)
         images, labels = load(folder, "test")
         chosen = pick_test_images(len(labels), test_images, features.dataset)
         self.images = to_float(images[chosen], place.device)
@@ -96,9 +96,7 @@ class Evaluator:
     @cached_property
     def passes(self) -> Passes:
         """Precision of the network's passes in attacks."""
-        if self.network is None:
-            return "float32"
-        return settled(self.precision, self.place.device, self.place.run.root)
+        return passes_of(self.features, self.precision, self.place)
 
     @property
     def attacks_at_once(self) -> int:
@@ -131,6 +129,11 @@ class Evaluator:
             parts = [self.network.forward_with_features(batch, self.layers) for batch in images.split(FORWARD_BATCH)]
         features: dict[str, Tensor] = {layer: torch.cat([found[layer] for _, found in parts]) for layer in self.layers}
         return features, torch.cat([logits.argmax(1) for logits, _ in parts])
+
+
+def passes_of(features: FeatureSpec, precision: Precision, place: Place) -> Passes:
+    """Precision of a network's passes in attacks; on raw pixels there are none."""
+    return "float32" if features.network is None else settled(precision, place.device, place.run.root)
 
 
 class Trial:

@@ -31,9 +31,9 @@ def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArr
         (cells, k, channels, side, side), uint8.
     """
     first = job.cells[0]
-    folder = prepared(place.data, first.features.dataset)
+    folder = prepared(place.data, first.features)
     labels = load(folder, "test")[1]
-    names = json.loads((folder / "facts.json").read_text())["class_names"]
+    names = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["class_names"]
     chosen, rule = _choose(job, labels[pick_test_images(len(labels), first.test_images, first.features.dataset)], place)
     train_images, train_labels = load(folder, "train")
     shown, images, neighbours = [], [], []
@@ -83,7 +83,7 @@ def _choose(job: ExampleJob, labels: NDArray[np.int64], place: Place) -> tuple[i
     for cell in job.cells:
         path = place.run.cell(cell.features.dataset, cell.features.model, cell.id)
         wanted = job.classifier.model_dump(mode="json")
-        results = json.loads(path.read_text())["results"]
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
         position = [{key: result[key] for key in wanted} for result in results].index(wanted)
         with np.load(path.with_suffix(".npz")) as stored:
             clean_right &= stored["clean"][position, 0] == labels

@@ -66,7 +66,7 @@ def analyse(job: FailureJob, place: Place) -> dict[str, Any]:
 
 def _right(path: Path, classifier: ClassifierSpec) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which images (trials, images) a cell's classifier got right, clean and under attack."""
-    measured = json.loads(path.with_suffix(".json").read_text())
+    measured = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     wanted = classifier.model_dump(mode="json")
     place_of = [{key: r[key] for key in wanted} for r in measured["results"]].index(wanted)
     with np.load(path) as stored:

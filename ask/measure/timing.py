@@ -52,7 +52,7 @@ class _Racer:
     """One attack, ready to start, and what it took to get there."""
 
     def __init__(self, cell: CellJob, job: TimingJob, place: Place) -> None:
-        labels = load(prepared(place.data, cell.features.dataset), "test")[1]
+        labels = load(prepared(place.data, cell.features), "test")[1]
         self.available = min(cell.test_images or len(labels), len(labels))
         self.images = min(job.images, self.available)
         self.evaluator = Evaluator(
@@ -63,7 +63,7 @@ class _Racer:
 
     def _index(self, cell: CellJob, place: Place) -> None:
         """Compute the references' features, as the index step does for the whole training set."""
-        images, _ = load(prepared(place.data, cell.features.dataset), "train")
+        images, _ = load(prepared(place.data, cell.features), "train")
         seed = reference_seed(cell, 0)
         chosen = draw_references(self.evaluator.pool_labels, cell.references_per_class, seed)
         with torch.inference_mode():

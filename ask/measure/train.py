@@ -1,11 +1,13 @@
 """The step that trains a model."""
 
 import json
+from contextlib import ExitStack
 
 import torch
 
 from ask.config.training import TrainJob
 from ask.data.arrays import load
+from ask.files import locked
 from ask.hardware import describe, matmul_peak, usage
 from ask.measure.place import Place
 from ask.paths import prepared
@@ -14,12 +16,28 @@ from ask.training.loop import train
 
 
 def train_model(job: TrainJob, place: Place) -> None:
-    """Train a model on a prepared data set; continues where an earlier call was interrupted."""
-    folder = prepared(place.data, job.dataset)
+    """Train a model on a prepared data set; continues where an earlier call was interrupted.
+
+    One training at a time writes a model: a second one, as of a run whose predecessor was killed, waits.
+    """
+    lock = place.run.root / "scratch" / job.dataset / f"{job.model}.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, wait=False))
+        except BlockingIOError:
+            place.log(f"{job.model}: waiting for another training of it to end ({lock})")
+            stack.enter_context(locked(lock))
+        except OSError as error:  # as on some network file systems
+            place.log(f"{job.model}: cannot be locked against another training of it ({error})")
+        _train(job, place)
+
+
+def _train(job: TrainJob, place: Place) -> None:
+    folder = prepared(place.data, job)
     images, labels = load(folder, "train")
     by_test = job.training.selection == "test"
     test_images, test_labels = load(folder, "test") if by_test else (None, None)
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     passes = settled(job.precision, place.device, place.run.root)
     read = ("train", "test") if by_test else ("train",)
     train(

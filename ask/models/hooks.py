@@ -76,14 +76,20 @@ def hook_features(
         for layer in layers:
             if layer not in paths:
                 raise ValueError(f"unknown layer {layer!r}; choose from {', '.join(paths)}")
-        found = _outputs(module, {paths[layer]: known[paths[layer]] for layer in layers}, images)
+        with evaluating(module):
+            found, _ = outputs(module, {paths[layer]: known[paths[layer]] for layer in layers}, images)
         return {layer: found[paths[layer]].flatten(1) for layer in layers}
 
     return features
 
 
-def _outputs(module: nn.Module, wanted: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
-    """What submodules, given by path, return in a forward pass that ends at the last of them."""
+def outputs(
+    module: nn.Module, wanted: Mapping[str, nn.Module], images: Tensor, *, whole: bool = False
+) -> tuple[dict[str, Tensor], Any]:
+    """What submodules, given by path, return in a forward pass that ends at the last of them, or is ``whole``.
+
+    Then what the module returns comes with it. Raises ValueError as :func:`hook_features` says.
+    """
     found: dict[str, Tensor] = {}
 
     def keep(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -94,7 +100,7 @@ def _outputs(module: nn.Module, wanted: Mapping[str, nn.Module], images: Tensor)
             raise ValueError(
                 f"submodule {path!r} returns {what}, not a tensor (batch, ...); take one inside or after it"
             )
-        complete = len(found) + 1 == len(wanted)
+        complete = len(found) + 1 == len(wanted) and not whole
         # What follows may work in place, as ReLU(inplace=True) does.
         found[path] = output if complete else output.clone()
         if complete:
@@ -103,13 +109,13 @@ def _outputs(module: nn.Module, wanted: Mapping[str, nn.Module], images: Tensor)
     with ExitStack() as hooks:
         for path, submodule in wanted.items():
             hooks.enter_context(submodule.register_forward_hook(partial(keep, path)))
-        hooks.enter_context(evaluating(module))
+        result = None
         with suppress(_AllFound):
-            module(images)
+            result = module(images)
     missing = sorted(set(wanted) - set(found))
     if missing:
         raise ValueError(f"the forward pass does not run submodule {missing[0]!r}; take another one")
-    return found
+    return found, result
 
 
 _SCHEMAS = (

@@ -7,12 +7,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ask import files
+from ask.measure.journal import known
 from ask.paths import Run
 from ask.plan.provenance import fingerprint
-from ask.steps import STEPS, Step, modules_of
+from ask.steps import LONGEST, STEPS, Step, modules_of
+
+JOBS = Path(".snakemake/ask-jobs")
+"""Documents that are too long for a command line."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,17 @@ class Task:
         return str(self.job.model_dump_json())
 
     @cached_property
+    def argument(self) -> str:
+        """What its command is given: the document, or ``@`` and the file that holds it, where it is too long for that.
+
+        The file's name changes with the document, and the file is written if it is not there.
+        """
+        if len(whole := self.text.encode()) <= LONGEST:
+            return self.text
+        path = JOBS / f"{sha256(whole).hexdigest()[:20]}.json"
+        return f"@{path if path.is_file() else files.write_text(path, self.text)}"
+
+    @cached_property
     def document(self) -> dict[str, Any]:
         """The same, read."""
         return dict(json.loads(self.text))
@@ -72,10 +89,22 @@ class Task:
         """Whether its output is there; nothing is said of whether it is up to date."""
         return self.output.is_file()
 
+    @property
+    def counts_trials(self) -> bool:
+        """Whether it is measured trial by trial, and keeps what it has (:mod:`ask.measure.journal`)."""
+        return self.name == "attack"
+
+    @property
+    def trials_left(self) -> int:
+        """Trials that are still to be measured."""
+        return int(self.document["trials"]) - len(known(self.output, self.document, self.code))
+
     def seconds(self, run: Run) -> float | None:
         """Wall-clock time that it took, if Snakemake noted it."""
         try:
-            header, values = (line.split("\t") for line in run.benchmark(self.output).read_text().splitlines()[:2])
+            header, values = (
+                line.split("\t") for line in run.benchmark(self.output).read_text(encoding="utf-8").splitlines()[:2]
+            )
         except (OSError, ValueError):  # not noted, or no output of the run's own
             return None
         return float(dict(zip(header, values, strict=False)).get("s", "nan"))

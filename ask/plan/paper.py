@@ -25,8 +25,8 @@ class Paper:
     @classmethod
     def read(cls, folder: Path) -> "Paper":
         """Both files of a folder."""
-        with (folder / "tables.csv").open(newline="") as tables, (folder / "claims.csv").open(newline="") as claims:
-            return cls(list(csv.DictReader(tables)), {row["id"]: row for row in csv.DictReader(claims)})
+        tables, claims = (_rows(folder / name) for name in ("tables.csv", "claims.csv"))
+        return cls(tables, {row["id"]: row for row in claims})
 
     def claimed(self, claim: str) -> float:
         """The number of a claim; raises AskError if it has none."""
@@ -68,3 +68,9 @@ class Paper:
             if all(row[name] in ("", value) or not value for name, value in wanted.items()):
                 return float(row["value_percent"]), float(row["ci95_percent"]) if row["ci95_percent"] else None
         return None, None
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV, in UTF-8 with or without the mark that spreadsheets put first."""
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        return list(csv.DictReader(stream))

@@ -20,7 +20,8 @@ from ask.config.artifacts import (
 )
 from ask.config.attacks import PIXEL
 from ask.config.jobs import CellJob, ClassifierSpec
-from ask.config.run import ConfigError, RunConfig, load_artifacts, read_run
+from ask.config.run import ConfigError, RunConfig, base, load_artifacts, read_run
+from ask.data.sources import PUBLISHED
 from ask.errors import AskError
 from ask.paths import Run
 from ask.plan.graph import Task
@@ -28,9 +29,12 @@ from ask.plan.paper import Paper
 from ask.plan.settings import Resolver, leave_out, merge_levels, product
 from ask.plan.tasks import Subject, TaskMaker
 
-SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes", "labels")
-"""What every artifact's document holds."""
-ARTIFACTS, PAPER = Path("config/artifacts"), Path("config/paper")
+SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes", "labels", "comparable")
+"""What the report needs of an artifact's document."""
+CONFIG = Path("config")
+if not CONFIG.is_dir():  # in another folder than the project's, as with `snakemake --directory`
+    CONFIG = Path(__file__).resolve().parents[2] / CONFIG
+ARTIFACTS, PAPER = CONFIG / "artifacts", CONFIG / "paper"
 MEASUREMENTS = ("attack", "failures", "timing", "cost", "study")
 """Steps whose records artifacts show."""
 
@@ -69,7 +73,7 @@ class Plan:
 
 def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
     """The plan of the base configuration and overlays, from the project's folder; at most so many trials."""
-    config = read_run([Path("config/config.yaml"), *overlays])
+    config = read_run([base(CONFIG), *overlays])
     if trials:
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_trials": trials})})
     return plan_run(config, load_artifacts(ARTIFACTS, config.artifacts), Paper.read(PAPER))
@@ -94,16 +98,16 @@ def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
     cells = [task.job for task in plan.of("attack")]
     used = {cell.features.dataset for cell in cells}
     replaced = [
-        f"{config.datasets[stand_in.dataset].label} in place of {config.datasets[name].label}"
-        for name, stand_in in config.stand_ins.items()
-        if stand_in.dataset in used and name in config.datasets
+        f"{config.datasets[one.dataset].label} in place of {PUBLISHED[name].title if name in PUBLISHED else name}"
+        for name, one in Resolver(config).replaced().items()
+        if one.dataset in used
     ]
     return {
         "run": config.run,
-        "title": config.title,
+        "title": config.title or ("The paper's settings" if config.run == "paper" else f"Run {config.run}"),
         "note": config.note,
         "configfile": _configfile(config),
-        "artifacts": [{key: job[key] for key in SHOWN} for job in plan.artifacts.values()],
+        "artifacts": [{key: job[key] for key in SHOWN if key in job} for job in plan.artifacts.values()],
         "configuration": {
             "data sets": [config.datasets[name].label for name in config.datasets if name in used],
             "stand_ins": replaced,
@@ -126,7 +130,7 @@ def claims_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
     return {
         "claims": str(PAPER / "claims.csv"),
         "kinds": {name: job["kind"] for name, job in plan.artifacts.items()},
-        "stand_ins": {name: stand_in.model_dump(mode="json") for name, stand_in in config.stand_ins.items()},
+        "stand_ins": {name: one.model_dump(mode="json") for name, one in Resolver(config).replaced().items()},
         "labels": {name: names.get(name, dataset.label) for name, dataset in config.datasets.items()},
         "command": f"snakemake --cores all results/{config.run}/claims.csv{overlay}",
     }
@@ -246,8 +250,8 @@ class _Planner:
         return asked
 
     def _comparable(self, found: Iterable[Mapping[str, Any]]) -> bool:
-        """Whether all values are of the data sets that the paper used."""
-        replacements = {stand_in.dataset for stand_in in self.config.stand_ins.values()}
+        """Whether all values are of the data sets that the paper used, as published."""
+        replacements = {stand_in.dataset for stand_in in self.settings.replaced().values()}
         return not any(entry["columns"]["dataset"] in replacements for entry in found)
 
     def _labels(
@@ -280,7 +284,7 @@ class _Planner:
         entry = self._single(artifact, asked)
         seeds = (
             1
-            if self.settings.is_raw(asked["model"]) or asked["metric"] in get_args(CostMetric)
+            if not self.settings.is_trained(asked["model"]) or asked["metric"] in get_args(CostMetric)
             else asked["training_seeds"]
         )
         if seeds > 1:
@@ -331,7 +335,7 @@ class _Planner:
     def _cost(self, subject: Subject, metric: str) -> dict[str, Any]:
         """A value of the comparison of a model's training with plain adversarial training."""
         dataset, model = subject.features.dataset, subject.features.model
-        if "at" not in self.config.models or subject.features.network is None:
+        if "at" not in self.config.models or not self.settings.is_trained(subject.method):
             raise ConfigError(f"metric {metric!r} compares a trained model with model 'at'; name both in `models`")
         name = self.make.cost(subject, "at")
         columns = dict.fromkeys(SETTING_COLUMNS, "") | {"dataset": dataset, "model": model}

@@ -134,7 +134,7 @@ def _fit(pairs: Sequence[tuple[float, float]]) -> Speed:
 def gain_of(run: Run) -> float:
     """How many times faster than in float32 a run's passes are that may be in bfloat16; 1 until that is settled."""
     try:
-        found = json.loads((run.root / "precision.json").read_text())
+        found = json.loads((run.root / "precision.json").read_text(encoding="utf-8"))
         return float(found["gflops"][found["precision"]] / found["gflops"]["float32"])
     except OSError:
         return 1.0
@@ -161,20 +161,30 @@ def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
     for path, task in plan.tasks.items():
         seconds = task.seconds(plan.run)
         if seconds is not None and (task.group in LIGHT or hardware_of(task, plan.run).startswith(name)):
-            found[task.group].append((costs[path].flop, seconds))
+            found[task.group].append((costs[path].flop * _share(task), seconds))
     return found
+
+
+def _share(task: Task) -> float:
+    """Of a finished job's trials, those that were measured when its time was noted: the others were known."""
+    if not task.counts_trials:
+        return 1.0
+    record = json.loads(task.output.read_text())
+    return 1 - float(record["known"] / record["job"]["trials"]) if "known" in record else 1.0
 
 
 def hardware_of(task: Task, run: Run) -> str:
     """What a finished job ran on, by its record; indexes and blocks have none and go by their model's."""
     if task.output.suffix == ".json":
         try:
-            return str(json.loads(task.output.read_text()).get("hardware") or "")
+            return str(json.loads(task.output.read_text(encoding="utf-8")).get("hardware") or "")
         except OSError:
             return ""
     features = getattr(task.job, "features", task.job)
     record = run.model(getattr(features, "dataset", ""), getattr(features, "model", "")) / "config.yaml"
-    found = re.search(r"^hardware: (.*)$", record.read_text(), re.MULTILINE) if record.is_file() else None
+    found = (
+        re.search(r"^hardware: (.*)$", record.read_text(encoding="utf-8"), re.MULTILINE) if record.is_file() else None
+    )
     return found[1] if found else ""
 
 

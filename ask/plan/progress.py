@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ask.config.training import TrainJob
-from ask.plan.cost import costs
+from ask.plan.cost import cost_left, costs
 from ask.plan.planner import Plan
 from ask.plan.predict import finished, gain_of, predictor
 
@@ -30,7 +30,7 @@ class Progress:
         counted = costs(plan)
         known = predictor(finished(plan, counted), gain=gain_of(plan.run))
         self.work = {
-            path: known.speed(plan.tasks[path].group).seconds(counted[path].flop)
+            path: known.speed(plan.tasks[path].group).seconds(cost_left(plan.tasks[path], counted[path]).flop)
             for path in outputs
             if path in plan.tasks
         }
@@ -57,7 +57,7 @@ class Progress:
         if not isinstance(job, TrainJob):
             return 0.0
         try:
-            epochs = len(path.with_name("history.csv").read_text().splitlines()) - 1
+            epochs = len(path.with_name("history.csv").read_text(encoding="utf-8").splitlines()) - 1
         except OSError:
             return 0.0
         return min(epochs / job.training.epochs, 0.99)

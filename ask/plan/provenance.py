@@ -8,10 +8,13 @@ settings are compared themselves. Nor does :mod:`ask.hardware`, which says what 
 
 import ast
 import hashlib
+import sys
+import sysconfig
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,22 @@ def fingerprint(modules: tuple[str, ...], package: Path = PACKAGE) -> str:
     return digest.hexdigest()[:16]
 
 
+def own_code(factory: str) -> str | None:
+    """Fingerprint of the module of ``module:function`` and what it imports of its own package, without importing it.
+
+    None for what is installed, whose versions change nothing either. Raises ImportError if there is no such module.
+    """
+    name = factory.partition(":")[0]
+    top = PathFinder.find_spec(name.partition(".")[0], [str(Path.cwd()), *sys.path])
+    if top is None:
+        raise ImportError(f"no module {name!r}; put its file into the project's folder, or install its package")
+    home = Path(next(iter(top.submodule_search_locations or ()), top.origin or "")).with_suffix("")
+    if not _file(name, home).is_file():
+        raise ImportError(f"no module {name!r} in {home}; mend its spelling")
+    installed = any(home.is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib"))
+    return None if installed else fingerprint((name,), home)
+
+
 def closure(modules: Iterable[str], package: Path = PACKAGE) -> set[str]:
     """The given modules and all modules of the package that they import, directly or not."""
     found: set[str] = set()
@@ -59,7 +78,7 @@ def closure(modules: Iterable[str], package: Path = PACKAGE) -> set[str]:
 @cache
 def read(name: str, package: Path = PACKAGE) -> Module:
     """Imports and hashes of a module."""
-    tree = ast.parse(_file(name, package).read_text())
+    tree = ast.parse(_file(name, package).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

@@ -2,12 +2,20 @@
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, get_args
 
 from ask.config.artifacts import ArtifactConfig, Axis, AxisValue, CostMetric, Settings
 from ask.config.attacks import VARIANTS
 from ask.config.jobs import FeatureSpec
 from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn
+from ask.config.training import NetworkSpec, OwnModule, layers_of
+from ask.data.sources import PUBLISHED
+from ask.plan.provenance import own_code
+from ask.plan.tasks import key_of, spec_of
+
+SIDES = {"cifar10": None, "imagenette": 128, "mnist": None, "fashion_mnist": None}
+"""The paper's data sets, and the sides to which it resizes them (App. D-a)."""
 
 
 class Resolver:
@@ -87,8 +95,23 @@ class Resolver:
         """A data set's own name, with those of the paper's that it stands in for."""
         replaced = [known for known, stand_in in self.config.stand_ins.items() if stand_in.dataset == name]
         originals = [self.config.datasets[known].label for known in replaced if known in self.config.datasets]
-        label = self.config.datasets[name].label
-        return f"{label} (in place of {' and '.join(originals)})" if originals else label
+        dataset = self.config.datasets[name]
+        if not as_published(name, dataset):
+            originals.append(f"the published {PUBLISHED[name].title}")
+        return f"{dataset.label} (in place of {' and '.join(originals)})" if originals else dataset.label
+
+    def replaced(self) -> dict[str, StandIn]:
+        """Stand-ins by name of the paper's data set; one that is of another source, or size, stands in for itself."""
+        others = {
+            name: StandIn(dataset=name)
+            for name, dataset in self.config.datasets.items()
+            if not as_published(name, dataset)
+        }
+        return others | self.config.stand_ins
+
+    def is_trained(self, model: str) -> bool:
+        """Whether a model is trained here."""
+        return model in self.config.models and self.config.models[model].base in ("at", "trades")
 
     def is_raw(self, model: str) -> bool:
         """Whether a model is the pixels themselves."""
@@ -96,14 +119,35 @@ class Resolver:
 
     def features(self, dataset: str, settings: DatasetConfig, model: str) -> FeatureSpec:
         """The feature function of a model on a data set; raises ConfigError if there is no network to train."""
+        key = key_of(dataset, spec_of(settings))
         if self.is_raw(model):
-            return FeatureSpec(dataset=dataset, model=model, network=None)
-        if settings.network is None:
+            return FeatureSpec(dataset=dataset, data=key, model=model, network=None)
+        method, place = self.config.models[model], f"datasets.{dataset}.network"
+        network = settings.network
+        if method.base == "external":
+            place = f"models.{model}"
+            network = NetworkSpec(**{name: getattr(method, name) for name in OwnModule.model_fields})
+            if method.weights and not Path(method.weights).expanduser().is_file():
+                raise ConfigError(f"{place}.weights: no file {method.weights}; mend the path, or put the file there")
+        if network is None:
             raise ConfigError(
-                f"model {model!r} needs a network on dataset {dataset!r};"
-                f" set `datasets.{dataset}.network` or use model 'raw'"
+                f"model {model!r} needs a network on dataset {dataset!r}; set `{place}` or use model 'raw'"
             )
-        return FeatureSpec(dataset=dataset, model=model, network=settings.network)
+        read = dict.fromkeys(layers_of(method), f"models.{model}.{method.regulariser}.layer")
+        if method.base != "external" and settings.training.selection != "holdout":
+            read["conv4"] = f"datasets.{dataset}.training.selection: holdout"
+        for layer, where in read.items():
+            if layer not in network.names:
+                known = ", ".join(network.names) or "none"
+                raise ConfigError(
+                    f"training of model {model!r} reads layer {layer!r}, and {place} has {known};"
+                    f" set `{where}` or `{place}.layers`"
+                )
+        try:
+            code = own_code(network.factory) if network.factory else None
+        except ImportError as error:
+            raise ConfigError(f"{place}.factory: {error}") from None
+        return FeatureSpec(dataset=dataset, data=key, model=model, network=network, code=code)
 
     def check(self, asked: dict[str, Any], dataset: str, settings: DatasetConfig, features: FeatureSpec) -> None:
         """Raises ConfigError for layers, attacks and K that the model or its references do not have."""
@@ -114,10 +158,21 @@ class Resolver:
             raise ConfigError("model 'raw' has no network to attack or to classify by; take another model")
         if features.network is None and layers != {"input"}:
             raise ConfigError(f"model 'raw' has the layer 'input' only, got {sorted(layers)}; remove `layers`")
-        if features.network is not None and "input" in layers:
+        known = features.network.names if features.network else ("input",)
+        if unknown := sorted(layers - set(known)):
+            only = " ('input' is model 'raw' only)" if unknown[0] == "input" else ""
             raise ConfigError(
-                f"layer 'input' exists for model 'raw' only, got model {features.model!r}; use conv1..conv5"
+                f"model {features.model!r} has no layer {unknown[0]!r}{only}; choose from {', '.join(known) or 'none'}"
             )
+        if asked["tau"] is not None and asked["attack"] != "ask":
+            raise ConfigError(
+                f"tau is ASK-Atk's, not attack {asked['attack']!r}'s; remove it, or set it where `attack: ask`"
+            )
+        for name in ("eps", "step_size"):
+            if asked["attack"] != "none" and not asked[name] > 0:
+                raise ConfigError(
+                    f"{name} = {asked[name]:g}, which is no attack; give n of 255 above 0, or `attack: none`"
+                )
         per_class = asked["references_per_class"] or settings.references_per_class
         largest = max(asked["k_in"], asked["k_out"], asked["classifier_k"])
         if largest > per_class:
@@ -125,6 +180,11 @@ class Resolver:
                 f"K = {largest} exceeds the {per_class} references a class of dataset {dataset!r};"
                 f" lower K or raise `datasets.{dataset}.references_per_class`"
             )
+
+
+def as_published(name: str, dataset: DatasetConfig) -> bool:
+    """Whether a data set, if it bears the name of one of the paper's, is that: its published files, at its size."""
+    return name not in SIDES or (dataset.source, dataset.image_size) == (name, SIDES[name])
 
 
 def leave_out(artifact: ArtifactConfig, names: set[str]) -> ArtifactConfig | None:

@@ -4,15 +4,17 @@ Ids are for people and are never parsed.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ask.config.attacks import ATTACKS, PIXEL, VARIANTS
-from ask.config.base import Precision, Spec
+from ask.config.base import LAYERS, Precision, Spec
 from ask.config.data import DataSpec
 from ask.config.jobs import (
+    AdoptJob,
     BlockJob,
     CalibrationJob,
     CellJob,
@@ -29,8 +31,10 @@ from ask.config.jobs import (
     TimingJob,
 )
 from ask.config.run import DatasetConfig, RunConfig, StandIn
-from ask.config.training import ModelSpec, TrainingSpec, TrainJob
+from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob, layers_of
 from ask.data.sources import PUBLISHED
+from ask.data.trees import fingerprint
+from ask.hardware import digest_of
 from ask.paths import Run, prepared
 from ask.plan.graph import Task
 from ask.steps import STEPS, output_of
@@ -59,12 +63,13 @@ class TaskMaker:
     """Adds the tasks that a measured value needs, sharing those that exist; :meth:`finish` when all are asked for."""
 
     def __init__(self, config: RunConfig, run: Run) -> None:
-        self.config, self.run, self.data = config, run, Path(config.data.root)
+        self.config, self.run, self.data = config, run, Path(config.data.root).expanduser()
         self.tasks: dict[Path, Task] = {}
         self._later: dict[Path, Callable[[], None]] = {}
 
     def put(self, name: str, job: Any, needs: Iterable[Path] = ()) -> Path:
         """Add a task, or replace the one of the same output; returns its output."""
+        job = _narrowed(job)
         output = output_of(name, job, self.run, self.data)
         self.tasks[output] = Task(name, job, output, tuple(dict.fromkeys(needs)))
         return output
@@ -86,7 +91,9 @@ class TaskMaker:
         elif attack and attack.name == "dknn":
             what = "guides" if _searches_guides(attack) else "alpha"
             given["alpha_from"] = self._calibration(what, subject, attack, asked, layers)
-        elif attack and attack.name == "advknn":
+        elif attack and attack.grid:
+            given["alpha_from"] = self._calibration("parameters", subject, attack, asked, layers)
+        if attack and attack.name == "advknn":
             given["blocks_from"] = tuple(self._block(subject, attack, asked, layer, trials) for layer in layers)
         if self.config.calibration.outside and (given.keys() & {"tau_from", "alpha_from"}):
             given["calibration_images"] = self.config.calibration.images
@@ -200,7 +207,7 @@ class TaskMaker:
         """All that an attack reads: data, weights, indexes, calibrations and blocks."""
         dataset, model = job.features.dataset, job.features.model
         layers = {*getattr(job.attack, "layers", ()), *(layer for c in classifiers for layer in c.layers)}
-        found = [prepared(self.data, dataset) / "facts.json"]
+        found = [prepared(self.data, job.features) / "facts.json"]
         if job.features.network is not None:
             found.append(self.run.weights(dataset, model))
         found += [self.run.index(dataset, model, layer) for layer in sorted(layers)]
@@ -209,13 +216,14 @@ class TaskMaker:
         return found + [self.run.blocks(dataset, model, name) for name in getattr(job, "blocks_from", ())]
 
     def _data(self, subject: Subject) -> Path:
-        if (known := prepared(self.data, subject.features.dataset) / "facts.json") in self.tasks:
+        if (known := prepared(self.data, subject.features) / "facts.json") in self.tasks:
             return known
-        spec = DataSpec(**{name: getattr(subject.dataset, name) for name in DataSpec.model_fields})
-        needs = [Path(spec.path)] if spec.path else []
+        spec, needs = spec_of(subject.dataset), []
+        own = fingerprint(Path(spec.path).expanduser(), subject.dataset.fingerprint) if spec.path else ""
         if spec.source in PUBLISHED and PUBLISHED[spec.source].files:
             needs = [self.put("download", DownloadJob(source=spec.source))]
-        return self.put("prepare", PrepareJob(dataset=subject.features.dataset, spec=spec), needs)
+        job = PrepareJob(dataset=subject.features.dataset, data=subject.features.data, spec=spec, content=own)
+        return self.put("prepare", job, needs)
 
     def _model(self, subject: Subject) -> list[Path]:
         """Data and, unless it is the pixels, the model."""
@@ -226,10 +234,16 @@ class TaskMaker:
         if (known := self.run.weights(features.dataset, features.model)) in self.tasks:
             return [data, known]
         method = self.config.models[subject.method]
+        if method.base == "external":
+            digest = digest_of(Path(method.weights).expanduser()) if method.weights else None
+            adopted = AdoptJob(features=features, weights=method.weights, digest=digest, seed=self.config.seed)
+            return [data, self.put("adopt", adopted, [data])]
         job = TrainJob(
             dataset=features.dataset,
+            data=features.data,
             model=features.model,
             network=features.network,
+            code=features.code,
             method=method.model_copy(update={"training": None, "epochs_factor": 1.0}),  # which `training` holds
             training=_training(dataset.training, method),
             precision=self.config.precision,
@@ -252,7 +266,7 @@ class TaskMaker:
         layers: tuple[str, ...],
         tau_from: tuple[str, ...] = (),
     ) -> str:
-        """Id of the search of tau, omega, alpha or guides for an attack on ``layers``.
+        """Id of the search of tau, omega, alpha, guides or what an added attack declares, for an attack on ``layers``.
 
         One for each model, similarity and layer, and for each eps, step size and variant unless the configuration
         says otherwise; at the run's K and number of steps.
@@ -275,6 +289,9 @@ class TaskMaker:
             "omega": [{"omega": value} for value in grid.omega],
             "alpha": self._dknn_points(attack),
             "guides": self._dknn_points(attack),
+            "parameters": [
+                dict(zip(attack.grid, values, strict=True)) for values in itertools.product(*attack.grid.values())
+            ],
         }
         name = f"{what}-{_attack_id(tuned, similarity)}{self._step_id(tuned, subject.scale)}"
         if self.run.calibration(subject.features.dataset, subject.features.model, name) in self.tasks:
@@ -317,7 +334,7 @@ class TaskMaker:
     def _block(self, subject: Subject, attack: Any, asked: Mapping[str, Any], layer: str, trials: int) -> str:
         """Id of AdvKnn's blocks of one layer, for at least so many trials."""
         features, similarity = subject.features, asked["similarity"]
-        name = f"{_SHORT.get(similarity, similarity)}-L{layer.removeprefix('conv')}-K{attack.k}"
+        name = f"{_SHORT.get(similarity, similarity)}-L{_where((layer,))}-K{attack.k}"
         known = self.tasks.get(self.run.blocks(features.dataset, features.model, name))
         job = BlockJob.model_validate(
             {
@@ -370,6 +387,40 @@ class TaskMaker:
         return f"-step{own:g}" if own != default else ""
 
 
+def _narrowed(job: Any) -> Any:
+    """A job on a network of one's own with no layers but those that it reads: naming another one re-runs nothing."""
+    if isinstance(job, TrainJob):
+        read = {*layers_of(job.method), *([] if job.training.selection == "holdout" else ["conv4"])}
+        return job.model_copy(update={"network": _only(job.network, read)})
+    features = getattr(job, "features", None)
+    if features is None or features.network is None or not features.network.factory:
+        return job
+    classifiers = [*getattr(job, "classifiers", ()), *filter(None, [getattr(job, "classifier", None)])]
+    read = {*getattr(getattr(job, "attack", None), "layers", ()), *filter(None, [getattr(job, "layer", None)])}
+    read |= {layer for one in classifiers for layer in one.layers}
+    features = features.model_copy(update={"network": _only(features.network, read)})
+    return job.model_copy(update={"features": features})
+
+
+def _only(network: NetworkSpec, read: set[str]) -> NetworkSpec:
+    return network.model_copy(update={"layers": {name: path for name, path in network.layers.items() if name in read}})
+
+
+def spec_of(dataset: DatasetConfig) -> DataSpec:
+    """What a data set's arrays are made from."""
+    return DataSpec(**{name: getattr(dataset, name) for name in DataSpec.model_fields})
+
+
+def key_of(name: str, spec: DataSpec) -> str:
+    """A data set's key, under which its arrays lie: of data sets of one name, each has its own.
+
+    Empty for a published data set as it is, under its own name.
+    """
+    if spec == DataSpec(source=spec.source) and name == spec.source:
+        return ""
+    return sha256(spec.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]
+
+
 def _training(shared: TrainingSpec, method: ModelSpec) -> TrainingSpec:
     """The training settings of a data set with those of a method in their place."""
     own, factor = method.training, method.epochs_factor
@@ -390,9 +441,15 @@ def _attack_id(attack: Spec, similarity: str, k: str = "") -> str:
     layers, eps = settings.get("layers"), f"e{settings['eps']:g}"
     if not layers:
         return f"{settings['name']}-{eps}"
-    where = "in" if layers == ["input"] else "".join(layer.removeprefix("conv") for layer in layers)
     variant = _SHORT.get(settings.get("variant", settings.get("optimizer", settings.get("target", ""))), "")
     if _searches_guides(attack):
         variant = "-successor-sign"
-    parts = [f"{settings['name']}{variant}", _SHORT.get(similarity, similarity), f"L{where}", k, eps]
+    parts = [f"{settings['name']}{variant}", _SHORT.get(similarity, similarity), f"L{_where(layers)}", k, eps]
     return "-".join(part for part in parts if part)
+
+
+def _where(layers: Sequence[str]) -> str:
+    """Layers in an id: ``34`` for conv3 and conv4, ``block2+norm`` for names of one's own."""
+    if all(layer in LAYERS for layer in layers):
+        return "".join("in" if layer == "input" else layer.removeprefix("conv") for layer in layers)
+    return "+".join(layers)

@@ -1,66 +1,158 @@
-"""Why a job would run again: its recorded configuration and code against what they are now.
+"""Why a job would run again: Snakemake's own decision, in words that name the value, the function or the file.
 
 Snakemake keeps each output's parameters: the job's slice of the configuration and the fingerprint of its code. What the
 fingerprint stood for is kept beside it (`remember`), so that changed functions can be named.
 """
 
 import ast
-import base64
 import json
+import os
 import re
+from base64 import urlsafe_b64encode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ask import files
-from ask.plan.graph import Task, Tasks, in_order, required
+from ask.config.stored import current
+from ask.errors import AskError
+from ask.measure.journal import without_trials
+from ask.paths import Run
+from ask.plan.graph import Task, Tasks, in_order
 from ask.plan.provenance import closure, fingerprint, read
+from ask.steps import LAST, RENDERED
 
 MISSING = object()
 _PLACE = re.compile(r"\[\d+\]")
-METADATA = Path(".snakemake/metadata")
 CODE = Path(".snakemake/ask-code.json")
 """What fingerprints stood for."""
 
 
-def reasons(tasks: Tasks, targets: Iterable[Path]) -> dict[Path, str]:
+def reasons(tasks: Tasks, targets: Iterable[Path] = (), overlays: Sequence[Path] = ()) -> dict[Path, str]:
     """Why each job would run to make targets, upstream first; jobs that are up to date have no entry.
 
-    Snakemake's rules: files that are not there are made only if they are targets or a job that runs needs them.
+    Args:
+        tasks: of the run that the overlays configure.
+        targets: files to make, from the project's folder; none: all of the run.
+        overlays: configuration files, as for snakemake.
+
+    Raises:
+        AskError: Snakemake cannot plan the run.
     """
-    known, asked = read_code(), set(targets)
-    wanted = required(tasks, asked)
-    own = {task.output: own_reason(task, known) for task in in_order(tasks) if task.output in wanted}
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.types import (
+        ConfigSettings,
+        DAGSettings,
+        OutputSettings,
+        Quietness,
+        RerunTrigger,
+        ResourceSettings,
+    )
+    from snakemake_interface_common.exceptions import WorkflowError
+
+    known, owners = read_code(), {str(output): task for task in tasks.values() for output in task.outputs}
     found: dict[Path, str] = {}
-    before = -1
-    while len(found) > before:
-        before = len(found)
-        for path, reason in own.items():
-            if any(output in asked and not output.is_file() for output in tasks[path].outputs):
-                reason = "not made yet"
-            upstream = next((f"needs {need}" for need in tasks[path].needs if need in found), "")
-            if reason or upstream:
-                found[path] = reason or upstream
-                asked.update(tasks[path].needs)
-    return {path: found[path] for path in own if path in found}
+    try:
+        with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+            config = ConfigSettings(configfiles=list(overlays))
+            parsed = api.workflow(ResourceSettings(cores=1), config_settings=config, snakefile=Path("Snakefile"))
+            # As the profiles have it: names of inputs follow from a job's settings, or are a cluster's batches.
+            triggers = frozenset(RerunTrigger.all()) - {RerunTrigger.INPUT}
+            parsed.dag(DAGSettings(targets=set(map(str, targets)), rerun_triggers=triggers))
+            workflow = parsed._workflow
+            workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True)
+            workflow._build_dag()
+            for job in (job for level in workflow.dag.toposorted() for job in level if workflow.dag.needrun(job)):
+                if task := next((owners[output] for output in job.output if output in owners), None):
+                    found[task.output] = in_words(task, workflow.dag.reason(job), known)
+    except WorkflowError as error:
+        raise AskError(f"snakemake cannot plan this run: {error}") from None
+    return found
 
 
-def own_reason(task: Task, known: Mapping[str, Any]) -> str:
-    """A reason that lies in a finished job itself; nothing if there is none."""
-    record = METADATA / base64.urlsafe_b64encode(str(task.output).encode()).decode()
-    if not task.done:
-        return ""
-    if record.is_file():  # without it Snakemake, too, goes by the files' times alone
-        params = [_plain(text) for text in json.loads(record.read_text()).get("params", ())]
-        before = next((value for value in params if isinstance(value, dict)), None)
-        if before is not None and before != task.document:
-            return "changed: " + "; ".join(summary(before, task.document))
-        code = next((value for value in params if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)), None)
-        if code and code != task.code:
-            return f"code changed: {changed_functions(known, code, task.modules)}"
-    newer = [need for need in task.needs if need.exists() and need.stat().st_mtime > task.output.stat().st_mtime]
-    return f"{newer[0]} is newer" if newer else ""
+def adopt(tasks: Tasks, run: Run) -> None:
+    """Put the times of measurements in order that came without Snakemake's notes, as from git or an archive.
+
+    Snakemake would go by the times of their arrival, and measure again. Only files count whose record is of the planned
+    job, and only against others that came likewise.
+    """
+    from ask.slices import covers
+
+    for task in in_order(tasks):
+        there = [path for path in (*task.outputs, run.benchmark(task.output)) if path.is_file()]
+        if task.step.stage in (RENDERED, LAST) or not there or _noted(task.output):
+            continue
+        needs = [need.stat().st_mtime_ns for need in task.needs if need.is_file() and not _noted(need)]
+        newest = max(needs, default=0)
+        if newest > min(path.stat().st_mtime_ns for path in there) and task.output.suffix == ".json":
+            record = json.loads(task.output.read_text(encoding="utf-8"))
+            if covers(current(record.get("job") or {}), task.document):
+                for path in there:
+                    with suppress(OSError):  # another user's
+                        os.utime(path, ns=(newest, newest))
+
+
+def _noted(path: Path) -> bool:
+    """Whether Snakemake made a file here, and noted how."""
+    return _notes(path).is_file()
+
+
+def _notes(path: Path) -> Path:
+    """Where Snakemake notes how it made a file."""
+    name = urlsafe_b64encode(str(path).encode()).decode()
+    parts = [name[start : start + 254] for start in range(0, len(name), 254)]
+    return Path(".snakemake/metadata", *(f"@{part}" for part in parts[:-1]), parts[-1])
+
+
+def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
+    """Snakemake's reason for a job: what lies in the job itself before what it only needs."""
+    if reason.incomplete_output:
+        return "left half-made"
+    if reason.params_changed:
+        return _parameters(task, list(map(_plain, reason.params_changed.only_old)), known)
+    if reason.code_changed:
+        return "its rule has changed"
+    if reason.updated_input:
+        return f"{min(reason.updated_input)} is newer"
+    if reason.missing_output:
+        return "not made yet"
+    return f"needs {min(reason.updated_input_run, default='what is not known')}"
+
+
+def _parameters(task: Task, before: Sequence[Any], known: Mapping[str, Any]) -> str:
+    """What changed of a job's parameters."""
+    job = next((value for value in before if isinstance(value, dict)), None)
+    if job is not None and job != task.document:
+        grows = task.counts_trials and without_trials(job) == without_trials(task.document)
+        left = f"; {task.trials_left} of {task.document['trials']} trials to measure" if grows else ""
+        return "changed: " + "; ".join(summary(job, task.document)) + left
+    code = next((value for value in before if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)), None)
+    if code and code != task.code:
+        return f"code changed: {changed_functions(known, code, task.modules)}"
+    return f"changed: what its rule is given, which was {', '.join(map(str, before)) or 'less'}"
+
+
+def recorded(task: Task) -> tuple[dict[str, Any] | None, str | None]:
+    """The job and the fingerprint of its code that Snakemake recorded of an output; None where it did not.
+
+    Without them Snakemake, too, goes by the files' times alone.
+    """
+    record = _notes(task.output)
+    params = [_plain(text) for text in json.loads(record.read_text()).get("params", ())] if record.is_file() else []
+    before = next((value for value in params if isinstance(value, dict)), None)
+    codes = (value for value in params if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value))
+    return before, next(codes, None)
+
+
+def resized(task: Task) -> bool:
+    """Whether a finished job would run again for no other reason than its number of trials."""
+    if not (task.done and task.counts_trials):
+        return False
+    before, code = recorded(task)
+    other = before is not None and before != task.document
+    return other and code == task.code and without_trials(before or {}) == without_trials(task.document)
 
 
 def summary(before: Any, now: Any, most: int = 3) -> list[str]:
@@ -97,7 +189,7 @@ def remember(steps: Iterable[tuple[str, ...]]) -> None:
 
 def read_code() -> dict[str, Any]:
     """What was noted: modules of each fingerprint, and functions of each module."""
-    return dict(json.loads(CODE.read_text())) if CODE.is_file() else {"fingerprints": {}, "modules": {}}
+    return dict(json.loads(CODE.read_text(encoding="utf-8"))) if CODE.is_file() else {"fingerprints": {}, "modules": {}}
 
 
 def changed_functions(known: Mapping[str, Any], code: str, modules: tuple[str, ...]) -> str:
@@ -120,8 +212,10 @@ def _plain(text: str) -> Any:
     """A recorded parameter: Snakemake keeps its representation, ours are JSON documents and words."""
     try:
         value = ast.literal_eval(text)
+        if isinstance(value, str) and value.startswith("@"):
+            value = Path(value[1:]).read_text(encoding="utf-8")
         return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
-    except (SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         return text
 
 

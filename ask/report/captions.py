@@ -23,6 +23,7 @@ WORDS = {
     "about": "case",
 }
 """Columns of a tidy CSV in words, where not as they are."""
+NOT_COMPARABLE = "Not comparable: measured on stand-in data; the paper's values are of its own data sets."
 NAMES = {
     "at": "AT",
     "at-snn": "AT+SNN",
@@ -68,7 +69,7 @@ def settings_of(rows: pd.DataFrame, cells: Iterable[Json], labels: Mapping[str, 
     steps = [f"{job['attack']['step_size']:g}" for job in jobs if (job.get("attack") or {}).get("step_size")]
     networks = [job["features"]["network"] for job in jobs if job["features"].get("network")]
     numbers = {
-        "network": listed(f"{worded(one['name'])}{_width(one.get('width', 1))}" for one in networks),
+        "network": listed(map(_network, networks)),
         "step size": listed(steps, "/255"),
         "references a class": listed(f"{job['references_per_class']:,}" for job in jobs if job.get("classifiers")),
         "references for confidence": listed(str(job["confidence_k"]) for job in analyses),
@@ -82,6 +83,19 @@ def sentence(settings: Iterable[tuple[str, str]]) -> str:
     """The settings below a caption: ``Measured with: data set CIFAR-10; ε 8/255; trials 20.``; nothing of none."""
     words = "; ".join(f"{name} {value}" for name, value in settings)
     return f"Measured with: {words}." if words else ""
+
+
+def notice(job: Json, numbers: pd.DataFrame) -> str:
+    """What has to stand beside the paper's values where the numbers are of other data; otherwise nothing."""
+    if job.get("comparable", True) or "paper_mean" not in numbers:
+        return ""
+    return NOT_COMPARABLE if any(value not in (None, "") for value in numbers["paper_mean"]) else ""
+
+
+def noted(job: Json, numbers: pd.DataFrame, *columns: str) -> tuple[Any, ...]:
+    """Numbers and what their CSV has besides the usual columns: those given, and the notice if there is one."""
+    said = notice(job, numbers)
+    return (numbers.assign(notice=said), *columns, "notice") if said else (numbers, *columns)
 
 
 def worded(value: str) -> str:
@@ -103,8 +117,9 @@ def listed(values: Iterable[str], unit: str = "") -> str:
     return ", ".join(f"{text}{unit}" for text in texts)
 
 
-def _width(width: float) -> str:
-    return "" if width == 1 else f" at width 1/{1 / width:g}"
+def _network(spec: Json) -> str:
+    width = spec.get("width", 1)
+    return spec.get("factory") or worded(spec["name"]) + ("" if width == 1 else f" at width 1/{1 / width:g}")
 
 
 def _jobs(cells: Iterable[Json]) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,9 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
     validity, seconds, job = cell.get("validity") or {}, cell.get("seconds") or {}, current(cell.get("job") or {})
     measured = [value for result in (*cell["results"], cell.get("network") or {}) for value in result.values()]
     trials = max((len(m["trials"]) for m in measured if isinstance(m, Mapping) and "trials" in m), default=0)
-    parameters = _parameters(cell.get("setting", cell), _at_ends(job, run))
+    parameters = _parameters(
+        cell.get("setting") or {key: cell[key] for key in PARAMETERS if key in cell}, _at_ends(job, run)
+    )
     path = run.cell(*name.split("/"))
     place = path.relative_to(run.root)
     files = {
@@ -51,7 +53,9 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
         "log": "logs" / place.with_suffix(".log"),
         "benchmark": "benchmarks" / place.with_suffix(".tsv"),
     }
-    largest, without = validity.get("max_linf"), validity.get("zero_gradient_share")
+    largest, without, unsound = (
+        validity.get(name) for name in ("max_linf", "zero_gradient_share", "non_finite_gradient_share")
+    )
     facts = {
         "attack": _attack(job),
         "parameters": parameters,
@@ -62,6 +66,7 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
         "seed": job.get("seed"),
         "largest change": None if largest is None else f"{255 * largest:.4g}/255",
         "images without gradient": None if without is None else f"{without:.2%}",
+        "images with a gradient that is not finite": None if unsound is None else f"{unsound:.2%}",
         "device": cell.get("device"),
         "hardware": cell.get("hardware"),
         "versions": ", ".join(f"{name} {version}" for name, version in (cell.get("versions") or {}).items()),
@@ -112,7 +117,9 @@ def _parameters(setting: Json, edges: Collection[tuple[str, str]] = ()) -> str:
     Those among ``edges`` (name, and layer if they have one) are marked: the best may lie beyond what was tried.
     """
     found = []
-    for name, words in PARAMETERS.items():
+    for name, words in (
+        PARAMETERS | {name: name.replace("_", " ") for name in setting if name not in PARAMETERS}
+    ).items():
         value = setting.get(name)
         edge = {layer: " (edge of its grid)" for other, layer in edges if other == name}
         if isinstance(value, Mapping) and (name == "tau" or len(value) > 1):
@@ -154,11 +161,17 @@ def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
     warnings = []
     for name, classifier in map(read_reference, references):
         cell = cells[name]
-        share = (cell.get("validity") or {}).get("zero_gradient_share")
+        validity = cell.get("validity") or {}
+        share, unsound = validity.get("zero_gradient_share"), validity.get("non_finite_gradient_share")
         if share is not None and share > MOST_ZERO_GRADIENTS:
             warnings.append(
                 f"{name}: {share:.1%} of the images had no gradient, so the attack may only seem to fail "
                 f"(at most {MOST_ZERO_GRADIENTS:.0%} expected)"
+            )
+        if unsound:
+            warnings.append(
+                f"{name}: {unsound:.2%} of the images had a gradient that is not finite, which no attack can follow "
+                "(none expected)"
             )
         doubts = [
             ("the network", "its features may not separate the classes", (cell.get("network") or {}).get("clean"))
@@ -193,7 +206,9 @@ def stages(run: Run) -> list[tuple[str, int, float]]:
     """Stages of the run with their jobs and wall-clock seconds, from the benchmark files that Snakemake wrote."""
     found = []
     for folder in STAGES:
-        seconds = [_seconds(path.read_text()) for path in (run.root / "benchmarks" / folder).rglob("*.tsv")]
+        seconds = [
+            _seconds(path.read_text(encoding="utf-8")) for path in (run.root / "benchmarks" / folder).rglob("*.tsv")
+        ]
         if seconds:
             found.append((WORDS.get(folder, folder), len(seconds), sum(seconds)))
     return found

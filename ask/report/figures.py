@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
 
 from ask.paths import Run
+from ask.report.captions import noted
 from ask.report.numbers import Json, collect, write_numbers
 from ask.report.plotting import COLOURS, INK, MARKERS, PAGE, save
 
@@ -37,7 +38,7 @@ def render_figure(job: Json, run: Run) -> list[Path]:
         MissingValueError: a cell has not been measured.
     """
     numbers, path = collect(job, run), run.figure(job["id"])
-    written = write_numbers(path, numbers, "panel", "line", "x")
+    written = write_numbers(path, *noted(job, numbers, "panel", "line", "x"))
     return written + save(lambda: draw(job, numbers), path, job, numbers["reference"])
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ask.files import write_text
 from ask.paths import Run
-from ask.report.captions import settings_of
+from ask.report.captions import notice, settings_of
 from ask.report.evidence import anchor, describe, duration, in_text, stages, summarise, warn
 from ask.report.numbers import COLUMNS, VERDICTS, Json, MissingValueError, format_value, load_cell, read_csv
 from ask.report.plotting import inline_svg
@@ -112,6 +112,7 @@ def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile:
         "drawn": value_list(rows) if kind == "figure" else [],
         "settings": settings_of(rows, behind.values(), artifact.get("labels", {})),
         "has_paper": "paper_mean" in rows and (rows["paper_mean"] != "").any(),
+        "notice": notice(artifact, rows),
         "cells": [describe(each, cell, run, configfile) for each, cell in behind.items()],
         "warnings": warn(named, behind),
         "downloads": [(file.suffix[1:], f"../{file.parent.name}/{file.name}") for file in files if file.is_file()],

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ask.files import write_text
 from ask.paths import Run
-from ask.report.captions import sentence, settings_of
+from ask.report.captions import noted, notice, sentence, settings_of
 from ask.report.numbers import (
     EmptyGroupError,
     Json,
@@ -64,7 +64,7 @@ def render_table(job: Json, run: Run) -> list[Path]:
     if remark:  # the report page has the other notes from elsewhere
         texts[".html"] += f'\n<p class="remark">{escape(remark)}</p>'
     return [
-        *write_numbers(path, numbers),
+        *write_numbers(path, *noted(job, numbers)),
         *(write_text(path.with_suffix(suffix), f"{text}\n") for suffix, text in texts.items()),
     ]
 
@@ -123,7 +123,7 @@ def described(job: Json, numbers: pd.DataFrame, run: Run) -> dict[str, Any]:
     """A table's job, its caption followed by the settings that the numbers were measured with."""
     cells = dict.fromkeys(read_reference(reference)[0] for reference in numbers["reference"])
     told = settings_of(numbers, [load_cell(name, run) for name in cells], job.get("labels", {}))
-    return {**job, "caption": " ".join(filter(None, [job["caption"], sentence(told)]))}
+    return {**job, "caption": " ".join(filter(None, [job["caption"], sentence(told), notice(job, numbers)]))}
 
 
 def spans(headers: Sequence[Sequence[str]], level: int) -> list[tuple[str, int, int]]:

@@ -1,0 +1,154 @@
+"""What would end a run hours after its start, looked for before: own images, counts, sides, names and radii."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ask.config.attacks import PIXEL
+from ask.config.data import DataSpec
+from ask.config.run import ConfigError
+from ask.data.sources import PUBLISHED
+from ask.data.trees import splits
+from ask.errors import DataError
+from ask.plan.graph import Task
+from ask.plan.planner import Plan
+
+SIDES = {"vgg16": (32, 32), "resnet18": (16, 1)}
+"""Least side of a network's images, and what it must be a multiple of."""
+
+
+class Counts(NamedTuple):
+    """What is known of a data set before it is prepared."""
+
+    channels: int
+    sides: tuple[int, int] | None
+    """Height and width; None where they vary."""
+    names: tuple[str, ...]
+    """Of the classes."""
+    train: tuple[int, ...]
+    """Images of each class."""
+    test: tuple[int, ...]
+
+
+def counted(spec: DataSpec) -> Counts:
+    """Counts of a published data set, or of a user's own images, of which the first is opened.
+
+    Raises:
+        DataError: there are no such images, or they do not lie as they should.
+    """
+    fixed = (spec.image_size, spec.image_size) if spec.image_size else None
+    if known := PUBLISHED.get(spec.source):
+        channels, *sides = known.shape or (3, 0, 0)
+        return Counts(channels, fixed or (sides[0], sides[1]), known.class_names, known.train_counts, known.test_counts)
+    if spec.path is None:
+        raise DataError("source `images` needs the path of your folder or zip of images; set `path`")
+    path = Path(spec.path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path}: no such folder or zip of images; correct `path`")
+    from ask.data.images import opened
+
+    names, found = splits([path])
+    first = opened(next(member for members in found["train"] for member in members))
+    train, test = (tuple(map(len, found[split])) for split in ("train", "test"))
+    return Counts(1 if first.mode in ("1", "L") else 3, fixed or (first.height, first.width), names, train, test)
+
+
+def inspect(plan: Plan, *, all_networks: bool = False) -> list[str]:
+    """Remarks on a run; raises ConfigError with a line for everything that would end it later.
+
+    Networks of one's own are made once; those that the run has made already only with ``all_networks``.
+    """
+    mistakes, remarks = list(_names(plan)), list(_unused(plan))
+    for task in plan.of("prepare"):
+        try:
+            found = counted(task.job.spec)
+        except DataError as error:
+            mistakes.append(f"datasets.{task.job.dataset}: {error}")
+            continue
+        mistakes += _counts(plan, task.job.dataset, found)
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    _own_networks(plan, [task for task in plan.of("train", "adopt") if all_networks or not task.done])
+    return remarks + list(dict.fromkeys(_small_radii(plan)))
+
+
+def _names(plan: Plan) -> Iterator[str]:
+    """Stand-ins for what the paper does not have, or by what the run does not have."""
+    known = ", ".join(plan.config.datasets)
+    for name, stand_in in plan.config.stand_ins.items():
+        for one in {name, stand_in.dataset} - plan.config.datasets.keys():
+            yield f"stand_ins.{name}: there is no data set {one!r}; the run has {known}; mend its spelling"
+
+
+def _unused(plan: Plan) -> Iterator[str]:
+    used = {task.job.dataset for task in plan.of("prepare")}
+    for name, dataset in plan.config.datasets.items():
+        if dataset.source == "images" and name not in used:
+            yield f"datasets.{name}: no artifact shows it; name it in `stand_ins`, or in an artifact of yours"
+
+
+def _counts(plan: Plan, name: str, found: Counts) -> Iterator[str]:
+    """What of a data set's jobs asks for more images than there are, or for others."""
+    where = f"datasets.{name}"
+    if empty := [each for each, *counts in zip(found.names, found.train, found.test, strict=True) if counts[0] == 0]:
+        yield f"{where}: class {empty[0]!r} has no training images; add some, or remove the class"
+    least = min(found.train)
+    cells = [task.job for task in plan.of("attack", "calibrate", "blocks") if task.job.features.dataset == name]
+    if (most := max((cell.references_per_class for cell in cells), default=0)) > least:
+        few = found.names[found.train.index(least)]
+        yield (
+            f"{where}.references_per_class: {most} are asked for, and class {few!r} has {least} training images;"
+            f" lower it (or `references_scale` of the stand-in) to at most {least}"
+        )
+    classes = len(found.names)
+    for job in (task.job for task in plan.of("train") if task.job.dataset == name):
+        holdout = 0 if job.training.selection == "test" else job.training.holdout
+        for number, count in enumerate(found.train):
+            if 0 < count <= holdout // classes + (number < holdout % classes):
+                which = f"leave none of class {found.names[number]!r} to train on, which has {count}"
+                fix = "lower it; with 0 the last epoch is kept"
+                yield f"{where}.training.holdout: {holdout} images over {classes} classes {which}; {fix}"
+                break
+        name = job.network.name or job.network.factory
+        least_side, step = SIDES.get(job.network.name or "", (1, 1))
+        height, width = found.sides or (0, 0)
+        if height and (height != width or height < least_side or height % step):
+            wanted = f"a side that is a multiple of {step}" if step > 1 else f"a side of at least {least_side}"
+            yield (
+                f"{where}.image_size: {name} needs square images with {wanted}, not {height} x {width};"
+                f" set it, e.g. to {max(least_side, -(-height // step) * step)}, to which all are resized"
+            )
+
+
+def _small_radii(plan: Plan) -> Iterator[str]:
+    """Radii below one grey level, which are rarely meant."""
+    for task in plan.of("attack"):
+        if task.job.attack is not None and (eps := round(task.job.attack.eps * PIXEL, 6)) < 1:
+            meant = f"if that share of the range is meant, write {PIXEL * eps:g}"
+            yield f"eps {eps:g} is {eps:g} of 255, less than a grey level; {meant}"
+    for task in plan.of("train"):
+        if 0 < (eps := task.job.training.eps) < 1:
+            yield f"datasets.{task.job.dataset}.training.eps: {eps:g} is {eps:g} of 255, less than a grey level"
+
+
+def _own_networks(plan: Plan, tasks: Iterable[Task]) -> None:
+    """Make every network of one's own among some tasks', with its weights and all layers that the run reads."""
+    data = {task.job.dataset: task for task in plan.of("prepare")}
+    features = [task.job.features for task in plan.tasks.values() if hasattr(task.job, "features")]
+    for job in (task.job for task in tasks):
+        about = getattr(job, "features", job)
+        if not about.network.factory:
+            continue
+        from ask.models.own import OwnModelError, build_own
+
+        same = [one.network.layers for one in features if (one.dataset, one.model) == (about.dataset, about.model)]
+        layers = {name: path for one in (about.network.layers, *same) for name, path in one.items()}
+        spec, weights = about.network.model_copy(update={"layers": layers}), getattr(job, "weights", None)
+        found = counted(data[about.dataset].job.spec)
+        if found.sides is None or found.sides[0] != found.sides[1]:
+            where = f"datasets.{about.dataset}.image_size"
+            raise ConfigError(f"{where}: model {about.model!r} needs square images; set it, and all are resized")
+        try:
+            build_own(spec, weights, found.channels, found.sides[0], len(found.names))
+        except OwnModelError as error:
+            raise ConfigError(f"model {about.model!r} of {about.dataset!r}: {error}") from error
