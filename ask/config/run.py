@@ -167,8 +167,8 @@ class RunConfig(Spec):
     """Of a network's passes in trainings and attacks; features, losses, searches and votes are float32, and so are the
     passes that classify. `auto` takes bfloat16 where it is measured to be at least 1.2 times faster, once a run."""
     search: Literal["auto", "exact", "faiss"] = "auto"
-    """What finds nearest neighbours: `exact` (torch) or `faiss` (Flat, on a GPU where its CUDA build is installed), both
-    the same ones; `auto` takes what is measured to be faster on the machine (at least 1.2 times, for faiss)."""
+    """What finds nearest neighbours: `exact` (torch) or `faiss` (Flat; on a GPU where its CUDA build is installed), the
+    same ones; `auto` takes faiss where it is measured to be at least 1.2 times faster, once a machine."""
     train_threads: int = Field(default=4, ge=1)
     """CPU threads of a training (fewer where a machine has fewer); narrow networks gain nothing from a second one.
     On a CPU, weights repeat bit for bit only at the same number."""

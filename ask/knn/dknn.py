@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ask.knn.search import ExactSearch, Neighbours, Search
+from ask.knn.search import ExactSearch, Neighbours
 from ask.knn.similarity import SIMILARITIES, Similarity
 from ask.models.hooks import evaluating
 
@@ -175,15 +175,18 @@ class DkNN:
         return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
 
-def make_search(features: Tensor, labels: Tensor, similarity: Similarity, backend: str = "exact") -> Search:
+def make_search(
+    features: Tensor, labels: Tensor, similarity: Similarity, backend: str = "exact", *, n_classes: int | None = None
+) -> ExactSearch:
     """A reference set by backend name: ``exact``, ``faiss`` or ``faiss-ivf``."""
     if backend == "exact":
-        return ExactSearch(features, labels, similarity=similarity)
+        return ExactSearch(features, labels, n_classes=n_classes, similarity=similarity)
     from ask.knn.faiss import FaissSearch
 
     if backend not in ("faiss", "faiss-ivf"):
         raise ValueError(f"backend={backend!r} is not one of exact, faiss, faiss-ivf")
-    return FaissSearch(features, labels, similarity=similarity, approximate=backend == "faiss-ivf")
+    approximate = backend == "faiss-ivf"
+    return FaissSearch(features, labels, n_classes=n_classes, similarity=similarity, approximate=approximate)
 
 
 _WIDE = ("float64", "int32", "int64", "uint32", "uint64")

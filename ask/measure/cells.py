@@ -204,7 +204,7 @@ class Measured:
         predictions = [self._predict(*found) for found in zip(numbers, trials, clean, robust, classes, strict=True)]
         seconds["total"], self.since = time.perf_counter() - self.since, time.perf_counter()
         shares = {name: value / len(numbers) for name, value in seconds.items()}
-        about = {"seconds": shares, "hardware": hardware(self.place.device)}
+        about = {"seconds": shares, "hardware": hardware(self.place.device), "search": evaluator.searching}
         return [
             Trial({"trial": number, **about, "blocks": setting.digest(number), **one.counts()}, predicted)
             for number, one, predicted in zip(numbers, seen, predictions, strict=True)
