@@ -185,7 +185,7 @@ def processes(folder):
 def timed(cluster, calm, tmp_path_factory):
     """A training that hangs until its time limit of a minute: begun first, for it takes longest."""
     folder = copied(calm, tmp_path_factory.mktemp("timed") / "project")
-    run = cluster.start(folder, str(WEIGHTS), "--set-resources", "train:runtime=1")
+    run = cluster.start(folder, str(WEIGHTS), "--set-resources", "train:runtime=1+29*(attempt-1)")
     training(cluster, folder)
     for process in processes(folder):
         os.kill(process, signal.SIGSTOP)
@@ -197,7 +197,7 @@ def test_the_profile_gives_the_local_results(timed, cluster, calm, tmp_path):
     project = copied(calm, tmp_path / "a project")
     run = cluster.start(project)
     assert run.wait(500) == 0, said(project)
-    assert said(project).count("with SLURM jobid") >= 5
+    assert said(project).count("with SLURM jobid") >= 2
     for pattern in ("**/weights.safetensors", "**/cells/**/*.npz", "**/tables/*.csv"):
         same(project, calm, pattern)
 
