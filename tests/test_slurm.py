@@ -197,7 +197,7 @@ def test_the_profile_gives_the_local_results(timed, cluster, calm, tmp_path):
     project = copied(calm, tmp_path / "a project")
     run = cluster.start(project)
     assert run.wait(500) == 0, said(project)
-    assert said(project).count("with SLURM jobid") >= 2
+    assert "with SLURM jobid" in said(project)
     for pattern in ("**/weights.safetensors", "**/cells/**/*.npz", "**/tables/*.csv"):
         same(project, calm, pattern)
 
