@@ -60,7 +60,8 @@ def reasons(tasks: Tasks, targets: Iterable[Path] = (), overlays: Sequence[Path]
             parsed = api.workflow(ResourceSettings(cores=1), config_settings=config, snakefile=Path("Snakefile"))
             # As the profiles have it: names of inputs follow from a job's settings, or are a cluster's batches.
             triggers = frozenset(RerunTrigger.all()) - {RerunTrigger.INPUT}
-            parsed.dag(DAGSettings(targets=set(map(str, targets)), rerun_triggers=triggers))
+            asked = DAGSettings(targets=set(map(str, targets)), rerun_triggers=triggers, force_incomplete=True)
+            parsed.dag(asked)
             workflow = parsed._workflow
             workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True)
             workflow._build_dag()
