@@ -242,6 +242,8 @@ def render_everything(root: Path, *, stand_ins: list[str] | None = None) -> Path
     run = Run(root)
     tables = [table_job(run), grouped_table_job(run)]
     figure = figure_job(run)
+    for one in (*tables, figure):
+        one["comparable"] = not stand_ins
     for table in tables:
         render_table(table, run)
     render_figure(figure, run)
