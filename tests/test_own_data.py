@@ -20,7 +20,9 @@ from ask import cli, files
 from ask.config.data import DataSpec
 from ask.config.run import ConfigError, load_artifacts, load_run, merge, read_run
 from ask.config.training import NetworkSpec
+from ask.data.sources import PUBLISHED
 from ask.data.trees import fingerprint
+from ask.hardware import unverified
 from ask.models.networks import build
 from ask.paths import Run
 from ask.plan.cost import shape_of
@@ -137,6 +139,16 @@ def test_gradients_that_are_not_finite_are_told(tmp_path):
     )
     cell["validity"]["non_finite_gradient_share"] = 0.0
     assert warn(["a/b/c"], {"a/b/c": cell}) == []
+
+
+def test_data_that_are_not_the_published_files_are_a_reason_to_doubt(tmp_path):
+    note = PUBLISHED["cifar10"].image_zip_note
+    job = {"cell": {"features": {"dataset": "cifar10", "model": "at", "network": None}}}
+    for told, expected in ((note, {"cifar10": note}), ("", {})):
+        files.write_json(tmp_path / "prepared/cifar10/facts.json", {"source": "cifar10", "note": told})
+        assert unverified(job, tmp_path) == expected
+        doubts = warn(["a/b/c"], {"a/b/c": {"results": [], "data": expected}})
+        assert doubts == [f"cifar10: {note[:-1]}"] * len(expected)
 
 
 # What is looked at before a run.
