@@ -9,7 +9,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 SLICES := slice-1 slice-2 slice-3 slice-4 slice-5 slice-6 slice-7
-.PHONY: help demo cpu paper $(SLICES) bundle merge test test-pretend lint format docs env clean
+.PHONY: help demo cpu paper $(SLICES) bundle merge test test-pretend test-slurm lint format docs env clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -66,6 +66,10 @@ test: .venv/.stamp-test ## Run the tests, on all cores, one torch thread each
 test-pretend: .venv/.stamp-test ## Run the tests marked gpu without a GPU: CUDA's rules on a pretended device (needs g++)
 	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n logical --maxprocesses 8 -m gpu --pretend-cuda $(PYTEST)
 
+test-slurm: .venv/.stamp-test ## Run the tests on a throw-away SLURM of two nodes; installs it on Debian and Ubuntu (needs root)
+	@command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || tests/slurm_loopback.sh install >/dev/null
+	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q --slurm -m slurm $(PYTEST)
+
 lint: .venv/.stamp-lint ## Check style, types and the workflow; changes nothing
 	@$(IN_ENV) ruff check .
 	@$(IN_ENV) ruff format --check .
@@ -82,6 +86,16 @@ format: .venv/.stamp-lint ## Lay out Python and Snakemake files, and mend what r
 docs: .venv/.stamp-docs ## Build the documentation as a site that opens from disk: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(IN_ENV) mkdocs build --quiet --strict
 	@printf 'Documentation: %s\n' "$$PWD/site/index.html"
+
+.PHONY: crate lock install
+crate: .venv/.stamp-test ## Pack a finished run as a Workflow Run RO-Crate, with the lineage of its numbers: make crate RUN=demo
+	@$(IN_ENV) tools.crate $(OVERLAY)
+
+lock: .venv/.stamp-lock ## Write requirements.lock anew: the versions of constraints.txt with the hashes of PyPI's files
+	@$(IN_ENV) uv pip compile pyproject.toml --quiet --extra dev -c constraints.txt --universal --python-version 3.11.5 \
+		--no-config --generate-hashes --no-annotate --custom-compile-command 'make lock' -o requirements.lock
+
+install: .venv/.stamp-$(FAISS) ## Install what demo and paper need; they do it themselves too
 
 env: .venv/.stamp-$(FAISS) .venv/.stamp-test .venv/.stamp-lint .venv/.stamp-docs ## Install all that the other commands need; they do it themselves too
 	@echo "Ready. Activate it with: . .venv/bin/activate"
@@ -104,19 +118,24 @@ clean: ## Remove caches and the demo's results; keeps .venv, data and all other 
 	@echo "Installing the project and $(FAISS) in .venv (torch is large: minutes on a slow line) …"
 	@for old in faiss-cpu faiss-gpu; do if [ -e ".venv/.stamp-$$old" ] && [ $$old != $(FAISS) ]; then \
 		.venv/bin/python -m pip uninstall --quiet --yes $$old && rm ".venv/.stamp-$$old" || exit 1; fi; done
-	@$(PIP) $(EDITABLE) '.[$(FAISS),autoattack,slurm]'
+	@$(PIP) $(EDITABLE) '.[workflow,$(FAISS),autoattack,slurm]'
 	@touch $@
 
-# torchattacks goes without its dependencies: it wants requests 2.25 of 2020, against our pin, and never imports it.
+# Three go without their dependencies. torchattacks wants requests 2.25, against our pin, and never imports it; of
+# cffconvert, which wants jsonschema 3, a test reads the schema of CITATION.cff; timm brings the client of a hub.
 .venv/.stamp-test: .venv/.stamp-$(FAISS)
 	@echo "Installing what the tests need …"
-	@$(PIP) $(EDITABLE) '.[test,bench]'
-	@$(PIP) --no-deps torchattacks
+	@$(PIP) $(EDITABLE) '.[test,bench,crate]'
+	@$(PIP) --no-deps torchattacks cffconvert timm
 	@touch $@
 
 .venv/.stamp-lint: .venv/.stamp-$(FAISS)
 	@echo "Installing the linters …"
 	@$(PIP) $(EDITABLE) '.[lint]'
+	@touch $@
+
+.venv/.stamp-lock: .venv/.stamp-$(FAISS)
+	@$(PIP) $(EDITABLE) '.[lock]'
 	@touch $@
 
 .venv/.stamp-docs: .venv/.stamp-$(FAISS)

@@ -12,6 +12,7 @@ configfile: "config/config.yaml" if Path("config/config.yaml").is_file() else f"
 
 
 include: "rules/common.smk"
+include: "rules/batch.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/index.smk"
@@ -21,10 +22,10 @@ include: "rules/analyses.smk"
 include: "rules/artifacts.smk"
 
 
-# Jobs of a local run fork from one process that has torch loaded; see ask/worker.py. ASK_WORKER= (empty) turns it off.
+# Jobs of this machine fork from one process that has torch loaded; see ask/worker.py. ASK_WORKER= (empty) turns it off.
 onstart:
+    start_worker()
     if workflow.local_exec:
-        start_worker()
         watch_progress(
             PLAN, [Path(job.output[0]) for job in workflow.dag.needrun_jobs() if job.output], workflow.cores
         )
@@ -34,6 +35,12 @@ onstart:
     remember(
         {task.modules for task in PLAN.tasks.values()}
     )  # so that `python -m ask why` can name what changed since
+    # Trials of cells that are to hold more or fewer, before their outputs are deleted; and none that records hold.
+    tend((task.output, task.document) for task in PLAN.of("attack", "blocks"))
+
+
+onsuccess:
+    tend((task.output, task.document) for task in PLAN.of("attack", "blocks"))
 
 
 rule all:

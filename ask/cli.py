@@ -12,9 +12,11 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -59,10 +61,16 @@ COMMANDS: Mapping[str, Command] = {
         "ask.plan.commands:why",
         "Say which jobs would run again, and because of which value, function or file.",
     ),
+    "repeat": Command(
+        _QUESTIONS, "ask.measure.repeat:repeat", "Measure cells again from their records and weights, and compare."
+    ),
     "slice": Command(
         _PARTS,
         "ask.slices:slice_command",
         "Make a slice of a run within a time limit; exit status 0: finished, 75: more to do, 1: failed.",
+    ),
+    "batch": Command(
+        _PARTS, "ask.plan.batches:batch_command", "Make the members of a batch; the job of a cluster that does so."
     ),
     "pack": Command(
         _PARTS,
@@ -75,6 +83,7 @@ COMMANDS: Mapping[str, Command] = {
         "ask.slices:render_command",
         "Render the tables, figures, claims and report that a run's evidence suffices for; measures nothing.",
     ),
+    "demo": Command(_TOOLS, "ask.cli:demo", "Run everything on embedded data and a CPU, in minutes."),
     "bench": Command(_TOOLS, "ask.cli:bench", "Time attacks, search and training against other libraries."),
     "reference": Command(_TOOLS, "ask.cli:reference", "Write the configuration's JSON schema and reference page."),
 }
@@ -90,20 +99,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in STEPS and name not in COMMANDS:
         print(f"ask: no command {name!r}; it has {', '.join([*STEPS, *COMMANDS])}", file=sys.stderr)
         return 2
-    parser, function = _parser(name)
     try:
+        parser, function = _parser(name)
         status = function(**vars(parser.parse_args(rest))) or 0
         sys.stdout.flush()
+        return status
     except AskError as error:
-        print(f"ask {name}: {error}", file=sys.stderr)
-        return 1
+        wrong = str(error)
     except PermissionError as error:
-        print(f"ask {name}: {error.filename}: {error.strerror}; it is another user's", file=sys.stderr)
-        return 1
+        wrong = f"{error.filename}: {error.strerror}; it is another user's"
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("ask."):
+            raise
+        wrong = f"{error.name} is not installed; the workflow's packages come with: pip install 'ask-knn[workflow]'"
     except BrokenPipeError:  # who reads, as `head` does, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    return status
+    print(f"ask {name}: {wrong}", file=sys.stderr)
+    return 1
 
 
 def usage() -> str:
@@ -193,6 +206,7 @@ def _step(
     import torch
 
     from ask.hardware import pick_device
+    from ask.leases import card, needed
     from ask.measure.place import Place
     from ask.plan.provenance import fingerprint
     from ask.precision import settle
@@ -202,10 +216,11 @@ def _step(
         # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
         # first parallel operation, for its threads inherit the setting.
         torch.set_flush_denormal(True)
-    where = pick_device(device if step.device else "cpu")
-    code = code or fingerprint(modules_of(name, _read(name, job)[1]))
+    where, (kind, document) = pick_device(device if step.device else "cpu"), _read(name, job)
+    code = code or fingerprint(modules_of(name, document))
     place = Place(Run(run), data, where, code, mirror or None, cuda_graphs, log=lambda line: print(line, flush=True))
-    perform(name, job, place)
+    with card(needed(name, kind), place.log) if where.type == "cuda" else nullcontext():
+        perform(name, job, place)
 
 
 def _document(job: str) -> str:
@@ -257,6 +272,15 @@ def perform(name: str, text: str, place: "Place") -> None:
     files.write_json(output, {"id": job.id, **about, **record, "job": document, "command": command})
 
 
+def demo() -> int:
+    """What ``make demo`` does after the installation."""
+    find("ask.config.run:base")()
+    import_module("snakemake")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [sys.executable, "-m", "snakemake", "--configfile", "config/demo.yaml"]
+    return subprocess.run(command, env=environment).returncode
+
+
 def bench(
     parts: Annotated[list[str], "attack, knn, train, pgd, dag, demo (default: all)"] = [],  # noqa: B006  # never changed
     *,
@@ -276,5 +300,6 @@ def bench(
 
 def reference() -> None:
     """Write what is made from the types of the configuration."""
+    find("ask.config.run:base")()
     for path in find("ask.config.reference:write")():
         print(path)

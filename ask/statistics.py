@@ -6,12 +6,14 @@ A trial (reference set and random start) and an image meet in every prediction. 
 
 for both terms hold the interaction; where a term is below it by chance, it counts as the interaction, so that SE^2 is
 never below the larger term. Degrees of freedom are Welch's and Satterthwaite's, the interaction's term included.
+
+Several such quantities, as a claim compares them, can share what their trials say (`pool_trials`).
 """
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,13 +51,17 @@ class Estimate:
     """Images that there are, where the mean over just these is meant: their term counts 1 - n / N."""
     trainings: tuple[tuple[float, int], ...] = ()
     """s^2 / S and S of each model that was trained S > 1 times; trainings of two models are not paired."""
+    pooled: float = 0.0
+    """Degrees of freedom of the trials' term where several quantities share it (`pool_trials`); 0: T - 1."""
+    rest: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    """The interaction itself (trials, images), scaled to length 1; None: there is none."""
 
-    def _terms(self) -> Iterator[tuple[float, int]]:
+    def _terms(self) -> Iterator[tuple[float, float]]:
         """Parts of the squared standard error, each with its degrees of freedom."""
         share, df = 1 - self.n / self.population, (self.n - 1) * (self.t - 1)
         yield share * self.images, self.n - 1
         if self.trials > self.both:
-            yield from ((self.trials, self.t - 1), (-share * self.both, df))
+            yield from ((self.trials, self.pooled or self.t - 1), (-share * self.both, df))
         else:
             yield (1 - share) * self.both, df
         yield from ((part, models - 1) for part, models in self.trainings)
@@ -95,7 +101,8 @@ class Estimate:
         by_image = max(self.images - self.both, 0.0) * self.n / n + both
         by_trial = max(self.trials - self.both, 0.0) * self.t / t + both
         models = tuple((part / trainings, math.ceil(count * trainings)) for part, count in self.trainings)
-        return Estimate(self.mean, by_image, by_trial, both, n, t, self.population, models)
+        pooled = self.pooled * (t - 1) / max(self.t - 1, 1)
+        return Estimate(self.mean, by_image, by_trial, both, n, t, self.population, models, pooled)
 
 
 def over_trials_and_images(
@@ -114,9 +121,46 @@ def over_trials_and_images(
     by_image, by_trial = x.mean(0), x.mean(1)
     images = float(by_image.var(ddof=1)) / n if n > 1 else 0.0
     trials = float(by_trial.var(ddof=1)) / t if t > 1 else 0.0
-    rest = float(np.square(x - by_image - by_trial[:, None] + x.mean()).sum())
-    both = rest / ((n - 1) * (t - 1) * n * t) if n > 1 and t > 1 else 0.0
-    return Estimate(float(x.mean()), images, trials, both, n, t, population, trainings)
+    rest = x - by_image - by_trial[:, None] + x.mean()
+    length = float(np.linalg.norm(rest)) if n > 1 and t > 1 else 0.0
+    both = length**2 / ((n - 1) * (t - 1) * n * t) if length else 0.0
+    alone = (rest / length).astype(np.float32) if both else None
+    return Estimate(float(x.mean()), images, trials, both, n, t, population, trainings, rest=alone)
+
+
+def pool_trials(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """The same means, the trials' variance of each estimated from the trials of all, as analyses of variance do.
+
+    A few trials say little of their own variance. What is pooled is its ratio to the interaction of the same quantity,
+    which images make well known: the mean ratio R, times that interaction. As far as R exceeds 1, trials have effects
+    beyond the interaction; these count as the same for all quantities, and the rest is correlated as the interactions
+    are. With such correlations r of k quantities, R has (T - 1) k^2 / sum r^2 degrees of freedom. A quantity whose
+    ratio is an outlier, by Cochran's test at 5 %, keeps its own variance, and so do those that have no interaction.
+    """
+    from scipy.special import fdtri
+
+    pooled, groups = list(estimates), dict[int, list[int]]()
+    for place, one in enumerate(pooled):
+        if one.rest is not None:
+            groups.setdefault(one.t, []).append(place)
+    for t, places in groups.items():
+        if (k := len(places)) < 2:
+            continue
+        ratios = np.array([pooled[place].trials / pooled[place].both for place in places])
+        ratio = float(ratios.mean())
+        outlying = ratios.sum() / (1 + (k - 1) / fdtri(t - 1, (k - 1) * (t - 1), 1 - 0.05 / k))
+        effects = max(ratio - 1, 0.0)
+        alike = (_correlations([pooled[place].rest for place in places]) + effects) / (1 + effects)
+        df = (t - 1) * k**2 / float(np.square(alike).sum())
+        for place, own in zip(places, ratios, strict=True):
+            if own <= outlying:
+                pooled[place] = replace(pooled[place], trials=ratio * pooled[place].both, pooled=df)
+    return pooled
+
+
+def _correlations(rests: Sequence[Any]) -> NDArray[np.float64]:
+    """Correlations (k, k) of interactions; those of different numbers of images have none."""
+    return np.array([[float(np.vdot(a, b)) if a.shape == b.shape else 0.0 for b in rests] for a in rests])
 
 
 def holm(p_values: Iterable[float]) -> list[int]:

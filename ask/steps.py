@@ -12,7 +12,7 @@ from typing import Any
 from ask.config import jobs
 from ask.config.attacks import ATTACKS
 from ask.config.base import Spec
-from ask.config.training import METHOD_HOMES, TrainJob
+from ask.config.training import METHOD_HOMES, OWN_HOME, TrainJob
 from ask.paths import Run, prepared, raw
 
 RENDERED, LAST = "tables and figures", "claims and report"
@@ -61,6 +61,7 @@ _WRITTEN = (".json", ".md", ".tex", ".html")
 _CHECKED = "Make a data set's arrays and check them against known facts."
 _TRAINED = "Train a model; continues where it was interrupted."
 _MODEL = {"also": ("last.safetensors", "history.csv", "config.yaml")}
+_ADOPTED = "Take over a network that was trained elsewhere."
 _FAILED = "Describe the images that withstand an attack, and those that do not."
 _PLANE = {**_PAIR, "device": False, "modules": ("ask.training.ask_def",)}
 
@@ -70,6 +71,7 @@ STEPS: Mapping[str, Step] = {
     ),
     "prepare": _measure("data", "data:prepare_arrays", jobs.PrepareJob, _CHECKED, also=_ARRAYS, device=False),
     "train": _measure("training", "train:train_model", TrainJob, _TRAINED, **_MODEL),
+    "adopt": _measure("training", "adopt:adopt", jobs.AdoptJob, _ADOPTED, also=("config.yaml",)),
     "index": _measure(
         "indexes", "place:build_index", jobs.IndexJob, "Compute all training images' features at a layer."
     ),
@@ -88,8 +90,8 @@ STEPS: Mapping[str, Step] = {
     "example": _measure("analyses", "example:show", jobs.ExampleJob, "Attack one image; find its neighbours.", **_PAIR),
     "table": _render("tables:render_table", "Render a table as CSV, Markdown, LaTeX and HTML.", ".csv", *_WRITTEN),
     "figure": _render("figures:render_figure", "Draw a figure as SVG, PNG and PDF.", ".csv", ".json", *_DRAWN),
-    "pictures": _render("pictures:render_pictures", "Draw one image with its neighbours.", ".csv", *_DRAWN),
-    "boundaries": _render("pictures:render_boundaries", "Draw the plane's decision boundaries.", ".csv", *_DRAWN),
+    "pictures": _render("pictures:render_drawing", "Draw one image with its neighbours.", ".csv", *_DRAWN),
+    "boundaries": _render("pictures:render_drawing", "Draw the plane's decision boundaries.", ".csv", *_DRAWN),
     "claims": _render("claims:render_claims", "Judge the paper's claims by the run's numbers.", stage=LAST),
     "report": _render("site:render_report", "Write the report page.", stage=LAST),
 }
@@ -105,6 +107,8 @@ def output_of(name: str, job: Any, run: Run, data: Path) -> Path:
             return prepared(data, job) / "facts.json"
         case "train":
             return run.weights(job.dataset, job.model)
+        case "adopt":
+            return run.weights(job.features.dataset, job.features.model)
         case "index":
             return run.index(job.features.dataset, job.features.model, job.layer)
         case "calibrate" | "blocks":
@@ -128,6 +132,8 @@ def modules_of(name: str, job: Mapping[str, Any]) -> tuple[str, ...]:
     step = STEPS[name]
     attacks = [part["attack"]["name"] for part in (job, *job.get("cells", ())) if part.get("attack")]
     homes = sorted({ATTACKS[attack].home for attack in attacks})
+    about = [part.get("features") or part for part in (job, job.get("cell") or {}, *job.get("cells", ()))]
+    own = [OWN_HOME] if any((part.get("network") or {}).get("factory") for part in about) else []
     method = job.get("method") or {}
     methods = [METHOD_HOMES[part] for part in (method.get("base"), method.get("regulariser")) if part in METHOD_HOMES]
-    return (step.does.partition(":")[0], *step.modules, *homes, *methods)
+    return (step.does.partition(":")[0], *step.modules, *homes, *methods, *own)

@@ -1,13 +1,19 @@
 """Named tensors with text metadata in one safetensors file: written atomically, read without unpickling anything."""
 
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ask.files import write
+
+INSIDE = ("state_dict", "model_state_dict", "model", "net", "params")
+"""Keys under which others' files keep the weights beside other things."""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -36,3 +42,27 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  # no dict
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): delete it and make it again") from error
+
+
+def load_others(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU, of a safetensors file or of one that ``torch.save`` wrote; nothing is executed.
+
+    They may lie under a key of their own (`INSIDE`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it does not hold tensors by name, or more than tensors.
+    """
+    write_it = "write it by torch.save(model.state_dict(), path), or as safetensors"
+    try:
+        found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} is no file of tensors alone ({reason}): {write_it}") from error
+    while isinstance(found, dict) and (inside := [found[key] for key in INSIDE if isinstance(found.get(key), dict)]):
+        found = inside[0]
+    named = found.items() if isinstance(found, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors by name: {write_it}")
+    return tensors

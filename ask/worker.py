@@ -73,7 +73,7 @@ def start() -> None:
 
     # A folder that is readable by this user alone; a socket's address has at most 107 bytes.
     short = len(os.fsencode(tempfile.gettempdir())) < 80
-    address = f"{tempfile.mkdtemp(prefix='ask-', dir=None if short else '/tmp')}/worker"
+    address = f"{tempfile.mkdtemp(prefix=_prefix(), dir=None if short else '/tmp')}/worker"
     # Passive waiting: see __main__.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "MPLBACKEND": "agg"}
     server = subprocess.Popen(
@@ -89,13 +89,18 @@ def start() -> None:
         _kept.append(server)
 
 
+def _prefix() -> str:
+    """Of the name of a server's folder: a job of a cluster has one of its own, within what it was granted."""
+    return f"ask-{os.environ.get('SLURM_JOB_ID', 'here')}-"
+
+
 _kept: list["subprocess.Popen[bytes]"] = []
 
 
 def run(arguments: Sequence[str]) -> int | None:
     """Exit status of a command run by the server; None where there is none to run it."""
     address = os.environ.get(ADDRESS)
-    if not address or "SLURM_JOB_ID" in os.environ:
+    if not address or not address.rpartition("/")[0].rpartition("/")[2].startswith(_prefix()):
         return None
     with socket.socket(socket.AF_UNIX) as connection:
         try:

@@ -1,11 +1,39 @@
 """Training.
 
 needs: prepared data
-makes: results/<run>/models/<dataset>/<model>/{weights,last}.safetensors, history.csv, config.yaml
+makes: results/<run>/models/<dataset>/<model>/{weights,last}.safetensors, history.csv, config.yaml;
+       of a network that was trained elsewhere, weights.safetensors and config.yaml
 An interrupted training continues from its own checkpoint in results/<run>/scratch.
 """
 
 MODEL = Made(RUN.weights("{dataset}", "{model}"))
+
+
+rule adopt:
+    input:
+        MODEL.needs,
+    output:
+        weights=MODEL.pattern,
+        config=MODEL.pattern.with_name("config.yaml"),
+    log:
+        MODEL.log,
+    benchmark:
+        MODEL.benchmark
+    wildcard_constraints:
+        model=folders(1, "adopt"),
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        job=MODEL.job,
+        code=MODEL.code,
+        run=RUN.root,
+        data=DATA,
+    shell:
+        "python -m ask adopt --job {params.job:q} --run {params.run:q} --data {params.data:q}"
+        " --device cpu --code {params.code} > {log:q} 2>&1"
 
 
 rule train:
@@ -20,6 +48,8 @@ rule train:
         MODEL.log,
     benchmark:
         MODEL.benchmark
+    wildcard_constraints:
+        model=folders(1, "train"),
     # Most waits for it: it starts before anything that could go on beside it.
     priority: 10
     conda:

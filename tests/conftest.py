@@ -16,10 +16,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """``--pretend-cuda``: run the tests marked ``gpu`` where there is no GPU."""
     what = "run tests marked gpu on a pretended CUDA device: its rules without its kernels, on a CPU build of torch"
     parser.addoption("--pretend-cuda", action="store_true", help=what)
+    parser.addoption("--slurm", action="store_true", help="run tests marked slurm, on a throw-away cluster")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where torch finds no CUDA device; torch is asked only if such a test was selected."""
+    for item in items if not config.getoption("--slurm") else ():
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.skip(reason="needs root, SLURM and minutes: make test-slurm"))
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_tests:
         return

@@ -10,19 +10,19 @@ import pytest
 import yaml
 from scipy.special import stdtrit
 
-from ask.config.claims import Claim, Part, read_claims
-from ask.config.run import ConfigError, load_artifacts, read_run
+from ask.config.claims import Claim, Claims, Part
+from ask.config.run import ConfigError, load_artifacts, read_run, read_spec
 from ask.errors import AskError
 from ask.paths import Run
 from ask.plan.paper import Paper
 from ask.plan.planner import claims_job, entries, plan_run
-from ask.report.claims import COLUMNS, Evidence, evaluate, write_ledger
+from ask.report.claims import COLUMNS, Evidence, evaluate, render_claims
 from ask.report.numbers import VERDICTS, write_reference
 from ask.statistics import over_trials_and_images
 
 ROOT = Path(__file__).parent.parent
 CSV = ROOT / "config/paper/claims.csv"
-RULES = read_claims(CSV.with_suffix(".yaml"))
+RULES = read_spec(Claims, CSV.with_suffix(".yaml"))
 NOT_TABULATED = {
     *("C08", "C12", "C14", "C15", "C16", "C17", "C18", "C39", "C40", "C42", "C51", "C56", "C60", "C61", "C62", "C63"),
     *("C64", "C65", "C66", "C67", "C69", "C70", "C71"),
@@ -58,7 +58,7 @@ def number(columns: dict[str, Any], trials: list[float], reference: str = "cifar
 
 
 def ledger(job: dict[str, Any], run: Run, claims: Path = CSV) -> dict[str, dict[str, str]]:
-    frame = pd.read_csv(write_ledger(job, claims, run), dtype=str, keep_default_na=False)
+    frame = pd.read_csv(render_claims({**job, "claims": str(claims)}, run)[0], dtype=str, keep_default_na=False)
     assert tuple(frame.columns) == COLUMNS
     return {row["id"]: row for row in frame.to_dict("records")}
 
@@ -204,6 +204,52 @@ def test_what_no_trial_changes_needs_only_one(tmp_path: Path) -> None:
     ratio = {"shape": "ratio", "of": {"metric": "times_work"}, "most": 2, "unit": "times"}
     row = judged(tmp_path, ratio, [number({"dataset": "cifar10", "metric": "times_work"}, [2.54])])
     assert (row["verdict"], row["measured"], row["interval"]) == ("not reproduced", "2.5 times", "")
+
+
+def judged_by_the_rules(name: str, stored: dict[str, Rows]) -> dict[str, Any]:
+    """The row of one of the paper's claims on given numbers."""
+    stated = dict.fromkeys(["id", "statement", "quantity", "source_section", "operator", "threshold"], "")
+    job = {"kinds": dict.fromkeys(stored, "table"), "stand_ins": {}, "labels": {}, "command": ""}
+    evidence = Evidence(
+        Run(Path()), job, stored={name: [r | r["columns"] for r in rows] for name, rows in stored.items()}
+    )
+    return evaluate(stated, RULES.claims[name], evidence)
+
+
+@pytest.mark.parametrize(
+    ("work", "both", "verdict"),
+    [
+        (2.6, 50.5, "reproduced"),
+        (2.5, 50.5, "not reproduced"),
+        (2.505, 50.5, "not reproduced"),
+        (2.6, 56, "not reproduced"),
+    ],
+)
+def test_a_loss_on_two_layers_costs_more_only_where_its_multiply_adds_are_more(
+    work: float, both: float, verdict: str
+) -> None:
+    layers, cost = [], []
+    for model, mean, times in (("ask-def-conv34", both, work), ("ask-def", 50.0, 2.5)):
+        columns = {"dataset": "cifar10", "model": model}
+        cost.append(number(columns | {"metric": "times_work"}, [times], f"cifar10/{model}/training-cost#"))
+        for layer in ("conv3", "conv4", "conv3+conv4"):
+            shown = columns | {"dknn_layers": layer, "metric": "dknn_robust_accuracy"}
+            layers.append(number(shown, [mean - 0.1, mean, mean + 0.1], f"cifar10/{model}/c#"))
+    assert judged_by_the_rules("C65", {"control-layers": layers, "control-cost": cost})["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("own", "verdict"), [(30.2, "reproduced"), (33.0, "not reproduced")])
+def test_the_paper_s_weights_are_judged_on_both_data_sets(own: float, verdict: str) -> None:
+    rows = [
+        number(
+            {"dataset": dataset, "line": line, "dknn_layers": "conv3+conv4"},
+            [mean - 0.1, mean, mean + 0.1],
+            f"{dataset}/at/c#",
+        )
+        for dataset in ("cifar10", "imagenette")
+        for line, mean in (("the paper's", own if dataset == "imagenette" else 30.0), ("calibrated", 30.0))
+    ]
+    assert judged_by_the_rules("C67", {"paper-parameters": rows})["verdict"] == verdict
 
 
 def test_a_data_set_that_is_missing_leaves_a_claim_undecided(tmp_path: Path) -> None:
@@ -373,5 +419,5 @@ def test_mistakes_in_the_rules_are_explained(tmp_path: Path, part: str, message:
     path = tmp_path / "claims.yaml"
     path.write_text(f"test_images: {{}}\nclaims: {{C1: {{parts: [{{artifact: t, {part}}}]}}}}\n")
     with pytest.raises(ConfigError, match=message) as caught:
-        read_claims(path)
+        read_spec(Claims, path)
     assert str(caught.value).startswith(f"{path}: claims.C1.parts.0")

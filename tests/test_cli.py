@@ -66,7 +66,7 @@ def test_help_lists_every_command_in_its_group():
     assert listed["Steps of the workflow"] == list(STEPS)
     assert listed["Questions about a run"] == ["check", "plan", "status", "why"]
     assert listed["A run in parts"] == ["slice", "pack", "merge", "render"]
-    assert listed["Tools"] == ["bench", "reference"]
+    assert listed["Tools"] == ["demo", "bench", "reference"]
 
 
 @pytest.mark.parametrize("name", ["train", "attack", *COMMANDS])

@@ -70,8 +70,9 @@ TABLE = {
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("settings.layers", ["conv6"], r"one\.yaml: settings\.layers\.0: input should be .*'conv5' \(got 'conv6'\)"),
-        ("settings.layers", ["input"], r"layer 'input' exists for model 'raw' only"),
+        ("settings.layers", ["conv6"], r"one\.yaml: model 'at' has no layer 'conv6'; choose from conv1, .*conv5"),
+        ("settings.layers", ["conv 4"], r"one\.yaml: settings\.layers\.0: string should match .*\(got 'conv 4'\)"),
+        ("settings.layers", ["input"], r"has no layer 'input' \('input' is model 'raw' only\)"),
         ("settings.eps", 300, r"settings\.eps: input should be less than or equal to 255 \(got 300\)"),
         (
             "settings.k_out",

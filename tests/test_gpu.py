@@ -158,10 +158,10 @@ def test_indexes_of_faiss_share_a_gpus_resources(monkeypatch: pytest.MonkeyPatch
     resources = Mock()
     monkeypatch.setattr(library, "StandardGpuResources", resources, raising=False)
     monkeypatch.setattr(library, "index_cpu_to_gpu", lambda resources, device, index: index, raising=False)
-    ask.knn.faiss._resources.cache_clear()
+    ask.knn.faiss.resources.cache_clear()
     images, _, references, labels = scene("cuda")
     found = FaissSearch(references[10:], labels[10:], similarity="l2").search(images.flatten(1), k=4, k_class=3)
-    ask.knn.faiss._resources.cache_clear()
+    ask.knn.faiss.resources.cache_clear()
     exact = ExactSearch(references[10:], labels[10:], similarity="l2").search(images.flatten(1), k=4, k_class=3)
     assert resources.call_count == 1
     assert torch.equal(found.indices, exact.indices)
@@ -175,9 +175,9 @@ def begin(folder: Path, name: str, crafting: Crafting = as_it_comes, **training:
     """A run of four steps an epoch."""
     images, labels = load_images()
     job = make_job(method=METHODS[name], batch_size=32, **training)
-    return Run(
-        job, images[:148], labels[:148], torch.device("cuda"), Checkpoint(folder, job, "", ""), crafting=crafting
-    )
+    checkpoint = Checkpoint(folder, job, "", "")
+    gpu = torch.device("cuda")
+    return Run(job, images[:148], labels[:148], gpu, checkpoint, crafting=crafting, passes="bfloat16")
 
 
 def flat(run: Run) -> Tensor:

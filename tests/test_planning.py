@@ -108,11 +108,24 @@ def test_a_target_needs_all_that_it_rests_on(tmp_path: Path) -> None:
     assert required(tasks, [plan.run.report]) == set(tasks), "the report shows everything"
 
 
+def test_weights_of_two_layers_are_given_or_searched() -> None:
+    plan = planned("paper")
+    jobs = [task.job for task in plan.of("attack") if task.job.id.startswith("ask-cos-L34-K5-e8-s20")]
+    given = {job.features.dataset: (job.attack, job.omega_from) for job in jobs if job.attack.tau == 0.03}
+    assert {name: attack.omega for name, (attack, _) in given.items()} == {
+        "cifar10": {"conv3": 0.5, "conv4": 0.5},
+        "imagenette": {"conv3": 0.1, "conv4": 0.9},
+    }
+    assert {omega_from for _, omega_from in given.values()} == {None}
+    assert all(job.omega_from and not job.attack.omega for job in jobs if job.attack.tau is None)
+    assert not any(getattr(task.job.attack, "omega", {}) for task in plan.of("calibrate"))
+
+
 def test_evidence_that_came_without_notes_is_put_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clone's files have the times of their arrival: what was measured from them must not be older."""
     monkeypatch.chdir(tmp_path)
     plan = planned("raw-pixels")
-    cell, other = (task for task in plan.of("attack") if task.job.tau_from and "-K5-e40-s20.json" in str(task.output))
+    cell, other = (task for task in plan.of("attack") if task.output.name == "ask-l2-Lin-K5-e40-s20.json")
     (calibration,) = (need for need in cell.needs if "calibration" in need.parts)
     elsewhere = next(need for need in other.needs if "calibration" in need.parts)
     for path in (cell.output, other.output, calibration, elsewhere, plan.run.benchmark(cell.output)):
@@ -189,7 +202,8 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
 ) -> None:
     from ask.cli import main
 
-    (tmp_path / "config").symlink_to(ROOT / "config")
+    for name in ("config", "rules", "Snakefile", "environment.yml"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "--configfile", "config/demo.yaml", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -204,7 +218,9 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
     assert main(["why", "table01", "--configfile", "config/demo.yaml"]) == 0
     assert "not made yet" in capsys.readouterr().out
     assert main(["why", "results/demo/claims.csv", "--configfile", "config/demo.yaml"]) == 0
-    assert "3 prepare, 20 train" in capsys.readouterr().out
+    steps = capsys.readouterr().out
+    assert "3 prepare" in steps
+    assert "20 train" in steps
     assert main(["plan", "slice-2", "--trials", "1", "--json"]) == 0
     (part,) = json.loads(capsys.readouterr().out)["artifacts"]
     assert part["artifact"] == "slice-2"

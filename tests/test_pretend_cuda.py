@@ -301,9 +301,9 @@ FAULTS: dict[str, tuple[Any, str, str, Callable[[Path], None]]] = {
         trains("AT+SNN"),
     ),
     "features in bf16 beyond autocast": (
-        ASKRegulariser._training_features,
-        "features[layer].float() for features in passes",
-        "features[layer] for features in passes",
+        networks._full,
+        "output.float() if output.dtype == torch.bfloat16 else output",
+        "output",
         trains("ASK-Def"),
     ),
     "random references on the CPU": (

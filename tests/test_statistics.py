@@ -1,10 +1,12 @@
 """Intervals over trials, images and trainings: arithmetic, coverage, and what a bootstrap says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, ttest_1samp
 
-from ask.statistics import Estimate, holm, over_trials_and_images, summarise
+from ask.statistics import Estimate, holm, over_trials_and_images, pool_trials, summarise
 
 
 def crossed(rng: np.random.Generator, t: int, n: int, shares: tuple[float, float]) -> np.ndarray:
@@ -132,6 +134,58 @@ def test_a_larger_run_has_the_interval_that_was_foreseen() -> None:
     small = [over_trials_and_images(crossed(rng, 3, 100, (0.4, 0.05))).resized(5, 4).variance for _ in range(300)]
     large = [over_trials_and_images(crossed(rng, 12, 500, (0.4, 0.05))).variance for _ in range(300)]
     assert np.mean(small) == pytest.approx(np.mean(large), rel=0.15)
+
+
+def compared(rng: np.random.Generator, k: int, common: float, shared: float, own: float) -> list[Estimate]:
+    """k differences as lite has them, at 500 images and 3 trials; a share of what chance does is common to all.
+
+    Trials have effects of a standard deviation ``shared`` on all of them alike, and of ``own`` on the first alone.
+    """
+
+    def noise(*shape: int) -> np.ndarray:
+        return rng.normal(0, 25, (*shape, 1, 500)) + rng.normal(0, 39, (*shape, 3, 500))
+
+    x = common**0.5 * noise(1) + (1 - common) ** 0.5 * noise(k) + rng.normal(0, shared, (3, 1))
+    x[0] += rng.normal(0, own, (3, 1))
+    return [over_trials_and_images(each) for each in x]
+
+
+@pytest.mark.parametrize(
+    ("common", "shared", "own", "lost"),
+    [
+        (0.0, 0.0, 0.0, 0.0),
+        (0.5, 0.8, 0.0, 0.0),
+        (0.0, 1.5, 0.0, 0.0),
+        (0.0, 4.0, 0.0, 0.0),
+        (0.5, 4.0, 0.0, 0.0),
+        (0.5, 0.0, 2.0, 0.035),  # trials vary the first 2.3 times as much as the others
+    ],
+)
+def test_intervals_that_share_trials_cover_as_often(common: float, shared: float, own: float, lost: float) -> None:
+    rng = np.random.default_rng(1)
+    found: list[list[tuple[bool, float]]] = []
+    for _ in range(800):
+        estimates = compared(rng, 6, common, shared, own)
+        found.append([(abs(e.mean) <= e.half_width, e.half_width) for e in (*estimates, *pool_trials(estimates))])
+    covered, widths = np.reshape(found, (-1, 2, 6, 2)).mean(0).transpose(2, 0, 1)
+    print(f"coverage {covered[:, 0].round(3)}, of the others {covered[:, 1:].mean(1).round(3)}")
+    assert covered[1, 0] >= covered[0, 0] - lost - 0.015  # which is what so many draws leave open
+    assert covered[1, 1:].mean() >= covered[0, 1:].mean() - 0.015
+    assert widths[1].mean() < widths[0].mean()
+
+
+def test_trials_are_shared_only_by_what_has_an_interaction_and_is_no_outlier() -> None:
+    estimates = compared(np.random.default_rng(0), 4, 0.5, 0.0, 0.0)
+    assert pool_trials(estimates[:1]) == estimates[:1]
+    twins = pool_trials([estimates[0]] * 3)  # nothing is learned from the same numbers
+    assert all(each.variance == pytest.approx(estimates[0].variance) for each in twins)
+    assert all(each.df == pytest.approx(estimates[0].df, rel=1e-4) for each in twins)
+    fixed = over_trials_and_images(np.array([[100.0] * 30 + [0.0] * 70]))
+    wild = replace(estimates[0], trials=1000 * estimates[0].both)
+    pooled = pool_trials([*estimates[1:], fixed, wild])
+    assert pooled[3:] == [fixed, wild]
+    assert pooled[0].pooled > 2
+    assert pooled[0].resized(trials=2).pooled == pytest.approx(pooled[0].pooled * 5 / 2)
 
 
 def test_holm_rejects_while_the_smallest_stand_the_rest() -> None:

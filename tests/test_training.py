@@ -34,6 +34,7 @@ from ask.config.run import ConfigError, load_run, merge
 from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
 from ask.models.networks import Network, build, fold_batchnorm, load_network, load_weights
 from ask.plan.planner import plan_run
+from ask.precision import Passes
 from ask.training import TrainingDivergedError
 from ask.training.images import ResidentImages, augment, seeded, split_holdout
 from ask.training.methods import AdversarialTraining, BaseOutput, Batch, make_method
@@ -632,6 +633,7 @@ def build_on(network: Network, device: str) -> Network:
 
 
 @pytest.mark.gpu
-def test_training_on_cuda(few: Arrays, tmp_path: Path) -> None:
-    run(make_job(), few, tmp_path, device="cuda")
+@pytest.mark.parametrize("passes", ["float32", "bfloat16"])
+def test_training_on_cuda(few: Arrays, tmp_path: Path, passes: Passes) -> None:
+    run(make_job(), few, tmp_path, device="cuda", passes=passes)
     assert len(history(tmp_path)) == 2

@@ -13,7 +13,7 @@ from ask.config.claims import Contradiction, Part
 from ask.paths import Run
 from ask.report.claims import Evidence, compare
 from ask.report.numbers import VERDICTS
-from ask.report.verdicts import Comparison, Finding, judge, region_of
+from ask.report.verdicts import Comparison, Finding, judge, pool, region_of
 from ask.statistics import Estimate
 
 N, T = 500, 3
@@ -51,10 +51,11 @@ def evidence(rng: np.random.Generator, truths: list[float], n: int = N) -> Evide
     return Synthetic(Run(Path()), job, stored={"a": rows})
 
 
-def half_width(part: Part) -> float:
-    """Mean half width of a part's widest comparison."""
+def half_width(part: Part, settings: int) -> float:
+    """Mean half width of a part's widest comparison, as it is judged."""
     rng = np.random.default_rng(1)
-    found = [[c.estimate.half_width for c in compared(part, evidence(rng, [0.0] * 4))] for _ in range(100)]
+    drawn = (pool(compared(part, evidence(rng, [0.0] * settings))) for _ in range(100))
+    found = [[one.estimate.half_width for one in comparisons] for comparisons in drawn]
     return float(np.mean(found, 0).max())
 
 
@@ -92,6 +93,9 @@ CASES: dict[str, tuple[Part, Callable[[float], list[float]]]] = {
     "slope": (part("slope", most=0, **CURVE), lambda inside: [-inside * x for x in range(4)]),
     "straight": (part("straight", within=FAR, **CURVE), lambda inside: [(FAR - inside) * 2.5, *[0.0] * 3]),
     "mean": (part("margin", least=13, several="mean"), lambda inside: [13 + inside] * 4),
+    "all six": (part("wins"), lambda inside: [inside] * 6),
+    "all twelve": (part("wins"), lambda inside: [inside] * 12),
+    "one of twelve": (part("wins"), lambda inside: [inside, *[FAR] * 11]),
 }
 
 
@@ -112,7 +116,7 @@ def test_truth_on_the_border_is_hardly_ever_called_reproduced(name: str) -> None
 @pytest.mark.parametrize("name", CASES)
 def test_truth_two_half_widths_within_the_region_is_mostly_called_reproduced(name: str) -> None:
     part, truths = CASES[name]
-    found = verdicts(part, truths(2 * half_width(part)))
+    found = verdicts(part, truths(2 * half_width(part, len(truths(0.0)))))
     print(name, found)
     assert found["reproduced"] >= 800
     assert not found["not reproduced"]
@@ -122,7 +126,7 @@ def test_truth_two_half_widths_within_the_region_is_mostly_called_reproduced(nam
 def test_truth_four_half_widths_outside_is_mostly_called_wrong(name: str) -> None:
     part, truths = CASES[name]
     below = -13 if name in ("margin", "mean") else 0  # beyond the direction
-    found = verdicts(part, truths(below - 4 * half_width(part)), 300)
+    found = verdicts(part, truths(below - 4 * half_width(part, len(truths(0.0)))), 300)
     print(name, found)
     assert found["not reproduced"] >= 240
     assert not found["reproduced"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -57,11 +58,15 @@ pytestmark = pytest.mark.xdist_group("workflow")  # one run serves all tests of 
 
 
 def snakemake(folder, *options, check=True):
+    return python(folder, "snakemake", "--configfile", "config/tiny.yaml", *options, check=check)
+
+
+def python(folder, module, *options, check=True):
     # Rules say `python`: the one that runs this, whether its environment is activated or not.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "PATH": path}
     environment.pop("ASK_DATA_MIRROR", None)
-    command = [sys.executable, "-m", "snakemake", "--configfile", "config/tiny.yaml", *options]
+    command = [sys.executable, "-m", module, *options]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     output = done.stdout + done.stderr
     assert not check or done.returncode == 0, output[-5000:]
@@ -84,9 +89,9 @@ def project(tmp_path_factory):
     return folder
 
 
-def jobs(folder):
+def jobs(folder, *options):
     """How many jobs of each rule a dry run lists."""
-    output = snakemake(folder, "--dry-run")
+    output = snakemake(folder, "--dry-run", *options)
     if "Nothing to be done" in output:
         return {}
     stats = output.split("Job stats:")[1].split("Reasons:")[0]
@@ -190,6 +195,86 @@ def test_a_changed_seed_reruns_what_depends_on_it(project, edit):
         "claims": 1,
         "report": 1,
     }
+
+
+def ask(folder, *arguments):
+    command = [sys.executable, "-m", "ask", *arguments, "--configfile", "config/tiny.yaml"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_more_trials_measure_what_is_missing(project, tmp_path):
+    """2 -> 5 trials: `why`, `plan` and `-n` agree, three are measured, and the two stay; going back costs nothing."""
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder, symlinks=True)
+    cells = sorted((folder / "results/tiny/cells/digits-tiny/at").glob("*.npz"))
+    before = {path: np.load(path)["robust"] for path in cells}
+    config = folder / "config/tiny.yaml"
+    config.write_text(config.read_text().replace("max_trials: 2", "max_trials: 5"))
+    assert jobs(folder) == {"attack": 2, "table": 1, "figure": 1, "claims": 1, "report": 1}
+    assert "trials 2 → 5; 3 of 5 trials to measure\n  2 attack" in ask(folder, "why", "small", "curve")
+    (stage,) = (
+        stage
+        for stage in json.loads(ask(folder, "plan", "small", "curve", "--json"))["stages"]
+        if stage["stage"] == "attacks"
+    )
+    assert stage["left"] == 2
+    config.write_text(config.read_text().replace("run: tiny", "run: other"))
+    (whole,) = (
+        stage
+        for stage in json.loads(ask(folder, "plan", "small", "curve", "--json"))["stages"]
+        if stage["stage"] == "attacks"
+    )
+    assert stage["flop"] == pytest.approx(0.6 * whole["flop"]), "of three trials in five"
+    config.write_text(config.read_text().replace("run: other", "run: tiny"))
+    snakemake(folder, "--cores", "2")
+    for path, robust in before.items():
+        record = json.loads(path.with_suffix(".json").read_text())
+        assert record["known"] == 2
+        assert np.array_equal(np.load(path)["robust"][:, :2], robust)
+        assert len(record["results"][0]["robust"]["trials"]) == 5
+    assert jobs(folder) == {}
+    assert not (folder / "results/tiny/scratch/cells").exists() or not list(
+        (folder / "results/tiny/scratch/cells").rglob("*.npz")
+    )
+    config.write_text(config.read_text().replace("max_trials: 5", "max_trials: 2"))
+    assert "trials 5 → 2; 0 of 2 trials to measure" in ask(folder, "why", "small", "curve")
+    snakemake(folder, "--cores", "2")
+    for path, robust in before.items():
+        assert np.array_equal(np.load(path)["robust"], robust)
+        assert json.loads(path.with_suffix(".json").read_text())["known"] == 2
+
+
+def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(project, tmp_path):
+    """New cells alone go to a batch; one that fails takes no other along, and its tables wait; nothing is repeated."""
+    folder, batched = tmp_path / "copy", ("--resources", "batches=4")
+    shutil.copytree(project, folder, symlinks=True)
+    assert jobs(folder, *batched) == {}
+    small, broken = folder / "config/artifacts/small.yaml", folder / "pyautoattack/__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('a package that is not there')\n")
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results/tiny/cells").rglob("*.*")}
+    whole = small.read_text().replace("  - k: 5", "  - {k: 4, label: K = 4}\n  - k: 5")
+    small.write_text(whole.replace("  - attack: ask", "  - {attack: autoattack, label: AutoAttack}\n  - attack: ask"))
+    assert jobs(folder, *batched) == {"batch": 1, "table": 1, "claims": 1, "report": 1}
+    (spec,) = (folder / "results/tiny/scratch/batches").glob("*[0-9].json")
+    members = json.loads(spec.read_text())["targets"]
+    assert sorted(Path(one).stem for one in members) == ["ask-cos-L4-K4-e50-s3-step10", "autoattack-e50"]
+    manifest = spec.with_suffix(".done")
+    output = python(folder, "ask", "batch", str(spec), "--out", str(manifest), check=False)
+    assert "AutoAttack and Square need the package pyautoattack" in output
+    assert [(folder / member).is_file() for member in sorted(members)] == [True, False]
+    assert not manifest.exists(), "tables would be drawn without the cell that failed"
+    assert jobs(folder) == {"attack": 1, "table": 1, "claims": 1, "report": 1}
+    small.write_text(whole.replace("  - k: 5", "  - {k: 2, label: K = 2}\n  - k: 5"))
+    for path in spec.parent.glob("*"):
+        path.unlink()
+    output = snakemake(folder, "--dry-run", *batched)
+    (spec,) = spec.parent.glob("*[0-9].json")
+    assert f"Batch {spec.stem}, 1 attack: results/tiny/cells/digits-tiny/at/ask-cos-L4-K2-e50-s3-step10.json" in output
+    python(folder, "ask", "batch", str(spec), "--out", str(manifest))
+    assert json.loads(manifest.read_text())["members"] == 1
+    assert jobs(folder) == {"table": 1, "claims": 1, "report": 1}
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "a cell was made again"
 
 
 def test_a_mistake_ends_before_any_job_with_one_message(project, edit):

@@ -17,21 +17,12 @@ FailureMetric = Literal["confidence_1", "confidence_95", "similarity_gap"]
 TimingMetric = Literal["ms_per_image", "setup_seconds", "ms_with_setup", "slower", "slower_with_setup"]
 CostMetric = Literal["training_seconds", "passes_per_image", "times_passes", "times_work", "times_seconds"]
 StudyMetric = Literal[
-    "information",
-    "ask_loss",
-    "excess_loss",
-    "bound",
-    "tighter_bound",
-    "scaled_bound",
-    "gap",
-    "scaled_gap",
+    "information", "ask_loss", "excess_loss", "bound", "tighter_bound", "scaled_bound", "gap", "scaled_gap"
 ]
 Metric = CellMetric | FailureMetric | TimingMetric | CostMetric | StudyMetric
 Category = Literal["attack", "defence", "beyond the paper"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 Group = Literal["failures", "successes"]
-
-
 SETTING_COLUMNS = (
     *("dataset", "model", "attack", "variant", "similarity", "attack_layers", "classifier_similarity", "dknn_layers"),
     *("k_in", "k_out", "classifier_k", "eps", "steps", "about", "metric"),
@@ -57,7 +48,8 @@ class Settings(Spec):
     classifier_similarity: Similarity | None = None
     """Similarity of the classifier, if not that of the attack."""
     layers: tuple[Layer, ...] | None = None
-    """Layers of attack and classifier."""
+    """Layers of attack and classifier: `conv1` to `conv5`, the names that a network of your own gives its layers, or
+    `input` on raw pixels."""
     attack_layers: tuple[Layer, ...] | None = None
     """Layers of the attack."""
     dknn_layers: tuple[Layer, ...] | None = None
@@ -78,6 +70,9 @@ class Settings(Spec):
     """Gradient steps."""
     tau: float | None = Field(default=None, gt=0)
     """Fixed temperature; null: from calibration."""
+    omega: float | None = Field(default=None, ge=0, le=1)
+    """Fixed weight of the first of two attacked layers, the other having the rest; null: from calibration or, beside a
+    fixed temperature, the same for both."""
     references_per_class: int | None = Field(default=None, ge=1)
     """Size of the reference set per class; null: the data set's."""
     trials: int | None = Field(default=None, ge=1)

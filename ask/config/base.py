@@ -1,15 +1,16 @@
 """The common base of all configuration types, and value types they share."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Similarity = Literal["cosine", "l2"]
 Precision = Literal["auto", "float32", "bfloat16"]
 """Of a network's passes in training and in attacks (:mod:`ask.precision`)."""
-Layer = Literal["input", "conv1", "conv2", "conv3", "conv4", "conv5"]
-LAYERS: tuple[Layer, ...] = get_args(Layer)
-"""Every layer that can be attacked or searched; ``input`` is the identity feature (raw pixels)."""
+Layer = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+"""Name of a layer: one of :data:`LAYERS`, or what the configuration of a network of one's own calls it."""
+LAYERS: tuple[Layer, ...] = ("input", "conv1", "conv2", "conv3", "conv4", "conv5")
+"""Layers of the paper's networks; ``input`` is the identity feature (raw pixels)."""
 
 
 class Spec(BaseModel):

@@ -45,7 +45,20 @@ class FeatureSpec(Spec):
     """What its arrays are made from."""
     model: str
     network: NetworkSpec | None
-    """Null: raw pixels."""
+    """Null: raw pixels. Of a network of one's own, the layers that the job reads."""
+    code: str | None = Field(default=None, exclude_if=lambda code: code is None)
+    """Fingerprint of the code that makes a network of one's own, as far as it is no installed package's."""
+
+
+class AdoptJob(Spec):
+    """A network trained elsewhere, to become a model of the run."""
+
+    features: FeatureSpec
+    weights: str | None
+    """File; null: as the factory makes it."""
+    digest: str | None
+    """SHA-256 of that file."""
+    seed: int
 
 
 class IndexJob(Spec):

@@ -91,7 +91,7 @@ def _type(of: dict[str, Any]) -> str:
         return f"list of {_type(of['items'])}"
     if of["type"] == "object":
         values = of.get("additionalProperties") or next(iter(of["patternProperties"].values()))
-        return f"mapping of names to {_type(values)}"
+        return f"mapping of names to {_type(values) if isinstance(values, dict) else 'any values'}"
     bounds = ", ".join(f"{sign} {of[name]:g}" for name, sign in _BOUNDS.items() if name in of)
     return _WORDS.get(of["type"], str(of["type"])) + (f" ({bounds})" if bounds else "")
 

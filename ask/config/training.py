@@ -1,28 +1,80 @@
 """What the training step reads."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ask.config.base import Key, Pixels, Precision, Spec
+from ask.config.base import LAYERS, Key, Layer, Pixels, Precision, Spec
 
-Block = Literal["conv1", "conv2", "conv3", "conv4", "conv5"]
+
+def _empty(value: object) -> bool:
+    return not value
+
+
 Augmentation = Literal["crop-flip", "crop", "none"]
 METHOD_HOMES = {"trades": "ask.training.trades", "snn": "ask.training.snn", "ask": "ask.training.ask_def"}
 """Module of each base or regulariser that has one of its own; a training job imports, and its code fingerprint counts,
 only those of its method."""
+OWN_HOME = "ask.models.own"
+"""Module of networks of one's own, likewise."""
 
 
-class NetworkSpec(Spec):
-    """A network of five named convolutional blocks and a head."""
+class OwnModule(Spec):
+    """A network of your own: a function that makes a PyTorch module from images in [0, 1] to logits."""
 
-    name: Literal["vgg16", "resnet18"]
-    """VGG16 with batch norm (CIFAR-10) or ResNet18 (Imagenette); paper, App. D-b."""
+    factory: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", exclude_if=_empty)
+    """`package.module:function` that makes a network of your own, a module from images in [0, 1] to logits; found in
+    the project's folder or among installed packages."""
+    options: dict[str, Any] = Field(default_factory=dict, exclude_if=_empty)
+    """Arguments of that function, by name."""
+    mean: tuple[float, ...] = Field(default=(), exclude_if=_empty)
+    """Subtracted from its images, one value a channel; empty where the module itself normalises."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), exclude_if=_empty)
+    """What its images are divided by after that, one value a channel."""
+    layers: dict[Layer, str] = Field(default_factory=dict, exclude_if=_empty)
+    """Names of its layers for attacks and DkNN, and whose outputs they are: paths of submodules, as in
+    `named_modules()`. With `conv3` and `conv4` among the names, the paper's artifacts apply to it."""
+
+    @model_validator(mode="after")
+    def _check_own(self) -> Self:
+        given = [name for name in OwnModule.model_fields if getattr(self, name)]
+        if given and self.factory is None:
+            raise ValueError(f"{given[0]} is given, but no factory: name the function that makes the network")
+        if len(self.mean) != len(self.std):
+            raise ValueError("mean and std belong together: give both, one value a channel")
+        if "input" in self.layers:
+            raise ValueError("the layer 'input' is the images themselves: choose another name")
+        return self
+
+
+class NetworkSpec(OwnModule):
+    """A network: one of the paper's, of five named convolutional blocks and a head, or one of your own."""
+
+    name: Literal["vgg16", "resnet18"] | None = Field(default=None, exclude_if=_empty)
+    """VGG16 with batch norm (CIFAR-10) or ResNet18 (Imagenette); paper, App. D-b. Null: the `factory`'s."""
     width: float = Field(default=1.0, gt=0, le=4)
     """Multiplier of every layer's channel count; 1 is the paper's network."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Rate of the two dropouts in VGG16's head; 0 suits narrow networks, which it starves (ResNet18 has none)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either name (vgg16 or resnet18), or factory; set the other one to null")
+        if self.factory and self.model_fields_set & {"width", "dropout"}:
+            raise ValueError("width and dropout are the paper's networks'; what the factory takes goes into options")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _read_parts(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = ("width", "dropout") if self.factory else ()
+        return {name: value for name, value in serialise(self).items() if name not in left_out}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its layers' names."""
+        return tuple(self.layers) if self.factory else LAYERS[1:]
 
 
 class ScheduleSpec(Spec):
@@ -97,7 +149,7 @@ class SNNSpec(Spec):
     """Follow the gradient of T at every step, which always minimises the loss (Frosst et al., sec. 2; their code)."""
     similarity: Literal["cosine", "l2"] = "cosine"
     """Distance: `cosine` is 1 - cos, `l2` squared Euclidean."""
-    layer: Block = "conv4"
+    layer: Layer = "conv4"
     """Layer whose features are compared."""
 
 
@@ -121,9 +173,9 @@ class ASKSpec(Spec):
     """Temperature of the ASK loss (paper, App. D-f)."""
     similarity: Literal["cosine", "l2"] = "cosine"
     """Similarity of the ASK loss."""
-    layer: Block | None = Field(default="conv4", exclude_if=lambda layer: layer is None)
+    layer: Layer | None = Field(default="conv4", exclude_if=lambda layer: layer is None)
     """Layer whose features are compared."""
-    layers: tuple[Block, ...] = Field(default=(), exclude_if=lambda layers: not layers)
+    layers: tuple[Layer, ...] = Field(default=(), exclude_if=lambda layers: not layers)
     """Several such layers, in place of `layer`: their losses add up (eq. 6)."""
     references_per_class: int = Field(default=5, ge=1)
     """Clean reference images drawn a class and step; each brings an adversarial copy."""
@@ -164,14 +216,17 @@ class ASKSpec(Spec):
         return self
 
 
-class ModelSpec(Spec):
-    """A training method: base x regulariser."""
+class ModelSpec(OwnModule):
+    """A training method, base x regulariser; or a trained network of your own."""
 
     label: str
     """Name in tables."""
-    base: Literal["none", "at", "trades"]
+    base: Literal["none", "at", "trades", "external"]
     """`none`: raw pixels, no network; `at`: cross-entropy on PGD examples (adversarial training); `trades`: clean
-    cross-entropy plus the divergence of adversarial outputs."""
+    cross-entropy plus the divergence of adversarial outputs; `external`: a network trained elsewhere, by `factory`."""
+    weights: str | None = Field(default=None, exclude_if=_empty)
+    """Its weights: a safetensors file, or one that `torch.save` wrote of tensors by name; null: as the factory makes
+    it. Jobs run again when the content changes."""
     regulariser: Literal["none", "snn", "ask"] = "none"
     """Term added to the base's loss: soft nearest neighbours, or the ASK loss (ASK-Def)."""
     trades: TRADESSpec | None = None
@@ -196,15 +251,29 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.base == "none" and self.regulariser != "none":
+        trained = self.base in ("at", "trades")
+        if not trained and self.regulariser != "none":
             raise ValueError(f"regulariser: {self.regulariser} needs a network to train: set base: at or trades")
-        if self.base == "none" and (self.training or self.epochs_factor != 1):
-            raise ValueError("base: none trains nothing: remove training and epochs_factor")
+        if not trained and (self.training or self.epochs_factor != 1):
+            raise ValueError(f"base: {self.base} trains nothing: remove training and epochs_factor")
+        if self.base == "external" and not self.factory:
+            raise ValueError("base: external needs factory: name the function that makes the network")
+        if self.base != "external" and (self.factory or self.weights):
+            raise ValueError(
+                "factory and weights are read with base: external; to train a network of your own, give"
+                " `network: {factory: ...}` to the data set"
+            )
         for part in METHOD_HOMES:
             if getattr(self, part) is not None and part not in (self.base, self.regulariser):
                 where = "base" if part == "trades" else "regulariser"
                 raise ValueError(f"options of {part} are given, but not read: set {where}: {part}, or remove them")
         return self
+
+
+def layers_of(method: ModelSpec) -> tuple[str, ...]:
+    """Layers whose features its training compares."""
+    ask, snn = method.ask, method.snn
+    return (*((ask.layers or filter(None, [ask.layer])) if ask else ()), *([snn.layer] if snn else ()))
 
 
 class TrainJob(Spec):
@@ -215,6 +284,8 @@ class TrainJob(Spec):
     """What its arrays are made from."""
     model: str
     network: NetworkSpec
+    code: str | None = Field(default=None, exclude_if=_empty)
+    """Fingerprint of the code that makes a network of one's own, as far as it is no installed package's."""
     method: ModelSpec
     training: TrainingSpec
     precision: Precision = Field(default="auto", exclude_if=lambda precision: precision == "auto")

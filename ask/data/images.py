@@ -1,12 +1,13 @@
 """Images of trees of files (:mod:`ask.data.trees`), and resizing."""
 
 import struct
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ask.data.readers import Split
 from ask.data.trees import DAMAGE, Member, splits
@@ -21,7 +22,8 @@ def read_images(
     """Read trees of image files together, in order of class and file name; grey if all files are, else RGB.
 
     Hidden files, and files that do not lie in a class folder of a known split, are left out. The splits may lie in one
-    folder of their own. Transparency is dropped.
+    folder of their own. Images are as a photo viewer shows them: turned as their EXIF orientation says, and what is
+    transparent over white.
 
     Args:
         paths: Folders, zips or tar archives.
@@ -77,11 +79,22 @@ def opened(member: Member, mode: str | None = None) -> Image.Image:
         with Image.open(BytesIO(member.read()), formats=_FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixel format {image.mode}, expected 8 bits a channel")
-            return image.convert(mode) if mode else image
+            if mode or "exif" in image.info:  # which may swap width and height
+                with suppress(SyntaxError, struct.error):  # damaged EXIF turns nothing
+                    ImageOps.exif_transpose(image, in_place=True)
+            return _over_white(image).convert(mode) if mode else image
     # What else Pillow raises on damaged files; UnidentifiedImageError and truncation are OSErrors.
     except (*DAMAGE, SyntaxError, IndexError, struct.error, Image.DecompressionBombError) as error:
         expected = f"expected {', '.join(_FORMATS)}"
         raise DataError(f"{member}: not a readable image ({error}), {expected}; replace or remove it") from error
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """An image without transparency."""
+    if not image.has_transparency_data:
+        return image
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -7,8 +7,11 @@ trial only, so that all attacks and models of a trial share them and can be comp
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from hashlib import sha256
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +24,18 @@ from ask.config.jobs import BlockJob, CalibrationJob, CellJob
 from ask.data.arrays import load
 from ask.errors import AskError
 from ask.grids import beyond, ends
-from ask.measure.evaluator import Attack, Evaluator, pick_test_images
+from ask.hardware import hardware, weights_read
+from ask.knn.search import Neighbours
+from ask.measure.evaluator import Attack, Evaluator, passes_of, pick_test_images
+from ask.measure.evaluator import Trial as ReferenceTrial
+from ask.measure.journal import Journal, Trial, data_read, key_of, together
 from ask.measure.place import Place
 from ask.paths import Run, prepared
 from ask.seeds import derive_seed
 from ask.statistics import summarise
 
+Neighbourhood = Mapping[tuple[str, str], Neighbours]
+"""By similarity and layer."""
 ROUNDING = 1e-6
 """How far float32 may carry an image beyond the eps-ball."""
 
@@ -88,69 +97,136 @@ def parameters(point: Mapping[str, float], attack: Any) -> dict[str, Any]:
 
 
 def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Evaluate one attack over all trials.
+    """Evaluate one attack over all trials; those that are known (:mod:`ask.measure.journal`) are not measured again.
 
     Returns:
         The measurements (JSON-able), and the predictions (:func:`compact`): ``robust`` and ``clean`` of shape
         (classifiers, trials, images), ``network_robust`` (trials, images) and ``network_clean`` (images,) where there
         is a network, and ``labels`` (images,).
     """
-    began = time.perf_counter()
-    seconds = {"attack": 0.0, "search": 0.0}
     setting = Setting(job, place)
-    evaluator = Evaluator(
-        job.features, layers_of(job.attack), job.similarity, job.classifiers, job.test_images, place, job.precision
+    document, output = job.model_dump(mode="json"), place.run.cell(job.features.dataset, job.features.model, job.id)
+    passes = passes_of(job.features, job.precision, place) if job.attack else "float32"
+    data = data_read(place.data, job.features)
+    key = key_of(
+        document, weights_read(document, place.run), setting.known, data, passes, place.device.type, place.code
     )
-    labels = evaluator.labels.cpu().numpy()
-    shape = (len(job.classifiers), job.trials, len(labels))
-    predictions = {"clean": np.zeros(shape, np.int64), "robust": np.zeros(shape, np.int64)}
-    if evaluator.clean_classes is not None:
-        predictions["network_clean"] = evaluator.clean_classes.cpu().numpy()
-        predictions["network_robust"] = np.tile(predictions["network_clean"], (job.trials, 1))
-    validity = Validity()
-    for first in range(0, job.trials, evaluator.attacks_at_once):
-        numbers = range(first, min(first + evaluator.attacks_at_once, job.trials))
+    journal, measured = Journal(output, key), Measured(job, setting, place)
+    found = {
+        number: trial
+        for number, trial in journal.read(None if _trials_of(output) == job.trials else output).items()
+        if number < job.trials and trial.about["blocks"] == setting.digest(number)
+    }
+    before = len(found)
+    if before:
+        place.log(f"{before} of {job.trials} trials are known")
+    missing = [number for number in range(job.trials) if number not in found]
+    while missing:
+        trials = measured.measure(missing)
+        found |= {trial.about["trial"]: trial for trial in trials}
+        missing = [number for number in missing if number not in found]
+        if missing:  # the last ones go straight into the record
+            journal.add(trials, document, place.code)
+    trials = [found[number] for number in range(job.trials)]
+    predictions, rows = together(trials), [trial.about for trial in trials]
+    record: dict[str, Any] = {
+        "results": _results(job, predictions, predictions["labels"], _outside(job, place)),
+        "validity": Validity.over(rows),
+        "seconds": {name: sum(row["seconds"][name] for row in rows) for name in ("attack", "search", "total")},
+        "setting": setting.known,
+        "key": key,
+        "by_trial": rows,
+    }
+    if before:
+        record["known"] = before
+    if len(made_on := dict.fromkeys(row["hardware"] for row in rows)) > 1:
+        record["hardware"] = "; ".join(made_on)
+    if job.attack is not None:
+        record["passes"] = passes
+    if "network_clean" in predictions:
+        right = {name: predictions[f"network_{name}"] == predictions["labels"] for name in ("clean", "robust")}
+        record["network"] = {name: summarise(np.atleast_2d(where).mean(1)) for name, where in right.items()}
+    return record, {name: compact(classes) for name, classes in predictions.items()}
+
+
+def _trials_of(record: Path) -> int | None:
+    """How many trials a finished record holds; one of the same number is measured again if it is asked for."""
+    with suppress(OSError, ValueError, KeyError):
+        return int(json.loads(record.read_text(encoding="utf-8"))["job"]["trials"])
+    return None
+
+
+class Measured:
+    """A cell's trials, as many at a time as :attr:`Evaluator.attacks_at_once` says."""
+
+    def __init__(self, job: CellJob, setting: "Setting", place: Place) -> None:
+        self.job, self.setting, self.place, self.since = job, setting, place, time.perf_counter()
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Made when the first trial is measured."""
+        job, attacked = self.job, layers_of(self.job.attack)
+        return Evaluator(
+            job.features, attacked, job.similarity, job.classifiers, job.test_images, self.place, job.precision
+        )
+
+    def measure(self, missing: Sequence[int]) -> list[Trial]:
+        """Measure the first of some trials, and those that are attacked together with it.
+
+        Which these are is a matter of their numbers alone: a network's kernels may round otherwise in a batch of
+        another size, and so a cell that was killed goes on as it would have gone.
+        """
+        job, evaluator, setting = self.job, self.evaluator, self.setting
+        seconds = {"attack": 0.0, "search": 0.0}
+        numbers = [n for n in missing if n // evaluator.attacks_at_once == missing[0] // evaluator.attacks_at_once]
         trials = [evaluator.draw(job.references_per_class, reference_seed(job, number)) for number in numbers]
+        seen = [Validity() for _ in numbers]
         attacks: list[Attack] = []
         if job.attack is not None:
             attacks = [
-                trial.attack(setting.config, start_seed(job, number), setting.blocks(number), validity.see_gradient)
-                for number, trial in zip(numbers, trials, strict=True)
+                trial.attack(setting.config, start_seed(job, number), setting.blocks(number), one.see_gradient)
+                for number, trial, one in zip(numbers, trials, seen, strict=True)
             ]
-        with _Clock(seconds, "search", place.device):
+        with _Clock(seconds, "search", self.place.device):
             clean = [
                 trial.neighbours(evaluator.clean_features, attack) for trial, attack in zip_longest(trials, attacks)
             ]
-        robust = clean
+        robust, classes = clean, [evaluator.clean_classes] * len(numbers)
         if attacks:
-            with _Clock(seconds, "attack", place.device):
+            with _Clock(seconds, "attack", self.place.device):
                 adversarial = evaluator.run(attacks, clean)
-            robust = []
-            for number, trial, images in zip(numbers, trials, adversarial, strict=True):
-                validity.see_images(evaluator.images, images, setting.config.eps)
-                with _Clock(seconds, "search", place.device):
-                    features, classes = evaluator.look(images)
-                    robust.append(trial.neighbours(features))
-                if classes is not None:
-                    predictions["network_robust"][number] = classes.cpu().numpy()
-        for number, trial, *found in zip(numbers, trials, clean, robust, strict=True):
-            for i, classifier in enumerate(job.classifiers):
-                for kind, neighbours in zip(("clean", "robust"), found, strict=True):
-                    predictions[kind][i, number] = trial.classify(neighbours, classifier).cpu().numpy()
-            shown = predictions["robust"][:, number] if job.classifiers else predictions["network_robust"][[number]]
-            accuracies = ", ".join(f"{100 * (classes == labels).mean():.2f} %" for classes in shown)
-            place.log(f"trial {number + 1}/{job.trials}: accuracy {accuracies}")
-    seconds["total"] = time.perf_counter() - began
-    results = _results(job, predictions, labels, _outside(job, place))
-    measured = {"results": results, "validity": validity.summary(), "seconds": seconds, "setting": setting.known}
-    if job.attack is not None:
-        measured["passes"] = evaluator.passes
-    if evaluator.clean_classes is not None:
-        measured["network"] = {
-            "clean": summarise((predictions["network_clean"][None] == labels).mean(1)),
-            "robust": summarise((predictions["network_robust"] == labels).mean(1)),
-        }
-    return measured, {name: compact(classes) for name, classes in {**predictions, "labels": labels}.items()}
+            for one, images in zip(seen, adversarial, strict=True):
+                one.see_images(evaluator.images, images, setting.config.eps)
+            with _Clock(seconds, "search", self.place.device):
+                looks = [evaluator.look(images) for images in adversarial]
+                robust = [trial.neighbours(features) for trial, (features, _) in zip(trials, looks, strict=True)]
+                classes = [found for _, found in looks]
+        predictions = [self._predict(*found) for found in zip(numbers, trials, clean, robust, classes, strict=True)]
+        seconds["total"], self.since = time.perf_counter() - self.since, time.perf_counter()
+        shares = {name: value / len(numbers) for name, value in seconds.items()}
+        about = {"seconds": shares, "hardware": hardware(self.place.device), "search": evaluator.searching}
+        return [
+            Trial({"trial": number, **about, "blocks": setting.digest(number), **one.counts()}, predicted)
+            for number, one, predicted in zip(numbers, seen, predictions, strict=True)
+        ]
+
+    def _predict(
+        self, number: int, trial: ReferenceTrial, clean: Neighbourhood, robust: Neighbourhood, classes: Tensor | None
+    ) -> dict[str, NDArray[np.int64]]:
+        """A trial's predictions from the neighbours of clean and attacked images, and the network's classes."""
+        evaluator, found = self.evaluator, dict[str, NDArray[np.int64]]()
+        shape = (len(self.job.classifiers), len(evaluator.labels))
+        for kind, neighbours in (("clean", clean), ("robust", robust)):
+            votes = [trial.classify(neighbours, classifier).cpu().numpy() for classifier in self.job.classifiers]
+            found[kind] = np.array(votes, np.int64).reshape(shape)
+        if evaluator.clean_classes is not None and classes is not None:
+            found["network_clean"] = evaluator.clean_classes.cpu().numpy()
+            found["network_robust"] = classes.cpu().numpy()
+        found["labels"] = evaluator.labels.cpu().numpy()
+        shown = found["robust"] if len(found["robust"]) else found["network_robust"][None]
+        accuracies = ", ".join(f"{100 * (one == found['labels']).mean():.2f} %" for one in shown)
+        self.place.log(f"trial {number + 1}/{self.job.trials}: accuracy {accuracies}")
+        return found
 
 
 def compact(classes: NDArray[np.int64]) -> NDArray[Any]:
@@ -233,16 +309,27 @@ class Validity:
             outside = ((adversarial < 0) | (adversarial > 1) | adversarial.isnan()).flatten(1).any(1)
             raise InvalidAttackError(f"image {int(outside.int().argmax())} leaves [0, 1]: {low:.6f} to {high:.6f}")
 
+    def counts(self) -> dict[str, float]:
+        """What was seen, JSON-able; eps and range in [0, 1]."""
+        zeros, unsound = int(self.zeros), int(self.unsound.found)
+        seen = {"gradients": self.gradients, "zero_gradients": zeros, "non_finite_gradients": unsound}
+        return {"max_linf": self.max_linf, "min": self.low, "max": self.high, **seen}
+
     def summary(self) -> dict[str, float | None]:
         """JSON-able figures; eps and range in [0, 1]."""
-        if not self.gradients:
+        return self.over([self.counts()])
+
+    @staticmethod
+    def over(counts: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+        """The same of several trials, from each one's :meth:`counts`."""
+        if not (gradients := sum(one["gradients"] for one in counts)):
             return dict.fromkeys(("max_linf", "min", "max", "zero_gradient_share", "non_finite_gradient_share"))
         return {
-            "max_linf": self.max_linf,
-            "min": self.low,
-            "max": self.high,
-            "zero_gradient_share": float(self.zeros) / self.gradients,
-            "non_finite_gradient_share": self.unsound.share,
+            "max_linf": max(one["max_linf"] for one in counts),
+            "min": min(one["min"] for one in counts),
+            "max": max(one["max"] for one in counts),
+            "zero_gradient_share": sum(one["zero_gradients"] for one in counts) / gradients,
+            "non_finite_gradient_share": sum(one["non_finite_gradients"] for one in counts) / gradients,
         }
 
 
@@ -258,7 +345,7 @@ class Setting:
             if attack.tau is None:
                 picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
                 tau = dict(zip(layers, picked, strict=True))
-            shares = [1 / len(layers)] * len(layers)
+            shares = [attack.omega.get(layer, 0.0) if attack.omega else 1 / len(layers) for layer in layers]
             if job.omega_from:
                 shares = _shares(read_picked(place.run, job, job.omega_from)["omega"])
             self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
@@ -280,6 +367,17 @@ class Setting:
     def blocks(self, trial: int) -> dict[str, tuple[Tensor, ...]]:
         """A trial's parameters of AdvKnn's blocks by layer; empty for other attacks."""
         return {layer: tuple(tensor[trial] for tensor in stacked) for layer, stacked in self._stacked.items()}
+
+    def digest(self, trial: int) -> str | None:
+        """Of a trial's parameters of AdvKnn's blocks; None for other attacks."""
+        if not self.job.blocks_from:
+            return None
+        found = sha256()
+        for layer, tensors in sorted(self.blocks(trial).items()):
+            found.update(layer.encode())
+            for tensor in tensors:
+                found.update(tensor.cpu().numpy().tobytes())
+        return found.hexdigest()[:16]
 
 
 def layers_of(attack: Any) -> tuple[str, ...]:

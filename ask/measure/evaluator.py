@@ -17,7 +17,8 @@ from ask.config.base import Precision, Similarity
 from ask.config.jobs import ClassifierSpec, FeatureSpec
 from ask.data.arrays import load
 from ask.errors import AskError
-from ask.knn.dknn import classify, votes
+from ask.knn.dknn import classify, make_search, votes
+from ask.knn.faiss import searching
 from ask.knn.search import ExactSearch, Neighbours, Search
 from ask.knn.similarity import SIMILARITIES
 from ask.measure.place import FORWARD_BATCH, Place, load_subject, to_float
@@ -63,7 +64,7 @@ class Evaluator:
         self.classifiers = classifiers
         self.attacked, self.similarity = attacked, similarity
         self.layers = tuple(sorted({*attacked, *(layer for c in classifiers for layer in c.layers)}))
-        self.place, self.precision = place, precision
+        self.place, self.precision, self.features = place, precision, features
         folder = prepared(place.data, features)
         images, labels = load(folder, "test")
         chosen = pick_test_images(len(labels), test_images, features.dataset)
@@ -71,6 +72,7 @@ class Evaluator:
         self.labels = torch.from_numpy(np.array(labels[chosen])).to(place.device)
         self.pool_labels = np.array(load(folder, "train")[1])
         self.n_classes = int(self.pool_labels.max()) + 1
+        self.searching = searching(place.device)
         self.pools = {
             layer: np.load(place.run.index(features.dataset, features.model, layer), mmap_mode="r")
             for layer in self.layers
@@ -88,17 +90,15 @@ class Evaluator:
             features = torch.from_numpy(self.pools[layer][chosen]).to(self.place.device)
             for similarity in SIMILARITIES:
                 if (similarity, layer) in wanted:
-                    searches[similarity, layer] = ExactSearch(
-                        features, labels, n_classes=self.n_classes, similarity=similarity
+                    searches[similarity, layer] = make_search(
+                        features, labels, similarity, self.searching, n_classes=self.n_classes
                     )
         return Trial(self, labels, searches)
 
     @cached_property
     def passes(self) -> Passes:
         """Precision of the network's passes in attacks."""
-        if self.network is None:
-            return "float32"
-        return settled(self.precision, self.place.device, self.place.run.root)
+        return passes_of(self.features, self.precision, self.place)
 
     @property
     def attacks_at_once(self) -> int:
@@ -131,6 +131,11 @@ class Evaluator:
             parts = [self.network.forward_with_features(batch, self.layers) for batch in images.split(FORWARD_BATCH)]
         features: dict[str, Tensor] = {layer: torch.cat([found[layer] for _, found in parts]) for layer in self.layers}
         return features, torch.cat([logits.argmax(1) for logits, _ in parts])
+
+
+def passes_of(features: FeatureSpec, precision: Precision, place: Place) -> Passes:
+    """Precision of a network's passes in attacks; on raw pixels there are none."""
+    return "float32" if features.network is None else settled(precision, place.device, place.run.root)
 
 
 class Trial:

@@ -67,8 +67,9 @@ def load_subject(spec: FeatureSpec, place: Place) -> tuple[Features, "Network | 
         return lambda images, layers: {layer: images.flatten(1) for layer in layers}, None
     from ask.models.networks import fold_batchnorm, load_network
 
-    network = fold_batchnorm(load_network(place.run.model(spec.dataset, spec.model))).to(place.device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    saved = load_network(place.run.model(spec.dataset, spec.model), layers=spec.network.layers)
+    network = fold_batchnorm(saved).to(place.device)
+    network.to(memory_format=network.memory_format)  # type: ignore[call-overload]  # torch's stubs lack it
     network.requires_grad_(False)
     return network.features, network
 

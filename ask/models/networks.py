@@ -7,7 +7,8 @@ the released code.
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ask.config.base import LAYERS
-from ask.config.training import NetworkSpec
+from ask.config.training import OWN_HOME, NetworkSpec
 from ask.precision import autocast
 from ask.tensorfile import load_tensors, save_tensors
 
@@ -28,10 +29,13 @@ RESNET18_STAGES = (64, 128, 256, 512)
 
 
 class Network(nn.Module):
-    """Five blocks and a head; :func:`build` makes one.
+    """Five blocks and a head; :func:`build` makes one, or one of one's own (:class:`ask.models.own.OwnNetwork`).
 
     Outputs are float32, whatever its passes compute in (:func:`ask.precision.network_passes`).
     """
+
+    memory_format = torch.channels_last
+    """In which it computes fastest."""
 
     def __init__(
         self,
@@ -85,6 +89,21 @@ class Network(nn.Module):
         return x, {layer: found[layer] for layer in layers}
 
     @property
+    def first(self) -> nn.Module:
+        """What every pass runs once, whatever is asked of it."""
+        return self.blocks["conv1"]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Names of each convolution that batch norm follows directly, and that batch norm, which can be folded."""
+        return [
+            (f"{path}.{name}", f"{path}.{following}")
+            for path, sequence in self.named_modules()
+            if isinstance(sequence, nn.Sequential)
+            for (name, module), (following, norm) in pairwise(sequence.named_children())
+            if isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        ]
+
+    @property
     def config(self) -> dict[str, Any]:
         """All that :func:`build` needs to make this network again, ready for JSON."""
         return {
@@ -132,7 +151,14 @@ def build(network: NetworkSpec, *, in_channels: int, image_size: int, num_classe
 
     Raises:
         ValueError: VGG16 halves the image five times, so its side must be a multiple of 32; ResNet18 needs 16 or more.
+        ask.models.own.OwnModelError: a network of one's own can't be made, or is not what the configuration says.
     """
+    shape: dict[str, Any] = {"in_channels": in_channels, "image_size": image_size, "num_classes": num_classes}
+    if network.factory:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            own: Network = import_module(OWN_HOME).OwnNetwork(network, **shape)
+            return own
     if network.name == "vgg16" and (image_size < 32 or image_size % 32):
         raise ValueError(
             f"vgg16 needs images with a side that is a multiple of 32, not {image_size}: enlarge or pad them"
@@ -150,7 +176,7 @@ def build(network: NetworkSpec, *, in_channels: int, image_size: int, num_classe
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-    return Network(blocks, head, spec=network, in_channels=in_channels, image_size=image_size, num_classes=num_classes)
+    return Network(blocks, head, spec=network, **shape)
 
 
 def _scaled(channels: int, width: float) -> int:
@@ -205,7 +231,7 @@ def fold_batchnorm(network: Network) -> Network:
     :func:`refold` renews them; it must not be trained or saved.
     """
     folded = copy.deepcopy(network).eval()
-    for name, convolution, following, norm in _pairs(network):
+    for name, convolution, following, norm in _folding(network):
         if convolution.bias is None:
             folded.get_submodule(name).bias = nn.Parameter(torch.zeros_like(norm.bias))
         folded.set_submodule(following, nn.Identity())
@@ -216,9 +242,9 @@ def fold_batchnorm(network: Network) -> Network:
 @torch.no_grad()
 def refold(folded: Network, network: Network) -> None:
     """Renew a copy that :func:`fold_batchnorm` made of ``network``, at a small part of the cost of another copy."""
-    targets = dict(folded.named_parameters())
-    sources = dict(network.named_parameters())
-    for name, convolution, _, norm in _pairs(network):
+    targets = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
+    sources = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    for name, convolution, _, norm in _folding(network):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -229,15 +255,12 @@ def refold(folded: Network, network: Network) -> None:
         target.copy_(sources[name])
 
 
-def _pairs(network: Network) -> list[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]:
-    """Each convolution that batch norm follows directly, and that batch norm, with their names."""
-    return [
-        (f"{path}.{name}", module, f"{path}.{following}", norm)
-        for path, sequence in network.named_modules()
-        if isinstance(sequence, nn.Sequential)
-        for (name, module), (following, norm) in pairwise(sequence.named_children())
-        if isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-    ]
+def _folding(network: Network) -> Iterator[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]:
+    for name, following in network.pairs():
+        convolution, norm = network.get_submodule(name), network.get_submodule(following)
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        yield name, convolution, following, norm
 
 
 def save_weights(path: Path, network: Network, metadata: dict[str, str], dtype: torch.dtype = torch.float32) -> None:
@@ -262,15 +285,18 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, metadata
 
 
-def load_network(folder: Path, which: str = "weights") -> Network:
+def load_network(folder: Path, which: str = "weights", layers: Mapping[str, str] | None = None) -> Network:
     """The network of ``<folder>/<which>.safetensors``, rebuilt from the file alone, in evaluation mode on the CPU.
+
+    ``layers`` are names for those of a network of one's own, in place of what it was saved with.
 
     Raises FileNotFoundError, or ValueError for a file that :func:`save_weights` did not write.
     """
     path = folder / f"{which}.safetensors"
     state, metadata = load_weights(path)
     config = json.loads(metadata["config"])
-    network = build(NetworkSpec(**config.pop("network")), **config)
+    spec = config.pop("network") | ({"layers": layers} if layers else {})
+    network = build(NetworkSpec(**spec), **config)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -8,15 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from ask.config.run import load_artifacts, read_run
+import yaml
+
+from ask.config.run import ConfigError, load_artifacts, read_run
 from ask.paths import Run
-from ask.plan.cost import costs
+from ask.plan.batches import START, forecast
+from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
 from ask.plan.predict import MACHINES, Measured, finished, gain_of, gpu, kind_of, predictor
 from ask.plan.preflight import inspect
-from ask.plan.why import reasons
+from ask.plan.why import reasons, resized
 
 ASSUMED = """
 Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
@@ -30,10 +33,10 @@ def check(config: Annotated[Sequence[Path], "configuration files, later ones win
     """Validate a configuration and what it names on disk, and count its jobs."""
     read = read_run(list(config))
     planned = plan_run(read, load_artifacts(ARTIFACTS, read.artifacts), Paper.read(PAPER))
-    for remark in inspect(planned):
+    for remark in inspect(planned, all_networks=True):
         print(f"remark: {remark}", file=sys.stderr)
     models, calibrations, cells = (len(planned.of(step)) for step in ("train", "calibrate", "attack"))
-    print(f"{read.run}: {models} models, {calibrations} calibrations, {cells} cells")
+    print(f"{read.run}: {models + len(planned.of('adopt'))} models, {calibrations} calibrations, {cells} cells")
 
 
 def plan(
@@ -41,6 +44,7 @@ def plan(
     *,
     configfile: Overlays = (),
     trials: Annotated[int | None, "at most so many trials (evaluation.max_trials)"] = None,
+    profile: Annotated[str, "of a cluster, e.g. slurm: print its jobs and wall time, too"] = "",
     json_: Annotated[bool, "print everything as JSON"] = False,
 ) -> None:
     """Print what each artifact, slice and the whole run take, and after a run what they took."""
@@ -49,9 +53,14 @@ def plan(
     gain = _settled_gain(planned)
     others = list(_elsewhere(run, gain))
     known, before = predictor(finished(planned, counted), others, gain), predictor({}, others, gain)
+    grown = {path for path, task in tasks.items() if resized(task)}
+
+    def undone(targets: list[Path]) -> set[Path]:
+        """Jobs to do, cells among them of which more or fewer trials are wanted."""
+        return required(tasks, targets, undone=True) | {one for one in required(tasks, targets) if one in grown}
 
     def total(wanted: set[Path], left: set[Path]) -> dict[str, Any]:
-        todo = [(task.group, counted[path]) for path, task in tasks.items() if path in wanted and path in left]
+        todo = [(task.group, cost_left(task, counted[path])) for path, task in tasks.items() if path in wanted & left]
         times = {kind: sum(known.speed(group, kind).seconds(cost.flop) for group, cost in todo) for kind in MACHINES}
         flop, size = (sum(getattr(cost, name) for _, cost in todo) for name in ("flop", "size"))
         jobs = {"jobs": len(wanted), "left": len(todo)}
@@ -65,19 +74,22 @@ def plan(
         return {"stage": group, **total(own, left), **about}
 
     parts = _targets(planned, names)
-    rows = [
-        {"artifact": name, **total(required(tasks, paths), required(tasks, paths, undone=True))}
-        for name, paths in parts.items()
-    ]
+    rows = [{"artifact": name, **total(required(tasks, paths), undone(paths))} for name, paths in parts.items()]
     every = [*itertools.chain(*parts.values()), *([] if names else [run.report])]
-    wanted, left = required(tasks, every), required(tasks, every, undone=True)
+    wanted, left = required(tasks, every), undone(every)
     groups = dict.fromkeys(task.group for path, task in tasks.items() if path in wanted)
     stages = [of_stage(group, wanted, left) for group in groups]
     found = {"run": run.root.name, "artifacts": rows, "stages": stages, "total": total(wanted, left)}
+    if profile:
+        count = _batches_of(profile)
+        found["cluster"] = {kind: forecast(planned, left, kind, count).summary() for kind in MACHINES}
+    unknown = Counter(cost.unknown for path, cost in counted.items() if cost.unknown and path in wanted)
     if json_:
-        print(json.dumps(found, indent=1))
-    else:
-        _show(found, known.here)
+        print(json.dumps(found | {"not counted": unknown}, indent=1))
+        return
+    _show(found, known.here)
+    for reason, jobs in unknown.items():
+        print(f"\nNot counted: {jobs} jobs ({reason})")
 
 
 def status(
@@ -126,7 +138,8 @@ def why(
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
     gain = gain_of(planned.run)
     known = predictor(finished(planned, counted), _elsewhere(planned.run, gain), gain)
-    took = sum(known.speed(tasks[path].group).seconds(counted[path].flop) for path in found)
+    left = {path: cost_left(tasks[path], counted[path]).flop for path in found}
+    took = sum(known.speed(tasks[path].group).seconds(flop) for path, flop in left.items())
     print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
 
 
@@ -165,6 +178,36 @@ def _elsewhere(run: Run, gain: float) -> Iterator[Measured]:
             yield finished(other, costs(other))
 
 
+def _batches_of(profile: str) -> int:
+    """About how many batches a profile asks for; raises ConfigError for one that is not there or asks for none."""
+    path = Path("profiles") / profile / "profile.yaml"
+    asked = (
+        (yaml.safe_load(path.read_text(encoding="utf-8")).get("resources") or {}).get("batches")
+        if path.is_file()
+        else None
+    )
+    if not asked:
+        raise ConfigError(f"--profile {profile}: {path} names no `resources: batches`; take slurm, or a copy of it")
+    return int(asked)
+
+
+def _show_cluster(cluster: Mapping[str, Any]) -> None:
+    """Print what a cluster's jobs are, by kind of machine, each job on one device or core."""
+    print("\nOn a cluster: jobs (training, data, batches), their length, and the wall time with so many at once\n")
+    widths = next(iter(cluster.values()))["wall"]
+    head = ("machine", "jobs", "batches", "median", "longest", "start-up", *(f"{width} at once" for width in widths))
+    rows = [
+        (
+            *(kind, str(one["jobs"]), str(one["batches"]), _time(one["median"]), _time(one["longest"])),
+            f"{one['start_share']:.1%}",
+            *(f"{_time(wall)} ({one['efficiency'][width]:.0%})" for width, wall in one["wall"].items()),
+        )
+        for kind, one in cluster.items()
+    ]
+    print(_table(head, rows))
+    print(f"Start-up: {START:.0f} s assumed a job, of its work. In brackets: share of the devices' time that is work.")
+
+
 def _show(found: Mapping[str, Any], here: str) -> None:
     """Print what `plan` found, as two tables."""
 
@@ -181,6 +224,8 @@ def _show(found: Mapping[str, Any], here: str) -> None:
     times = [(row["basis"], _time(row["predicted"]), _time(row["actual"])) for row in found["stages"]]
     stages = [(row["stage"], *cells(row), *time) for row, time in zip(found["stages"], times, strict=True)]
     print(_table(("stage", *head, f"basis ({here})", "predicted", "actual"), stages))
+    if "cluster" in found:
+        _show_cluster(found["cluster"])
     print(ASSUMED)
 
 

@@ -1,4 +1,5 @@
-"""Floating-point operations and bytes of every job, counted from configurations alone: no torch, no data.
+"""Floating-point operations and bytes of every job, counted from configurations alone: no data, and no torch but for
+networks of one's own, which are run once on tensors without content.
 
 A multiply-add counts as two operations. Forward to a layer costs F, an input gradient 2F (forward and backward-data), a
 training step 3F. Batch norm, pooling and element-wise work are left out; they are a few percent.
@@ -7,17 +8,26 @@ training step 3F. Batch norm, pooling and element-wise work are left out; they a
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ask.config.attacks import AutoAttackOptions, SquareConfig
-from ask.config.base import LAYERS
 from ask.config.data import DataSpec
-from ask.config.jobs import BlockJob, CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob, TimingJob
-from ask.config.training import NetworkSpec, TrainJob
+from ask.config.jobs import (
+    AdoptJob,
+    BlockJob,
+    CalibrationJob,
+    CellJob,
+    ClassifierSpec,
+    FeatureSpec,
+    IndexJob,
+    TimingJob,
+)
+from ask.config.training import NetworkSpec, TrainJob, layers_of
 from ask.data.sources import PUBLISHED
-from ask.errors import DataError
+from ask.errors import AskError, DataError
+from ask.plan.graph import Task
 from ask.plan.planner import Plan
 from ask.plan.preflight import counted
 
@@ -46,12 +56,29 @@ class Cost:
     """Floating-point operations."""
     size: float = 0.0
     """Bytes of what it keeps."""
+    unknown: str = ""
+    """Why neither is known, if so."""
 
 
 def costs(plan: Plan) -> dict[Path, Cost]:
     """What each task takes, by its main output; nothing where nothing is counted, as of data, tables and the report."""
     shapes = {task.job.dataset: shape_of(task.job.spec) for task in plan.of("prepare")}
-    return {path: _cost(task.job, shapes) for path, task in plan.tasks.items()}
+    return {path: _known(task.job, shapes) for path, task in plan.tasks.items()}
+
+
+def _known(job: Any, shapes: Mapping[str, Shape]) -> Cost:
+    try:
+        return _cost(job, shapes)
+    except AskError as error:
+        return Cost(unknown=str(error))
+
+
+def cost_left(task: Task, cost: Cost) -> Cost:
+    """What is left of a task's cost: of a cell, that of the trials that are still to be measured."""
+    if not task.counts_trials:
+        return cost
+    share = task.trials_left / task.document["trials"]
+    return replace(cost, flop=cost.flop * share, size=cost.size * share)
 
 
 def shape_of(spec: DataSpec) -> Shape:
@@ -108,20 +135,38 @@ def network_macs(network: NetworkSpec, shape: Shape) -> tuple[list[float], float
     return upto, macs + head, dimensions, weights + head
 
 
+def reach(network: NetworkSpec, shape: Shape, layer: str | None = None) -> tuple[float, int, int]:
+    """Multiply-adds of an image up to a layer (None: through the head), the layer's dimensions, the network's weights.
+
+    Raises:
+        AskError: a network of one's own that can't be counted.
+    """
+    if network.factory:
+        from ask.models.own import count
+
+        text = network.model_copy(update={"layers": {}}).model_dump_json()
+        return count(text, network.layers[layer] if layer else None, shape.channels, shape.side)
+    upto, whole, dimensions, weights = network_macs(network, shape)
+    place = network.names.index(layer) if layer else -1
+    return upto[place] if layer else whole, dimensions[place], weights
+
+
 def _forward(features: FeatureSpec, shape: Shape, layer: str | None = None) -> tuple[float, int]:
     """Operations of one image forward up to a layer (None: through the head), and the layer's dimensions."""
     if features.network is None or layer == "input":
         return 0.0, shape.channels * shape.side**2
-    upto, whole, dimensions, _ = network_macs(features.network, shape)
-    place = list[str](LAYERS).index(layer) - 1 if layer else -1
-    return 2 * (upto[place] if layer else whole), dimensions[place]
+    macs, dimensions, _ = reach(features.network, shape, layer)
+    return 2 * macs, dimensions
 
 
 def _cost(job: Any, shapes: Mapping[str, Shape]) -> Cost:
     match job:
         case TrainJob():  # keeps the weights of two epochs
             shape = shapes[job.dataset]
-            return Cost(_training(job, shape), 8.0 * network_macs(job.network, shape)[3])
+            return Cost(_training(job, shape), 8.0 * reach(job.network, shape)[2])
+        case AdoptJob():
+            shape = shapes[job.features.dataset]
+            return Cost(0.0, 4.0 * (reach(job.features.network, shape)[2] if job.features.network else 0))
         case IndexJob():
             shape = shapes[job.features.dataset]
             forward, dimensions = _forward(job.features, shape, job.layer)
@@ -147,18 +192,16 @@ def _cost(job: Any, shapes: Mapping[str, Shape]) -> Cost:
 def _training(job: TrainJob, shape: Shape) -> float:
     """Operations of crafting, updates, and the regulariser's own passes; validation is left out."""
     training, method = job.training, job.method
-    upto, macs, *_ = network_macs(job.network, shape)
-    whole, batch = 2 * macs, training.batch_size
+    whole, batch = 2 * reach(job.network, shape)[0], training.batch_size
     gradient = 2 * whole
     step = batch * (training.steps * gradient + 3 * whole)
     if method.base == "trades":
         step += batch * 4 * whole  # the clean images' output for crafting, and their part of the update
     if method.regulariser == "ask" and method.ask:
-        deepest = max(map(LAYERS.index, method.ask.layers or filter(None, [method.ask.layer])))
-        reach = 2 * upto[deepest - 1]
+        deepest = 2 * max(reach(job.network, shape, layer)[0] for layer in layers_of(method))
         clean = method.ask.references_per_class * shape.classes
-        copies = clean * training.steps * (gradient if method.ask.reference_attack == "ce" else 2 * reach)
-        step += copies + 2 * clean * 4 * reach + batch * (training.steps * 2 * reach + 3 * reach)
+        copies = clean * training.steps * (gradient if method.ask.reference_attack == "ce" else 2 * deepest)
+        step += copies + 2 * clean * 4 * deepest + batch * (training.steps * 2 * deepest + 3 * deepest)
     images = shape.train - (training.holdout if training.selection != "test" else 0)
     return step * (images // batch) * training.epochs
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ask import files
+from ask.measure.journal import known
 from ask.paths import Run
 from ask.plan.provenance import fingerprint
 from ask.steps import LONGEST, STEPS, Step, modules_of
@@ -87,6 +88,16 @@ class Task:
     def done(self) -> bool:
         """Whether its output is there; nothing is said of whether it is up to date."""
         return self.output.is_file()
+
+    @property
+    def counts_trials(self) -> bool:
+        """Whether it is measured trial by trial, and keeps what it has (:mod:`ask.measure.journal`)."""
+        return self.name == "attack"
+
+    @property
+    def trials_left(self) -> int:
+        """Trials that are still to be measured."""
+        return int(self.document["trials"]) - len(known(self.output, self.document, self.code))
 
     def seconds(self, run: Run) -> float | None:
         """Wall-clock time that it took, if Snakemake noted it."""

@@ -20,7 +20,7 @@ from ask.config.artifacts import (
 )
 from ask.config.attacks import PIXEL
 from ask.config.jobs import CellJob, ClassifierSpec
-from ask.config.run import ConfigError, RunConfig, load_artifacts, read_run
+from ask.config.run import ConfigError, RunConfig, base, load_artifacts, read_run
 from ask.data.sources import PUBLISHED
 from ask.errors import AskError
 from ask.paths import Run
@@ -32,8 +32,8 @@ from ask.plan.tasks import Subject, TaskMaker
 SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes", "labels", "comparable")
 """What the report needs of an artifact's document."""
 CONFIG = Path("config")
-if not CONFIG.is_dir():  # in another folder than the project's, as with `snakemake --directory`
-    CONFIG = Path(__file__).resolve().parents[2] / CONFIG
+if not CONFIG.is_dir() and (beside := Path(__file__).resolve().parents[2] / CONFIG).is_dir():
+    CONFIG = beside  # in another folder than the project's, as with `snakemake --directory`
 ARTIFACTS, PAPER = CONFIG / "artifacts", CONFIG / "paper"
 MEASUREMENTS = ("attack", "failures", "timing", "cost", "study")
 """Steps whose records artifacts show."""
@@ -73,7 +73,7 @@ class Plan:
 
 def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
     """The plan of the base configuration and overlays, from the project's folder; at most so many trials."""
-    config = read_run([CONFIG / "config.yaml", *overlays])
+    config = read_run([base(CONFIG), *overlays])
     if trials:
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_trials": trials})})
     return plan_run(config, load_artifacts(ARTIFACTS, config.artifacts), Paper.read(PAPER))
@@ -284,7 +284,7 @@ class _Planner:
         entry = self._single(artifact, asked)
         seeds = (
             1
-            if self.settings.is_raw(asked["model"]) or asked["metric"] in get_args(CostMetric)
+            if not self.settings.is_trained(asked["model"]) or asked["metric"] in get_args(CostMetric)
             else asked["training_seeds"]
         )
         if seeds > 1:
@@ -335,7 +335,7 @@ class _Planner:
     def _cost(self, subject: Subject, metric: str) -> dict[str, Any]:
         """A value of the comparison of a model's training with plain adversarial training."""
         dataset, model = subject.features.dataset, subject.features.model
-        if "at" not in self.config.models or subject.features.network is None:
+        if "at" not in self.config.models or not self.settings.is_trained(subject.method):
             raise ConfigError(f"metric {metric!r} compares a trained model with model 'at'; name both in `models`")
         name = self.make.cost(subject, "at")
         columns = dict.fromkeys(SETTING_COLUMNS, "") | {"dataset": dataset, "model": model}

@@ -1,6 +1,6 @@
 """What would end a run hours after its start, looked for before: own images, counts, sides, names and radii."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from ask.config.run import ConfigError
 from ask.data.sources import PUBLISHED
 from ask.data.trees import splits
 from ask.errors import DataError
+from ask.plan.graph import Task
 from ask.plan.planner import Plan
 
 SIDES = {"vgg16": (32, 32), "resnet18": (16, 1)}
@@ -52,8 +53,11 @@ def counted(spec: DataSpec) -> Counts:
     return Counts(1 if first.mode in ("1", "L") else 3, fixed or (first.height, first.width), names, train, test)
 
 
-def inspect(plan: Plan) -> list[str]:
-    """Remarks on a run; raises ConfigError with a line for everything that would end it later."""
+def inspect(plan: Plan, *, all_networks: bool = False) -> list[str]:
+    """Remarks on a run; raises ConfigError with a line for everything that would end it later.
+
+    Networks of one's own are made once; those that the run has made already only with ``all_networks``.
+    """
     mistakes, remarks = list(_names(plan)), list(_unused(plan))
     for task in plan.of("prepare"):
         try:
@@ -64,6 +68,7 @@ def inspect(plan: Plan) -> list[str]:
         mistakes += _counts(plan, task.job.dataset, found)
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    _own_networks(plan, [task for task in plan.of("train", "adopt") if all_networks or not task.done])
     return remarks + list(dict.fromkeys(_small_radii(plan)))
 
 
@@ -104,12 +109,13 @@ def _counts(plan: Plan, name: str, found: Counts) -> Iterator[str]:
                 fix = "lower it; with 0 the last epoch is kept"
                 yield f"{where}.training.holdout: {holdout} images over {classes} classes {which}; {fix}"
                 break
-        least_side, step = SIDES.get(job.network.name, (1, 1))
+        name = job.network.name or job.network.factory
+        least_side, step = SIDES.get(job.network.name or "", (1, 1))
         height, width = found.sides or (0, 0)
         if height and (height != width or height < least_side or height % step):
             wanted = f"a side that is a multiple of {step}" if step > 1 else f"a side of at least {least_side}"
             yield (
-                f"{where}.image_size: {job.network.name} needs square images with {wanted}, not {height} x {width};"
+                f"{where}.image_size: {name} needs square images with {wanted}, not {height} x {width};"
                 f" set it, e.g. to {max(least_side, -(-height // step) * step)}, to which all are resized"
             )
 
@@ -123,3 +129,26 @@ def _small_radii(plan: Plan) -> Iterator[str]:
     for task in plan.of("train"):
         if 0 < (eps := task.job.training.eps) < 1:
             yield f"datasets.{task.job.dataset}.training.eps: {eps:g} is {eps:g} of 255, less than a grey level"
+
+
+def _own_networks(plan: Plan, tasks: Iterable[Task]) -> None:
+    """Make every network of one's own among some tasks', with its weights and all layers that the run reads."""
+    data = {task.job.dataset: task for task in plan.of("prepare")}
+    features = [task.job.features for task in plan.tasks.values() if hasattr(task.job, "features")]
+    for job in (task.job for task in tasks):
+        about = getattr(job, "features", job)
+        if not about.network.factory:
+            continue
+        from ask.models.own import OwnModelError, build_own
+
+        same = [one.network.layers for one in features if (one.dataset, one.model) == (about.dataset, about.model)]
+        layers = {name: path for one in (about.network.layers, *same) for name, path in one.items()}
+        spec, weights = about.network.model_copy(update={"layers": layers}), getattr(job, "weights", None)
+        found = counted(data[about.dataset].job.spec)
+        if found.sides is None or found.sides[0] != found.sides[1]:
+            where = f"datasets.{about.dataset}.image_size"
+            raise ConfigError(f"{where}: model {about.model!r} needs square images; set it, and all are resized")
+        try:
+            build_own(spec, weights, found.channels, found.sides[0], len(found.names))
+        except OwnModelError as error:
+            raise ConfigError(f"model {about.model!r} of {about.dataset!r}: {error}") from error

@@ -2,13 +2,16 @@
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, get_args
 
 from ask.config.artifacts import ArtifactConfig, Axis, AxisValue, CostMetric, Settings
 from ask.config.attacks import VARIANTS
 from ask.config.jobs import FeatureSpec
 from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn
+from ask.config.training import NetworkSpec, OwnModule, layers_of
 from ask.data.sources import PUBLISHED
+from ask.plan.provenance import own_code
 from ask.plan.tasks import key_of, spec_of
 
 SIDES = {"cifar10": None, "imagenette": 128, "mnist": None, "fashion_mnist": None}
@@ -47,6 +50,7 @@ class Resolver:
             "step_size": default.step_size,
             "steps": default.steps,
             "tau": None,
+            "omega": None,
             "references_per_class": None,
             "trials": default.trials,
             "training_seeds": default.training_seeds,
@@ -66,6 +70,8 @@ class Resolver:
         full["classifier_similarity"] = full["classifier_similarity"] or full["similarity"]
         if default.max_training_seeds:
             full["training_seeds"] = min(full["training_seeds"], default.max_training_seeds)
+        if full["omega"] is not None and (attack != "ask" or len(full["attack_layers"]) != 2):
+            raise ConfigError("`omega` weighs two layers that ASK-Atk attacks; set it where `layers` are two")
         if isinstance(full["step_size"], str):
             full["step_size"] = full["eps"] / int(full["step_size"].removeprefix("eps/"))
         return full
@@ -103,6 +109,10 @@ class Resolver:
         }
         return others | self.config.stand_ins
 
+    def is_trained(self, model: str) -> bool:
+        """Whether a model is trained here."""
+        return model in self.config.models and self.config.models[model].base in ("at", "trades")
+
     def is_raw(self, model: str) -> bool:
         """Whether a model is the pixels themselves."""
         return model in self.config.models and self.config.models[model].base == "none"
@@ -112,12 +122,32 @@ class Resolver:
         key = key_of(dataset, spec_of(settings))
         if self.is_raw(model):
             return FeatureSpec(dataset=dataset, data=key, model=model, network=None)
-        if settings.network is None:
+        method, place = self.config.models[model], f"datasets.{dataset}.network"
+        network = settings.network
+        if method.base == "external":
+            place = f"models.{model}"
+            network = NetworkSpec(**{name: getattr(method, name) for name in OwnModule.model_fields})
+            if method.weights and not Path(method.weights).expanduser().is_file():
+                raise ConfigError(f"{place}.weights: no file {method.weights}; mend the path, or put the file there")
+        if network is None:
             raise ConfigError(
-                f"model {model!r} needs a network on dataset {dataset!r};"
-                f" set `datasets.{dataset}.network` or use model 'raw'"
+                f"model {model!r} needs a network on dataset {dataset!r}; set `{place}` or use model 'raw'"
             )
-        return FeatureSpec(dataset=dataset, data=key, model=model, network=settings.network)
+        read = dict.fromkeys(layers_of(method), f"models.{model}.{method.regulariser}.layer")
+        if method.base != "external" and settings.training.selection != "holdout":
+            read["conv4"] = f"datasets.{dataset}.training.selection: holdout"
+        for layer, where in read.items():
+            if layer not in network.names:
+                known = ", ".join(network.names) or "none"
+                raise ConfigError(
+                    f"training of model {model!r} reads layer {layer!r}, and {place} has {known};"
+                    f" set `{where}` or `{place}.layers`"
+                )
+        try:
+            code = own_code(network.factory) if network.factory else None
+        except ImportError as error:
+            raise ConfigError(f"{place}.factory: {error}") from None
+        return FeatureSpec(dataset=dataset, data=key, model=model, network=network, code=code)
 
     def check(self, asked: dict[str, Any], dataset: str, settings: DatasetConfig, features: FeatureSpec) -> None:
         """Raises ConfigError for layers, attacks and K that the model or its references do not have."""
@@ -128,9 +158,11 @@ class Resolver:
             raise ConfigError("model 'raw' has no network to attack or to classify by; take another model")
         if features.network is None and layers != {"input"}:
             raise ConfigError(f"model 'raw' has the layer 'input' only, got {sorted(layers)}; remove `layers`")
-        if features.network is not None and "input" in layers:
+        known = features.network.names if features.network else ("input",)
+        if unknown := sorted(layers - set(known)):
+            only = " ('input' is model 'raw' only)" if unknown[0] == "input" else ""
             raise ConfigError(
-                f"layer 'input' exists for model 'raw' only, got model {features.model!r}; use conv1..conv5"
+                f"model {features.model!r} has no layer {unknown[0]!r}{only}; choose from {', '.join(known) or 'none'}"
             )
         if asked["tau"] is not None and asked["attack"] != "ask":
             raise ConfigError(

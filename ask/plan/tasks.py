@@ -4,16 +4,17 @@ Ids are for people and are never parsed.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ask.config.attacks import ATTACKS, PIXEL, VARIANTS
-from ask.config.base import Precision, Spec
+from ask.config.base import LAYERS, Precision, Spec
 from ask.config.data import DataSpec
 from ask.config.jobs import (
+    AdoptJob,
     BlockJob,
     CalibrationJob,
     CellJob,
@@ -30,9 +31,10 @@ from ask.config.jobs import (
     TimingJob,
 )
 from ask.config.run import DatasetConfig, RunConfig, StandIn
-from ask.config.training import ModelSpec, TrainingSpec, TrainJob
+from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob, layers_of
 from ask.data.sources import PUBLISHED
 from ask.data.trees import fingerprint
+from ask.hardware import digest_of
 from ask.paths import Run, prepared
 from ask.plan.graph import Task
 from ask.steps import STEPS, output_of
@@ -67,6 +69,7 @@ class TaskMaker:
 
     def put(self, name: str, job: Any, needs: Iterable[Path] = ()) -> Path:
         """Add a task, or replace the one of the same output; returns its output."""
+        job = _narrowed(job)
         output = output_of(name, job, self.run, self.data)
         self.tasks[output] = Task(name, job, output, tuple(dict.fromkeys(needs)))
         return output
@@ -83,7 +86,7 @@ class TaskMaker:
         layers = tuple(getattr(attack, "layers", ()))
         if attack and attack.name == "ask" and attack.tau is None:
             given["tau_from"] = tuple(self._calibration("tau", subject, attack, asked, (layer,)) for layer in layers)
-            if len(layers) == 2:
+            if len(layers) == 2 and not attack.omega:
                 given["omega_from"] = self._calibration("omega", subject, attack, asked, layers, given["tau_from"])
         elif attack and attack.name == "dknn":
             what = "guides" if _searches_guides(attack) else "alpha"
@@ -231,11 +234,16 @@ class TaskMaker:
         if (known := self.run.weights(features.dataset, features.model)) in self.tasks:
             return [data, known]
         method = self.config.models[subject.method]
+        if method.base == "external":
+            digest = digest_of(Path(method.weights).expanduser()) if method.weights else None
+            adopted = AdoptJob(features=features, weights=method.weights, digest=digest, seed=self.config.seed)
+            return [data, self.put("adopt", adopted, [data])]
         job = TrainJob(
             dataset=features.dataset,
             data=features.data,
             model=features.model,
             network=features.network,
+            code=features.code,
             method=method.model_copy(update={"training": None, "epochs_factor": 1.0}),  # which `training` holds
             training=_training(dataset.training, method),
             precision=self.config.precision,
@@ -270,7 +278,7 @@ class TaskMaker:
             "eps": {"eps": round(default.eps * scale, 6) / PIXEL},
             "step_size": {"step_size": round(default.step_size * scale, 6) / PIXEL},
         }
-        changes: dict[str, Any] = {"layers": layers, "steps": default.steps}
+        changes: dict[str, Any] = {"layers": layers, "steps": default.steps, "omega": {}}
         changes |= dict.fromkeys(("k", "k_in", "k_out"), default.k)
         for name, values in usual.items():
             if name not in grid.own:
@@ -326,7 +334,7 @@ class TaskMaker:
     def _block(self, subject: Subject, attack: Any, asked: Mapping[str, Any], layer: str, trials: int) -> str:
         """Id of AdvKnn's blocks of one layer, for at least so many trials."""
         features, similarity = subject.features, asked["similarity"]
-        name = f"{_SHORT.get(similarity, similarity)}-L{layer.removeprefix('conv')}-K{attack.k}"
+        name = f"{_SHORT.get(similarity, similarity)}-L{_where((layer,))}-K{attack.k}"
         known = self.tasks.get(self.run.blocks(features.dataset, features.model, name))
         job = BlockJob.model_validate(
             {
@@ -354,6 +362,8 @@ class TaskMaker:
         given |= VARIANTS[name][asked["variant"]]
         wanted = {key: asked[key] for key in ("k_in", "k_out", "steps", "tau")}
         wanted |= {"layers": asked["attack_layers"], "k": asked["k_in"], "alpha": None, "learning_rate": None}
+        if (first := asked["omega"]) is not None:
+            wanted["omega"] = dict(zip(asked["attack_layers"], (first, round(1 - first, 9)), strict=True))
         wanted |= {key: round(asked[key] * scale.eps_scale, 6) / PIXEL for key in ("eps", "step_size")}
         kind = ATTACKS[name]
         return kind(**given, **{key: value for key, value in wanted.items() if key in kind.model_fields})
@@ -367,14 +377,33 @@ class TaskMaker:
         if attack.name in ("autoattack", "square"):
             return _attack_id(attack, similarity, k) + suffix
         k += f"x{asked['k_out']}" if asked["k_out"] != asked["k_in"] else ""
-        tau = f"-t{asked['tau']:g}" if asked["tau"] is not None else ""
+        fixed = "".join(f"-{name[0]}{asked[name]:g}" for name in ("tau", "omega") if asked[name] is not None)
         step = self._step_id(attack, subject.scale)
-        return f"{_attack_id(attack, similarity, k)}-s{attack.steps}{step}{tau}{suffix}"
+        return f"{_attack_id(attack, similarity, k)}-s{attack.steps}{step}{fixed}{suffix}"
 
     def _step_id(self, attack: Any, scale: StandIn) -> str:
         default = round(self.config.evaluation.step_size * scale.eps_scale, 6)
         own = round(attack.step_size * PIXEL, 6)
         return f"-step{own:g}" if own != default else ""
+
+
+def _narrowed(job: Any) -> Any:
+    """A job on a network of one's own with no layers but those that it reads: naming another one re-runs nothing."""
+    if isinstance(job, TrainJob):
+        read = {*layers_of(job.method), *([] if job.training.selection == "holdout" else ["conv4"])}
+        return job.model_copy(update={"network": _only(job.network, read)})
+    features = getattr(job, "features", None)
+    if features is None or features.network is None or not features.network.factory:
+        return job
+    classifiers = [*getattr(job, "classifiers", ()), *filter(None, [getattr(job, "classifier", None)])]
+    read = {*getattr(getattr(job, "attack", None), "layers", ()), *filter(None, [getattr(job, "layer", None)])}
+    read |= {layer for one in classifiers for layer in one.layers}
+    features = features.model_copy(update={"network": _only(features.network, read)})
+    return job.model_copy(update={"features": features})
+
+
+def _only(network: NetworkSpec, read: set[str]) -> NetworkSpec:
+    return network.model_copy(update={"layers": {name: path for name, path in network.layers.items() if name in read}})
 
 
 def spec_of(dataset: DatasetConfig) -> DataSpec:
@@ -412,9 +441,15 @@ def _attack_id(attack: Spec, similarity: str, k: str = "") -> str:
     layers, eps = settings.get("layers"), f"e{settings['eps']:g}"
     if not layers:
         return f"{settings['name']}-{eps}"
-    where = "in" if layers == ["input"] else "".join(layer.removeprefix("conv") for layer in layers)
     variant = _SHORT.get(settings.get("variant", settings.get("optimizer", settings.get("target", ""))), "")
     if _searches_guides(attack):
         variant = "-successor-sign"
-    parts = [f"{settings['name']}{variant}", _SHORT.get(similarity, similarity), f"L{where}", k, eps]
+    parts = [f"{settings['name']}{variant}", _SHORT.get(similarity, similarity), f"L{_where(layers)}", k, eps]
     return "-".join(part for part in parts if part)
+
+
+def _where(layers: Sequence[str]) -> str:
+    """Layers in an id: ``34`` for conv3 and conv4, ``block2+norm`` for names of one's own."""
+    if all(layer in LAYERS for layer in layers):
+        return "".join("in" if layer == "input" else layer.removeprefix("conv") for layer in layers)
+    return "+".join(layers)

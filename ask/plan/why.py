@@ -18,6 +18,7 @@ from typing import Any
 from ask import files
 from ask.config.stored import current
 from ask.errors import AskError
+from ask.measure.journal import without_trials
 from ask.paths import Run
 from ask.plan.graph import Task, Tasks, in_order
 from ask.plan.provenance import closure, fingerprint, read
@@ -25,6 +26,8 @@ from ask.steps import LAST, RENDERED
 
 MISSING = object()
 _PLACE = re.compile(r"\[\d+\]")
+SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
+"""Of this checkout."""
 CODE = Path(".snakemake/ask-code.json")
 """What fingerprints stood for."""
 
@@ -32,8 +35,20 @@ CODE = Path(".snakemake/ask-code.json")
 def reasons(tasks: Tasks, targets: Iterable[Path] = (), overlays: Sequence[Path] = ()) -> dict[Path, str]:
     """Why each job would run to make targets, upstream first; jobs that are up to date have no entry.
 
+    ``tasks`` are of the run that the overlays configure; the others are as for :func:`to_run`.
+    """
+    known, owners = read_code(), {str(output): task for task in tasks.values() for output in task.outputs}
+    found: dict[Path, str] = {}
+    for outputs, reason in to_run(targets, overlays):
+        if task := next((owners[output] for output in outputs if output in owners), None):
+            found[task.output] = in_words(task, reason, known)
+    return found
+
+
+def to_run(targets: Iterable[Path] = (), overlays: Sequence[Path] = ()) -> list[tuple[list[str], Any]]:
+    """Outputs of each job that a local Snakemake would run, upstream first, and its reason.
+
     Args:
-        tasks: of the run that the overlays configure.
         targets: files to make, from the project's folder; none: all of the run.
         overlays: configuration files, as for snakemake.
 
@@ -46,26 +61,27 @@ def reasons(tasks: Tasks, targets: Iterable[Path] = (), overlays: Sequence[Path]
         DAGSettings,
         OutputSettings,
         Quietness,
+        RerunTrigger,
         ResourceSettings,
     )
     from snakemake_interface_common.exceptions import WorkflowError
 
-    known, owners = read_code(), {str(output): task for task in tasks.values() for output in task.outputs}
-    found: dict[Path, str] = {}
     try:
         with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
             config = ConfigSettings(configfiles=list(overlays))
-            parsed = api.workflow(ResourceSettings(cores=1), config_settings=config, snakefile=Path("Snakefile"))
-            parsed.dag(DAGSettings(targets=set(map(str, targets))))
+            parsed = api.workflow(ResourceSettings(cores=1), config_settings=config, snakefile=SNAKEFILE)
+            # As the profiles have it: names of inputs follow from a job's settings, or are a cluster's batches.
+            triggers = frozenset(RerunTrigger.all()) - {RerunTrigger.INPUT}
+            asked = DAGSettings(targets=set(map(str, targets)), rerun_triggers=triggers, force_incomplete=True)
+            parsed.dag(asked)
             workflow = parsed._workflow
             workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True)
             workflow._build_dag()
-            for job in (job for level in workflow.dag.toposorted() for job in level if workflow.dag.needrun(job)):
-                if task := next((owners[output] for output in job.output if output in owners), None):
-                    found[task.output] = in_words(task, workflow.dag.reason(job), known)
+            dag = workflow.dag
+            jobs = (job for level in dag.toposorted() for job in level if dag.needrun(job))
+            return [(list(map(str, job.output)), dag.reason(job)) for job in jobs]
     except WorkflowError as error:
         raise AskError(f"snakemake cannot plan this run: {error}") from None
-    return found
 
 
 def adopt(tasks: Tasks, run: Run) -> None:
@@ -92,9 +108,14 @@ def adopt(tasks: Tasks, run: Run) -> None:
 
 def _noted(path: Path) -> bool:
     """Whether Snakemake made a file here, and noted how."""
+    return _notes(path).is_file()
+
+
+def _notes(path: Path) -> Path:
+    """Where Snakemake notes how it made a file."""
     name = urlsafe_b64encode(str(path).encode()).decode()
     parts = [name[start : start + 254] for start in range(0, len(name), 254)]
-    return Path(".snakemake/metadata", *(f"@{part}" for part in parts[:-1]), parts[-1]).is_file()
+    return Path(".snakemake/metadata", *(f"@{part}" for part in parts[:-1]), parts[-1])
 
 
 def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
@@ -107,8 +128,6 @@ def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
         return "its rule has changed"
     if reason.updated_input:
         return f"{min(reason.updated_input)} is newer"
-    if reason.input_changed:
-        return "it reads other files than before"
     if reason.missing_output:
         return "not made yet"
     return f"needs {min(reason.updated_input_run, default='what is not known')}"
@@ -118,11 +137,38 @@ def _parameters(task: Task, before: Sequence[Any], known: Mapping[str, Any]) -> 
     """What changed of a job's parameters."""
     job = next((value for value in before if isinstance(value, dict)), None)
     if job is not None and job != task.document:
-        return "changed: " + "; ".join(summary(job, task.document))
+        grows = task.counts_trials and without_trials(job) == without_trials(task.document)
+        left = f"; {task.trials_left} of {task.document['trials']} trials to measure" if grows else ""
+        return "changed: " + "; ".join(summary(job, task.document)) + left
     code = next((value for value in before if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)), None)
     if code and code != task.code:
         return f"code changed: {changed_functions(known, code, task.modules)}"
     return f"changed: what its rule is given, which was {', '.join(map(str, before)) or 'less'}"
+
+
+def recorded(task: Task) -> tuple[dict[str, Any] | None, str | None]:
+    """The job and the fingerprint of its code that Snakemake recorded of an output; None where it did not.
+
+    Without them Snakemake, too, goes by the files' times alone.
+    """
+    record = _notes(task.output)
+    params = (
+        [_plain(text) for text in json.loads(record.read_text(encoding="utf-8")).get("params", ())]
+        if record.is_file()
+        else []
+    )
+    before = next((value for value in params if isinstance(value, dict)), None)
+    codes = (value for value in params if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value))
+    return before, next(codes, None)
+
+
+def resized(task: Task) -> bool:
+    """Whether a finished job would run again for no other reason than its number of trials."""
+    if not (task.done and task.counts_trials):
+        return False
+    before, code = recorded(task)
+    other = before is not None and before != task.document
+    return other and code == task.code and without_trials(before or {}) == without_trials(task.document)
 
 
 def summary(before: Any, now: Any, most: int = 3) -> list[str]:

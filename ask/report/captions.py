@@ -69,7 +69,7 @@ def settings_of(rows: pd.DataFrame, cells: Iterable[Json], labels: Mapping[str, 
     steps = [f"{job['attack']['step_size']:g}" for job in jobs if (job.get("attack") or {}).get("step_size")]
     networks = [job["features"]["network"] for job in jobs if job["features"].get("network")]
     numbers = {
-        "network": listed(f"{worded(one['name'])}{_width(one.get('width', 1))}" for one in networks),
+        "network": listed(map(_network, networks)),
         "step size": listed(steps, "/255"),
         "references a class": listed(f"{job['references_per_class']:,}" for job in jobs if job.get("classifiers")),
         "references for confidence": listed(str(job["confidence_k"]) for job in analyses),
@@ -117,8 +117,14 @@ def listed(values: Iterable[str], unit: str = "") -> str:
     return ", ".join(f"{text}{unit}" for text in texts)
 
 
-def _width(width: float) -> str:
-    return "" if width == 1 else f" at width 1/{1 / width:g}"
+def _network(spec: Json) -> str:
+    width, options = (
+        spec.get("width", 1),
+        ", ".join(f"{name} {value}" for name, value in spec.get("options", {}).items()),
+    )
+    if factory := spec.get("factory"):
+        return f"{factory} ({options})" if options else str(factory)
+    return worded(spec["name"]) + ("" if width == 1 else f" at width 1/{1 / width:g}")
 
 
 def _jobs(cells: Iterable[Json]) -> Iterator[dict[str, Any]]:

@@ -6,12 +6,12 @@ perhaps a wider one, its direction.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ask.config.claims import Contradiction, Part
 from ask.report.numbers import PLUS_MINUS, format_parts
-from ask.statistics import Estimate, holm
+from ask.statistics import Estimate, holm, pool_trials
 
 Interval = tuple[float, float]
 WON: Interval = (0.0, math.inf)
@@ -101,8 +101,15 @@ def region_of(part: Part) -> tuple[Interval, Interval | None]:
     return (region, None) if above is None else ((max(region[0], above), region[1]), (above, math.inf))
 
 
+def pool(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons of a claim, with what the trials of all say of their chance."""
+    estimates = pool_trials([one.estimate for one in comparisons])
+    return [replace(one, estimate=estimate) for one, estimate in zip(comparisons, estimates, strict=True)]
+
+
 def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None = None) -> Finding:
     """Verdict on a claim from all its comparisons: each at its own level to reproduce it, by Holm's to refute it."""
+    comparisons = pool(comparisons)
     outside = [comparisons[i] for i in holm(c.estimate.p_beyond(*(c.direction or c.region)) for c in comparisons)]
     across = [c for c in comparisons if not c.lies_in(c.direction or c.region)]
     excluded = bool(holm(c.estimate.p_beyond(*c.region) for c in comparisons))
@@ -155,7 +162,8 @@ def _range(region: Interval) -> str:
 
 def _counted_by(estimate: Estimate) -> str:
     """The sources of chance that an interval counts."""
-    counted = ["images"] * (1 < estimate.n < estimate.population) + ["trials"] * (estimate.t > 1)
+    trials = "trials (pooled)" if estimate.pooled else "trials"
+    counted = ["images"] * (1 < estimate.n < estimate.population) + [trials] * (estimate.t > 1)
     counted += ["trainings"] * bool(estimate.trainings)
     return "trials alone" if counted == ["trials"] and estimate.n == 1 else ", ".join(counted)
 

@@ -113,7 +113,7 @@ def count_passes(*networks: Network) -> Iterator[Counter[str]]:
 
     with ExitStack() as hooks:
         for network in networks:
-            hooks.enter_context(network.blocks["conv1"].register_forward_hook(count))
+            hooks.enter_context(network.first.register_forward_hook(count))
             for layer in network.modules():
                 if isinstance(layer, (nn.Conv2d, nn.Linear)):
                     hooks.enter_context(layer.register_forward_hook(weigh))

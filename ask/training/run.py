@@ -57,7 +57,7 @@ class Run:
             num_classes=int(labels.max()) + 1,
             seed=derive_seed(job.seed, "network"),
         )
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
+        self.network = network.to(device, memory_format=network.memory_format)  # type: ignore[call-overload]  # stubs lack it
         # What is judged and kept: the network itself, or the average of its weights and statistics.
         self.kept = self.network if job.training.ema is None else copy.deepcopy(self.network)
         self.folded = fold_batchnorm(self.network)

@@ -1,0 +1,282 @@
+"""Few, full cluster jobs: what is left of a run, cut into batches that each run in one job with one warm worker.
+
+A batch is made by a Snakemake of its own, inside its job and with the local executor. So its members are the same jobs
+as those of a local run: they are recorded alike, each is finished as soon as it has run, and none but itself is lost
+when one fails or the job is killed.
+"""
+
+import heapq
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+from ask import files
+from ask.errors import AskError
+from ask.plan.cost import cost_left, costs
+from ask.plan.graph import Task, in_order
+from ask.plan.planner import Plan
+from ask.plan.predict import Predictor, Speed, gain_of
+from ask.plan.why import SNAKEFILE, to_run
+
+MEASURE = ("adopt", "index", "calibrate", "blocks", "attack")
+"""Steps that a model's batch begins with, in this order."""
+MEMBERS = ("train", *MEASURE, "failures", "timing", "example", "cost", "study", "plane")
+SHORTEST, LONGEST = 120.0, 4 * 3600.0
+"""Seconds of work that a batch has at least, so that its start does not count, and at most, so that queues take it."""
+KEPT = 30 * 24 * 3600.0
+"""Seconds after which descriptions of batches go."""
+WARM = {"CPU": 0.5}
+"""Seconds of a job beside its arithmetic when its process forks from the warm worker, by kind of machine."""
+NOTICE = 90.0
+"""Seconds from a job's end until what waits for it is sent: Snakemake asks the queue ever more rarely, up to 3 min."""
+START = 25.0
+"""Seconds until a cluster job's first member begins: two starts of Snakemake, and torch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One cluster job."""
+
+    targets: tuple[str, ...]
+    """Main outputs of its members, each after those that it needs."""
+    needs: tuple[str, ...]
+    """Files that they read and that none of them makes."""
+    seconds: float
+    """Predicted work."""
+    gpu: bool
+    """Whether any of them computes on the run's device."""
+    trains: bool
+    """Whether any of them is a training, which may want several cores."""
+
+    @property
+    def minutes(self) -> int:
+        """Time limit."""
+        return 60 + math.ceil(3 * self.seconds / 60)
+
+
+def predicted(plan: Plan, kind: str) -> dict[Path, float]:
+    """Seconds of what is left of each task in a warm process, on an assumed machine of some kind."""
+    counted, machine = costs(plan), Predictor(kind, gain=gain_of(plan.run) if kind == "CPU" else 1.0)
+
+    def of(task: Task) -> float:
+        speed = machine.speed(task.group, kind)
+        speed = Speed(speed.rate, WARM.get(kind, speed.overhead))
+        return speed.seconds(cost_left(task, counted[task.output]).flop)
+
+    return {path: of(task) for path, task in plan.tasks.items()}
+
+
+def cut(plan: Plan, todo: Collection[Path], seconds: Mapping[Path, float], count: int) -> list[Batch]:
+    """About ``count`` batches of the jobs to do that are no long trainings, data or tables.
+
+    What is measured on one model stays together, behind its training if that is short, as long as it is no more than
+    one batch; more is cut into a first part, with all indexes and calibrations, and further ones, of cells alone. Small
+    ones share a batch. What reads several models' records comes last.
+    """
+    members = [task for task in in_order(plan.tasks) if task.output in todo and task.name in MEMBERS]
+    total = sum(seconds[task.output] for task in members)
+    length = min(LONGEST, max(SHORTEST, total / count))
+    members = [task for task in members if task.name != "train" or seconds[task.output] <= length / 4]
+    groups: dict[Any, list[Task]] = {}
+    rest: list[Task] = []
+    home: dict[Path, Any] = {}
+    for task in members:
+        near = {home[need] for need in task.needs if need in home}
+        subject = _subject(task) if task.name in ("train", *MEASURE) else None
+        place = subject or (next(iter(near)) if len(near) == 1 else None if near else "apart")
+        if place is None or "rest" in near:
+            place = "rest"
+            rest.append(task)
+        else:
+            groups.setdefault(place, []).append(task)
+        home[task.output] = place
+    parts: list[list[Task]] = [[]]
+    for own in groups.values():
+        whole = _time(own, seconds)
+        if whole > 1.5 * length:
+            parts[:0] = _split(own, seconds, whole / math.ceil(whole / length))
+        elif _time(parts[-1], seconds) + whole / 2 <= length:
+            parts[-1] += own
+        else:
+            parts.append(own)
+    return [_batch(part, seconds) for part in (*parts, rest) if part]
+
+
+def _subject(task: Task) -> tuple[str, str]:
+    features = getattr(task.job, "features", task.job)
+    return features.dataset, features.model
+
+
+def _time(tasks: Iterable[Task], seconds: Mapping[Path, float]) -> float:
+    return sum(seconds[task.output] for task in tasks)
+
+
+def _split(tasks: Sequence[Task], seconds: Mapping[Path, float], length: float) -> list[list[Task]]:
+    """Parts of about the given length, of which the first holds all but cells, and what reads cells lies with them."""
+    cells = {task.output for task in tasks if task.name == "attack"}
+    parts = [[task for task in tasks if task.output not in cells and cells.isdisjoint(task.needs)]]
+    for task in (task for task in tasks if task.output in cells):
+        if _time(parts[-1], seconds) + seconds[task.output] / 2 > length:
+            parts.append([])
+        parts[-1].append(task)
+    for task in tasks:
+        if not cells.isdisjoint(task.needs):
+            next(part for part in reversed(parts) if {one.output for one in part} & set(task.needs)).append(task)
+    return parts
+
+
+def _batch(tasks: Sequence[Task], seconds: Mapping[Path, float]) -> Batch:
+    made = {output for task in tasks for output in task.outputs}
+    needs = dict.fromkeys(str(need) for task in tasks for need in task.needs if need not in made)
+    gpu, trains = any(task.step.device for task in tasks), any(task.name == "train" for task in tasks)
+    return Batch(tuple(str(task.output) for task in tasks), tuple(needs), _time(tasks, seconds), gpu, trains)
+
+
+def to_do(config: Path, targets: Iterable[Path]) -> set[Path]:
+    """Outputs of the jobs that a local Snakemake would run to make targets; asked in a process of its own."""
+    command = [sys.executable, "-m", "ask.plan.batches", str(config), *map(str, targets)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise AskError(f"what is left of the run could not be found: {done.stderr.strip()[-2000:]}")
+    return set(map(Path, json.loads(done.stdout.splitlines()[-1])))
+
+
+class Batches:
+    """A run's batches as its main process cuts and writes them, and as the jobs of the cluster read them.
+
+    Args:
+        plan: of the run.
+        config: its configuration as Snakemake holds it, which the Snakemake of a batch is given.
+        count: about how many to cut what is left into; 0: none.
+        targets: outputs that the run shall make.
+        kind: of machine that they run on, a key of :data:`ask.plan.predict.MACHINES`.
+    """
+
+    def __init__(self, plan: Plan, config: Mapping[str, Any], count: int, targets: Iterable[Path], kind: str) -> None:
+        self.plan, self.folder = plan, plan.run.root / "scratch" / "batches"
+        self.maker: dict[Path, Path] = {}
+        """What has been made when an output of a batch's member is there: the batch's manifest."""
+        targets = list(targets)
+        if not count or any(plan.tasks[path].name in MEMBERS for path in targets):
+            return
+        for path in self.folder.glob("*"):
+            if time.time() - path.stat().st_mtime > KEPT:
+                path.unlink(missing_ok=True)
+        stamp = f"{int(time.time()):x}-{os.getpid():x}"
+        settings = files.write_json(self.folder / f"{stamp}.config.json", {**config, "run": plan.config.run})
+        found = cut(plan, to_do(settings, targets), predicted(plan, kind), count)
+        for number, batch in enumerate(found):
+            spec = self.folder / f"{stamp}-{number:03}.json"
+            for target in batch.targets:
+                self.maker |= dict.fromkeys(plan.tasks[Path(target)].outputs, spec.with_suffix(".done"))
+            files.write_json(spec, asdict(batch))
+
+    def instead(self, needs: Iterable[Path]) -> list[Path]:
+        """Files that a job waits for: of those that a batch makes, its manifest."""
+        return list(dict.fromkeys(self.maker.get(need, need) for need in needs))
+
+    def read(self, name: str) -> Batch:
+        """A batch as it was written."""
+        return Batch(**json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
+
+    def summary(self, name: str) -> str:
+        """Its members by step; few ones by name."""
+        targets = self.read(name).targets
+        steps = Counter(self.plan.tasks[Path(target)].name for target in targets)
+        words = ", ".join(f"{count} {step}" for step, count in steps.items())
+        return f"{words}: {', '.join(targets[:4])}" + (f" and {len(targets) - 4} more" if len(targets) > 4 else "")
+
+    def needs(self, name: str) -> list[Path]:
+        """Files that a batch waits for."""
+        return self.instead(map(Path, self.read(name).needs))
+
+
+def batch_command(
+    spec: Annotated[Path, "the batch, as the run wrote it"],
+    *,
+    out: Annotated[Path, "manifest to write when all of it is made"],
+    cores: Annotated[int, "cores of the job"] = 1,
+) -> int:
+    """Make a batch's members with a Snakemake of its own; what is made stays, whatever else fails."""
+    began = time.time()
+    config = spec.with_name(f"{spec.stem.rpartition('-')[0]}.config.json")
+    targets = json.loads(spec.read_text(encoding="utf-8"))["targets"]
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(SNAKEFILE), "--configfile", str(config)]
+    command += ["--executor", "local", "--cores", str(cores), "--nolock"]
+    environment = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
+    status = subprocess.call(command, env=environment)
+    if not status:
+        files.write_json(out, {"members": len(targets), "seconds": round(time.time() - began, 1)})
+    return status
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run on a cluster takes."""
+
+    jobs: list[Batch]
+    """Cluster jobs: batches, and each long training and data set on its own."""
+    batches: int
+    """How many of them are batches."""
+    wall: dict[int, float]
+    """Wall time by number of jobs at once."""
+
+    def summary(self) -> dict[str, Any]:
+        """Figures, JSON-able; times in seconds."""
+        times = [job.seconds for job in self.jobs] or [0.0]
+        return {
+            "jobs": len(self.jobs),
+            "batches": self.batches,
+            "median": median(times),
+            "longest": max(times),
+            "start_share": START * len(self.jobs) / max(sum(times), 1e-9),
+            "wall": self.wall,
+            "efficiency": {width: sum(times) / max(width * wall, 1e-9) for width, wall in self.wall.items()},
+        }
+
+
+def forecast(plan: Plan, todo: set[Path], kind: str, count: int, widths: Iterable[int] = (1, 4, 8)) -> Forecast:
+    """Cut what is to do, and let so many jobs at once work it off, as they come."""
+    seconds = predicted(plan, kind)
+    found = cut(plan, todo, seconds, count)
+    inside = {Path(target) for batch in found for target in batch.targets}
+    alone = [task for path, task in plan.tasks.items() if path in todo - inside and task.name in ("prepare", "train")]
+    jobs = [*(_batch([task], seconds) for task in alone), *found]
+    return Forecast(jobs, len(found), {width: _wall(jobs, width) for width in widths})
+
+
+def _wall(jobs: Sequence[Batch], width: int) -> float:
+    """Seconds until the last of some jobs has ended, when so many run at once."""
+    maker = {target: number for number, job in enumerate(jobs) for target in job.targets}
+    before = [{maker[need] for need in job.needs if need in maker} for job in jobs]
+    took = [job.seconds + START for job in jobs]
+    last, free, done, waiting = 0.0, width, set[int](), set(range(len(jobs)))
+    events: list[tuple[float, bool, int]] = []  # when, whether it is only noticed then, of which job
+    now = 0.0
+    while waiting or events:
+        ready = sorted(number for number in waiting if before[number] <= done)
+        for number in ready[:free]:
+            heapq.heappush(events, (now + took[number], False, number))
+            waiting.remove(number)
+            free -= 1
+        now, noticed, number = heapq.heappop(events)
+        if noticed:
+            done.add(number)
+        else:
+            last, free = now, free + 1
+            heapq.heappush(events, (now + NOTICE, True, number))
+    return last
+
+
+if __name__ == "__main__":
+    _overlay, *_targets = map(Path, sys.argv[1:])
+    sys.stdout.write(json.dumps([output for outputs, _ in to_run(_targets, [_overlay]) for output in outputs]))

@@ -1,0 +1,259 @@
+"""Cells grow by trial: what is measured is kept, counted and never measured again, and nothing stale is used."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ask.cli import perform
+from ask.config.attacks import AdvKnnConfig, ASKAttackConfig
+from ask.config.data import DataSpec
+from ask.config.jobs import BlockJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
+from ask.data import download, prepare
+from ask.measure import blocks, journal
+from ask.measure.evaluator import Evaluator
+from ask.measure.place import Place, build_index
+from ask.paths import Run
+from ask.tensorfile import load_tensors
+
+RAW = FeatureSpec(dataset="digits", model="raw", network=None)
+CLASSIFIERS = tuple(ClassifierSpec(similarity="l2", layers=("input",), k=k) for k in (1, 5))
+ASK = ASKAttackConfig(layers=("input",), eps=40 / 255, step_size=4 / 255, steps=5, tau=0.1)
+ADVKNN = AdvKnnConfig(layers=("input",), eps=40 / 255, step_size=4 / 255, steps=5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    spec = DataSpec(source="digits")
+    download(spec, root, None)
+    prepare(spec, root, "digits")
+    return root
+
+
+@pytest.fixture
+def place(data, tmp_path):
+    made = Place(run=Run(tmp_path / "run"), data=data, device=torch.device("cpu"), code="0" * 16)
+    build_index(IndexJob(features=RAW, layer="input"), made)
+    return made
+
+
+@pytest.fixture
+def attacked(monkeypatch):
+    """How many trials' attacks were made, call by call."""
+    counts: list[int] = []
+    run = Evaluator.run
+
+    def counting(self, attacks, clean):
+        counts.append(len(attacks))
+        return run(self, attacks, clean)
+
+    monkeypatch.setattr(Evaluator, "run", counting)
+    return counts
+
+
+def cell(trials, **changes):
+    job = {
+        "id": "cell",
+        "features": RAW,
+        "attack": ASK,
+        "similarity": "l2",
+        "classifiers": CLASSIFIERS,
+        "references_per_class": 60,
+        "trials": trials,
+        "test_images": 100,  # two attacks at once on a CPU
+        "seed": 0,
+    }
+    return CellJob.model_validate(job | changes)
+
+
+def measure(job, place):
+    """As the step does: a record and its predictions."""
+    perform("attack", job.model_dump_json(), place)
+    path = place.run.cell("digits", "raw", job.id)
+    with np.load(path.with_suffix(".npz")) as stored:
+        return json.loads(path.read_text()), {name: stored[name] for name in stored}
+
+
+def replaced(job, place):
+    """What Snakemake does when a cell's settings have changed: `tend` at its start, then the outputs are deleted."""
+    path = place.run.cell("digits", "raw", job.id)
+    journal.tend([(path, job.model_dump(mode="json"))])
+    path.unlink()
+    path.with_suffix(".npz").unlink()
+
+
+def left(job, place):
+    return job.trials - len(
+        journal.known(place.run.cell("digits", "raw", job.id), job.model_dump(mode="json"), place.code)
+    )
+
+
+def equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_twenty_trials_after_three_measure_seventeen(place, attacked):
+    few, before = measure(cell(3), place)
+    assert attacked == [2, 1]
+    assert left(cell(20), place) == 17
+    replaced(cell(20), place)
+    assert left(cell(20), place) == 17
+    attacked.clear()
+    many, after = measure(cell(20), place)
+    assert sum(attacked) == 17
+    for kind in ("clean", "robust"):
+        np.testing.assert_array_equal(after[kind][:, :3], before[kind])
+    assert many["by_trial"][:3] == few["by_trial"], "seconds and validity stay, too"
+    assert many["known"] == 3
+    for old, new in zip(few["results"], many["results"], strict=True):
+        assert new["robust"]["trials"][:3] == old["robust"]["trials"]
+        assert len(new["robust"]["trials"]) == 20
+    fresh, at_once = measure(cell(20, id="at-once"), place)
+    equal(after, at_once)
+    assert many["results"] == fresh["results"]
+    assert many["validity"] == fresh["validity"]
+
+
+def test_fewer_trials_measure_nothing_and_neither_do_as_many_again(place, attacked):
+    _, many = measure(cell(5), place)
+    attacked.clear()
+    replaced(cell(2), place)
+    record, few = measure(cell(2), place)
+    np.testing.assert_array_equal(few["robust"], many["robust"][:, :2])
+    assert record["job"]["trials"] == len(record["by_trial"]) == 2
+    replaced(cell(5), place)
+    _, again = measure(cell(5), place)
+    equal(again, many)
+    assert not attacked
+    journal.tend([(place.run.cell("digits", "raw", "cell"), cell(5).model_dump(mode="json"))])
+    assert not journal.folder_of(place.run.cell("digits", "raw", "cell")).exists(), "the record holds all"
+
+
+def test_as_many_trials_are_measured_again_when_asked_for(place, attacked):
+    measure(cell(2), place)
+    measure(cell(2), place)
+    assert attacked == [2, 2]
+
+
+def test_a_cell_whose_attack_fails_keeps_what_it_has(place, monkeypatch):
+    calm = measure(cell(5, id="calm"), place)[1]
+    run, calls = Evaluator.run, []
+
+    def dying(self, attacks, clean):
+        calls.append(len(attacks))
+        if len(calls) == 2:
+            raise MemoryError
+        return run(self, attacks, clean)
+
+    monkeypatch.setattr(Evaluator, "run", dying)
+    with pytest.raises(MemoryError):
+        measure(cell(5), place)
+    assert left(cell(5), place) == 3
+    record, predictions = measure(cell(5), place)
+    assert calls == [2, 2, 2, 1]
+    assert record["known"] == 2
+    equal(predictions, calm)
+
+
+@pytest.mark.parametrize("change", ["code", "seed", "weights of blocks", "cut short", "data"])
+def test_nothing_stale_is_used(place, attacked, change, tmp_path, data):
+    advknn = {"attack": ADVKNN, "blocks_from": ("one",)} if change == "weights of blocks" else {}
+    fit(place, trials=4)
+    measure(cell(2, **advknn), place)
+    later, changed = cell(4, **advknn), place
+    replaced(later, place)
+    attacked.clear()
+    if change == "code":
+        changed = Place(place.run, place.data, place.device, "1" * 16)
+    elif change == "seed":
+        later = cell(4, seed=1)
+    elif change == "data":
+        (tmp_path / "data/prepared").mkdir(parents=True)
+        other = tmp_path / "data/prepared/digits"
+        other.mkdir()
+        for path in (data / "prepared/digits").iterdir():
+            (other / path.name).write_bytes(path.read_bytes() + (b"\n" if path.name == "facts.json" else b""))
+        changed = Place(place.run, tmp_path / "data", place.device, place.code)
+    elif change == "cut short":
+        (entry,) = journal.folder_of(place.run.cell("digits", "raw", "cell")).glob("*.npz")
+        entry.write_bytes(entry.read_bytes()[:-50])
+    else:
+        place.run.blocks("digits", "raw", "one").unlink()
+        fit(place, trials=4, seed=1)
+    measure(later, changed)
+    assert sum(attacked) == 4
+
+
+def fit(place, trials, seed=0):
+    job = {
+        "id": "one",
+        "features": RAW,
+        "layer": "input",
+        "similarity": "l2",
+        "k": 5,
+        "block": {"epochs": 2},
+        "references_per_class": 60,
+        "trials": trials,
+        "seed": seed,
+    }
+    parsed = BlockJob.model_validate(job)
+    out = place.run.blocks("digits", "raw", "one")
+    journal.tend([(out, parsed.model_dump(mode="json"))])
+    out.unlink(missing_ok=True)  # as Snakemake does
+    blocks.fit(parsed, place)
+    return load_tensors(out)[0]
+
+
+def test_blocks_of_more_trials_leave_the_fitted_ones(place, attacked):
+    three = fit(place, trials=3)
+    job = cell(3, attack=ADVKNN, blocks_from=("one",))
+    _, before = measure(job, place)
+    seven = fit(place, trials=7)
+    for name, tensor in three.items():
+        assert len(seven[name]) == 7
+        assert torch.equal(seven[name][:3], tensor)
+    assert not torch.equal(seven["0"][3], seven["0"][2])
+    more = cell(7, attack=ADVKNN, blocks_from=("one",))
+    replaced(more, place)
+    attacked.clear()
+    _, after = measure(more, place)
+    assert sum(attacked) == 4
+    np.testing.assert_array_equal(after["robust"][:, :3], before["robust"])
+    for name, tensor in fit(place, trials=2).items():
+        assert torch.equal(tensor, three[name][:2])
+    for name, tensor in fit(place, trials=7).items():
+        assert torch.equal(tensor, seven[name]), "fewer in between"
+
+
+def test_a_killed_process_continues(place):
+    """SIGKILL after some trials; the same command measures the others, and all is as if nothing had happened."""
+    calm = measure(cell(9, id="calm"), place)[1]
+    text = cell(9).model_dump_json()
+    command = [sys.executable, "-m", "ask", "attack", "--job", text, "--code", place.code, "--device", "cpu"]
+    command += ["--run", str(place.run.root), "--data", str(place.data)]
+    output = place.run.cell("digits", "raw", "cell")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not list(journal.folder_of(output).glob("[0-9]*.json")) and time.monotonic() < until:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists(), "it was too fast to be killed"
+    known = 9 - left(cell(9), place)
+    assert known >= 2
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    assert f"{known} of 9 trials are known" in done.stdout
+    with np.load(output.with_suffix(".npz")) as stored:
+        equal({name: stored[name] for name in stored}, calm)
