@@ -48,11 +48,11 @@ def repeat(
 def _again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
     """Share of equal predictions, and what the record was measured on."""
     record = json.loads(path.read_text(encoding="utf-8"))
-    job, run = CellJob.model_validate(current(record["job"])), Run(path.parents[3])
+    job, run = CellJob.model_validate_json(json.dumps(current(record["job"]))), Run(path.parents[3])
     if job.blocks_from:
         raise AskError(f"{path}: blocks of AdvKnn are not kept; `snakemake --force {path}` fits them again")
-    if record["weights"] != (found := weights_read(job.model_dump(mode="json"), run)):
-        raise AskError(f"{path} was measured on weights {record['weights']}; here are {found or 'none'}")
+    if record.get("weights") != (found := weights_read(job.model_dump(mode="json"), run)):
+        raise AskError(f"{path} was measured on weights {record.get('weights')}; here are {found or 'none'}")
     if not (facts := prepared(data, job.features) / "facts.json").is_file():
         raise AskError(f"{facts} is not there; make it by: snakemake {facts}, with the run's --configfile")
     job = job.model_copy(update={"trials": trials or job.trials, "precision": record.get("passes", "float32")})
