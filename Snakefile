@@ -26,7 +26,9 @@ include: "rules/artifacts.smk"
 onstart:
     start_worker()
     if workflow.local_exec:
-        watch_progress(PLAN, [Path(job.output[0]) for job in workflow.dag.needrun_jobs() if job.output], workflow.cores)
+        watch_progress(
+            PLAN, [Path(job.output[0]) for job in workflow.dag.needrun_jobs() if job.output], workflow.cores
+        )
         # The limit of 100 job starts a second makes the scheduler look again one second after each look: after
         # some hundred jobs it does little else, and takes a core (https://github.com/snakemake/snakemake/pull/3744).
         workflow.scheduler.job_rate_limiter = None

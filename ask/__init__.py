@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ask.attacks.dknn_atk import DkNNAttack
     from ask.attacks.pgd import PGD
     from ask.attacks.references import identity_features
-    from ask.knn.dknn import DkNN
+    from ask.knn.classifier import DkNN
     from ask.knn.search import ExactSearch
     from ask.models.hooks import hook_features
     from ask.training.loop import train
@@ -36,7 +36,7 @@ __getattr__ = exports(
         "PGD": "attacks.pgd",
         "ASKAttack": "attacks.ask",
         "AdvKnn": "attacks.advknn",
-        "DkNN": "knn.dknn",
+        "DkNN": "knn.classifier",
         "DkNNAttack": "attacks.dknn_atk",
         "ExactSearch": "knn.search",
         "hook_features": "models.hooks",

@@ -1,8 +1,8 @@
 """Run this project on a machine that has torch but no network.
 
-``python -m ask.bundle make`` writes, here, a folder of files of at most 48 MiB each: the wheels that such a machine
-lacks, and data sets in parts. ``python -m ask.bundle run slice slice-2 …``, there, takes in what has come so far and
-runs ``python -m ask slice slice-2 …``. The second half needs nothing but Python and pip.
+``python -m ask.bundle make`` writes, here, a folder of files of at most 48 MiB each: the packages that such a
+machine lacks, and data sets, in parts. ``python -m ask.bundle run slice slice-2 …``, there, takes in what has come so
+far and runs ``python -m ask slice slice-2 …``. The second half needs nothing but Python.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
@@ -24,42 +24,38 @@ from ask.files import digest, write, write_json, write_text
 PART_BYTES = 48 * 2**20
 """Largest file of a bundle: two of 64 MiB do not fit one transfer of 64 MiB with the code beside them."""
 FOLDER, SITE, DATA = Path("dist/bundle"), Path(".carried"), Path("data")
-CONTENTS = "bundle.json"
+CONTENTS, PACKAGES = "bundle.json", "packages"
 WANTED = ("snakemake", "pydantic", "pyyaml", "jinja2", "safetensors", "tqdm", "pytest", "hypothesis")
 """What is carried, with all that it needs …"""
 THERE = {"torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "pillow", "setuptools"}
 """… except what the machine has, and what only that needs."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
-PIP = (sys.executable, "-m", "pip", "-q", "--disable-pip-version-check")
 
 
 def make(out: Path, python: str, platforms: Sequence[str], sources: Sequence[str]) -> None:
-    """Write a bundle: wheels for a Python version and platforms, and the downloaded files of data sets."""
+    """Write a bundle: packages for a Python version and platforms, and the downloaded files of data sets."""
     shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
-        parts = {"wheels": _split(Path(folder), _wheels(Path(folder), python, platforms), out / "wheels")}
+        _install(Path(folder), python, platforms)
+        parts = {PACKAGES: _split(Path(folder), PACKAGES, out / PACKAGES)}
     for source in sources:
         manifest = DATA / "raw" / source / "manifest.json"
         if not manifest.is_file():
             raise SystemExit(f"{manifest}: no such file; make it: snakemake {manifest}")
-        parts[source] = _split(DATA, manifest.parent.glob("*"), out / source)
+        parts[source] = _split(manifest.parent, f"raw/{source}", out / source)
     write_json(out / CONTENTS, {"python": python, "parts": parts})
     for path in sorted(out.iterdir()):
         print(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
-def _wheels(folder: Path, python: str, platforms: Sequence[str]) -> list[Path]:
-    """Download wheels; what is published as source only is built, if it is the same for every Python."""
+def _install(folder: Path, python: str, platforms: Sequence[str]) -> None:
+    """Install packages for another machine; what is published as source only must be the same for every Python."""
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "install", "--no-deps", "--no-compile"]
     tags = ["--python-version", python, "--implementation", "cp", *(f"--platform={one}" for one in platforms)]
-    download = [*PIP, "download", "--no-deps", "--prefer-binary", "--dest", str(folder)]
-    subprocess.run([*download, *tags, *pins(python)], check=True)
-    for source in [path for path in folder.iterdir() if path.suffix != ".whl"]:
-        subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", folder / "built", source], check=True)
-    for built in (folder / "built").glob("*.whl"):
-        if not built.name.endswith("-none-any.whl"):
+    subprocess.run([*pip, "--prefer-binary", *tags, "--target", folder, *pins(python)], check=True)
+    for built in folder.rglob("*.cpython-*.so"):
+        if f".cpython-{python.replace('.', '')}-" not in built.name:
             raise SystemExit(f"{built.name}: not published for Python {python}, {platforms[0]}; name another --python")
-        built.replace(folder / built.name)
-    return list(folder.glob("*.whl"))
 
 
 def pins(python: str) -> list[str]:
@@ -80,12 +76,11 @@ def pins(python: str) -> list[str]:
     return [f"{name}=={version}" for name, version in sorted(found.items())]
 
 
-def _split(root: Path, files: Iterable[Path], out: Path) -> dict[str, str]:
-    """Pack files into one tar, cut into parts; returns their digests in order."""
+def _split(folder: Path, name: str, out: Path) -> dict[str, str]:
+    """Pack a folder into one archive under a name, cut into parts; returns their digests in order."""
     with tempfile.TemporaryFile() as whole:
-        with tarfile.open(fileobj=whole, mode="w") as archive:
-            for path in sorted(files):
-                archive.add(path, arcname=path.relative_to(root), recursive=False)
+        with tarfile.open(fileobj=whole, mode="w:gz") as archive:
+            archive.add(folder, arcname=name)
         count = -(-whole.tell() // PART_BYTES)
         whole.seek(0)
         names = [out.with_name(f"{out.name}-{place}-of-{count}.part") for place in range(1, count + 1)]
@@ -113,24 +108,22 @@ def unpack(bundle: Path) -> list[str]:
         if lacking := [path.name for path in taken if not path.is_file()]:
             missing += lacking
             continue
+        if source == PACKAGES:
+            _make_room(contents["python"])
         with tarfile.open(fileobj=io.BytesIO(b"".join(path.read_bytes() for path in taken))) as archive:
-            archive.extractall(SITE / "wheels" if source == "wheels" else DATA, filter="data")
-        if source == "wheels":
-            install(contents["python"])
+            archive.extractall(SITE if source == PACKAGES else DATA, filter="data")
         for path in taken:
             path.unlink()
         write_json(done, parts)
     return missing
 
 
-def install(python: str) -> None:
-    """Install the carried wheels into a folder of their own, which stands before the machine's packages."""
+def _make_room(python: str) -> None:
+    """Prepare a folder for the carried packages, which stand before the machine's own."""
     here = ".".join(map(str, sys.version_info[:2]))
     if here != python:
-        raise SystemExit(f"the wheels are for Python {python}, this is {here}; carry others: make bundle TARGET={here}")
-    shutil.rmtree(SITE / "site", ignore_errors=True)
-    wheels = sorted((SITE / "wheels").glob("*.whl"))
-    subprocess.run([*PIP, "install", "--no-index", "--no-deps", "--target", SITE / "site", *wheels], check=True)
+        raise SystemExit(f"packages are for Python {python}, this is {here}; carry others: make bundle TARGET={here}")
+    shutil.rmtree(SITE / PACKAGES, ignore_errors=True)
     # Rules say `python`, which such a machine may not have, or another one.
     write_text(SITE / "bin" / "python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n').chmod(0o755)
 
@@ -156,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.command:
         return 0
     here, path = Path.cwd(), os.environ.get("PYTHONPATH")  # the carried packages stand before the machine's
-    found = os.pathsep.join(map(str, filter(None, [here / SITE / "site", here, path])))
+    found = os.pathsep.join(map(str, filter(None, [here / SITE / PACKAGES, here, path])))
     programs = f"{here / SITE / 'bin'}{os.pathsep}{os.environ['PATH']}"
     variables = {**os.environ, "PYTHONPATH": found, "PATH": programs, "PYTHONNOUSERSITE": "1"}
     return subprocess.run([sys.executable, "-m", "ask", *options.command], env=variables).returncode

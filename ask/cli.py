@@ -61,6 +61,9 @@ COMMANDS: Mapping[str, Command] = {
         "ask.plan.commands:why",
         "Say which jobs would run again, and because of which value, function or file.",
     ),
+    "repeat": Command(
+        _QUESTIONS, "ask.measure.repeat:repeat", "Measure cells again from their records and weights, and compare."
+    ),
     "slice": Command(
         _PARTS,
         "ask.slices:slice_command",

@@ -1,5 +1,5 @@
 """The DkNN classifier at the path where earlier versions had it."""
 
-from ask.knn.dknn import DkNN
+from ask.knn.classifier import DkNN
 
 __all__ = ["DkNN"]

@@ -6,12 +6,16 @@ attack makes on its way may be in bfloat16 (:func:`network_passes`), a half of t
 weights, features, losses, searches and votes stay float32, and so do the passes that classify.
 """
 
+import ctypes
 import json
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +90,60 @@ def tried_kernels() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def undisturbed(device: torch.device | str | None = None) -> Iterator[None]:
+    """What attacks and searches compute in: no inference mode around it, and no denormal numbers on a CPU.
+
+    A softmax over classes is full of numbers below float32's normal range, on which a CPU is up to twenty times slower.
+    They count as 0 as long as the block lasts; afterwards each of torch's threads has the setting that it had. Where
+    the caller has them count as 0 already, nothing is set.
+    """
+    with torch.inference_mode(False):
+        if torch.device(device or "cpu").type != "cpu" or _flushes():
+            yield
+            return
+        before: dict[int, bool] = {}
+
+        def begin() -> None:
+            before[threading.get_native_id()] = _flushes()
+            torch.set_flush_denormal(True)
+
+        _in_all_threads(begin)
+        try:
+            yield
+        finally:
+            # Threads that have begun since have inherited what this one was set to.
+            _in_all_threads(lambda: torch.set_flush_denormal(before.get(threading.get_native_id(), False)))
+
+
+def _flushes() -> bool:
+    """Whether denormal numbers count as 0 in this thread."""
+    return sys.float_info.min * 0.5 == 0
+
+
+def _in_all_threads(act: Callable[[], object]) -> None:
+    """Run it in this thread and in those that share its parallel operations, each of which has settings of its own.
+
+    New threads inherit theirs, and so does every parallel operation of some OpenMP libraries, but not of GNU's.
+    """
+    if (parallel := _gnu_parallel()) is None or torch.get_num_threads() == 1:
+        act()
+    else:
+        parallel(_Function(lambda _: act()), None, torch.get_num_threads(), 0)
+
+
+_Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _gnu_parallel() -> Any:
+    """GNU OpenMP's entry into a parallel region, of the library that torch itself uses; None where it uses another."""
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
 
 
 @contextmanager

@@ -90,8 +90,8 @@ STEPS: Mapping[str, Step] = {
     "example": _measure("analyses", "example:show", jobs.ExampleJob, "Attack one image; find its neighbours.", **_PAIR),
     "table": _render("tables:render_table", "Render a table as CSV, Markdown, LaTeX and HTML.", ".csv", *_WRITTEN),
     "figure": _render("figures:render_figure", "Draw a figure as SVG, PNG and PDF.", ".csv", ".json", *_DRAWN),
-    "pictures": _render("pictures:render_pictures", "Draw one image with its neighbours.", ".csv", *_DRAWN),
-    "boundaries": _render("pictures:render_boundaries", "Draw the plane's decision boundaries.", ".csv", *_DRAWN),
+    "pictures": _render("pictures:render_drawing", "Draw one image with its neighbours.", ".csv", *_DRAWN),
+    "boundaries": _render("pictures:render_drawing", "Draw the plane's decision boundaries.", ".csv", *_DRAWN),
     "claims": _render("claims:render_claims", "Judge the paper's claims by the run's numbers.", stage=LAST),
     "report": _render("site:render_report", "Write the report page.", stage=LAST),
 }

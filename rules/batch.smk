@@ -33,10 +33,10 @@ rule batch:
         runtime=lambda wildcards, attempt: attempt * batches().read(wildcards.batch).minutes,
         gpu=lambda wildcards: GPU * batches().read(wildcards.batch).gpu,
         batches=1,
-    message:
-        "Batch {wildcards.batch}, {params.members}"
     params:
         members=lambda wildcards: batches().summary(wildcards.batch),
         spec=lambda wildcards: RUN.root / "scratch/batches" / f"{wildcards.batch}.json",
+    message:
+        "Batch {wildcards.batch}, {params.members}"
     shell:
         "python -m ask batch {params.spec:q} --out {output:q} --cores {threads} > {log:q} 2>&1"

@@ -14,8 +14,8 @@ from ask.paths import raw
 from ask.plan.batches import Batches
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run
+from ask.plan.predict import watch as watch_progress
 from ask.plan.preflight import inspect
-from ask.plan.progress import watch as watch_progress
 from ask.plan.why import adopt, remember
 from ask.steps import STEPS
 from ask.worker import start as start_worker

@@ -1,4 +1,4 @@
-"""Attacks here as attacks of foolbox and torchattacks: their calling conventions, and the same results as their own."""
+"""Attacks here as attacks of foolbox, torchattacks and ART: their conventions, and the same results as their own."""
 
 import sys
 from copy import deepcopy
@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ask.attacks import PGD, ASKAttack, ASKAttackConfig, PGDConfig, identity_features, linf_ascent
-from ask.attacks.adapters import DkNNModule, to_foolbox, to_torchattacks
+from ask.attacks.adapters import DkNNModule, to_art, to_foolbox, to_torchattacks
 from ask.attacks.pgd import pgd_loss
 from ask.knn.dknn import DkNN
 
@@ -219,12 +219,56 @@ def test_foolbox_tensors_of_eagerpy_stay_so(digits, network):
     assert found[1].shape == images.shape
 
 
+class Odd(foolbox.criteria.Criterion):
+    def __repr__(self):
+        return "Odd()"
+
+    def __call__(self, perturbed, outputs):
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("bounds", "preprocessing", "fits"),
+    [
+        ((0, 1), None, True),
+        ((0, 1), {"mean": torch.tensor([0.0]), "std": torch.tensor([1.0]), "axis": -3}, True),
+        ((0, 1), {"mean": torch.tensor([0.13]), "std": torch.tensor([0.31]), "axis": -3}, False),
+        ((0, 1), {"flip_axis": -1}, False),
+        # Those that map the bounds to [0, 1] are what the adapter does, too.
+        ((0, 255), {"mean": torch.tensor([0.0]), "std": torch.tensor([255.0]), "axis": -3}, True),
+        ((-1, 1), {"mean": torch.tensor([-1.0]), "std": torch.tensor([1.0]), "axis": -3}, False),
+    ],
+)
+def test_foolbox_preprocessing_that_the_attack_does_not_see_is_refused(digits, network, bounds, preprocessing, fits):
+    low, high = bounds
+    inputs, labels = digits[2][:10] * (high - low) + low, digits[3][:10]
+    attack = to_foolbox(lambda eps: pgd(network, eps))
+    model = foolbox.PyTorchModel(network, bounds, "cpu", preprocessing)
+    for one, scale in (
+        (model, 1),
+        (model.transform_bounds((0, 2)), 2),
+        (model.transform_bounds((0, 2), wrapper=True), 2),
+    ):
+        given = inputs if one is model else (inputs - low) / (high - low) * scale
+        eps = EPS * (high - low) if one is model else EPS * scale
+        if fits:
+            expected = pgd(network)(digits[2][:10], labels)
+            found = attack(one, given, labels, epsilons=eps)[1]
+            found = (found - low) / (high - low) if one is model else found / scale
+            torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+        else:
+            with pytest.raises(ValueError, match="the foolbox model has preprocessing, which the attack's own network"):
+                attack(one, given, labels, epsilons=eps)
+
+
 def test_foolbox_mistakes_are_clear_errors(digits, network):
     images, labels = digits[2][:10], digits[3][:10]
     attack = to_foolbox(lambda eps: pgd(network, eps))
     model = foolbox.PyTorchModel(network, (0, 1), "cpu")
     with pytest.raises(ValueError, match=r"use Misclassification\(labels\)"):
-        attack(model, images, foolbox.TargetedMisclassification(labels), epsilons=EPS)
+        to_foolbox(lambda eps: None).run(model, images, Odd(), epsilon=EPS)
+    with pytest.raises(ValueError, match="function can't lead images to given classes; take ASKAttack"):
+        to_foolbox(lambda eps: lambda x, y: x)(model, images, foolbox.TargetedMisclassification(labels), epsilons=EPS)
     arrays = foolbox.NumPyModel(lambda x: np.eye(10, dtype=np.float32)[: len(x)], (0, 1))
     with pytest.raises(ValueError, match=r"must be a torch tensor.*foolbox\.PyTorchModel"):
         attack(arrays, images.numpy(), labels.numpy(), epsilons=EPS)
@@ -346,15 +390,129 @@ def test_torchattacks_mistakes_are_clear_errors(digits, network, torchattacks):
     with pytest.raises(ValueError, match=r"call attack\(images, labels\)"):
         attack(digits[2][:4])
     with pytest.raises(ValueError, match="not supported"):
-        attack.set_mode_targeted_by_label()
+        to_torchattacks(lambda images, labels: images, network).set_mode_targeted_by_label()
+    attack.set_mode_targeted_by_label(quiet=True)
+    with pytest.raises(ValueError, match="label"):
+        attack(digits[2][:4])
+
+
+# Targeted modes, in all libraries.
+
+
+def targeted(library, attack, judge, images, targets):
+    """Images that the attack leads to the targets, as a library calls it."""
+    if library == "foolbox":
+        criterion = foolbox.TargetedMisclassification(targets)
+        _, found, success = to_foolbox(lambda eps: attack)(
+            foolbox.PyTorchModel(judge, (0, 1), "cpu"), images, criterion, epsilons=EPS
+        )
+        assert torch.equal(success, judge(found).argmax(1) == targets)
+        return found
+    if library == "torchattacks":
+        made = to_torchattacks(attack, judge)
+        made.set_mode_targeted_by_label(quiet=True)
+        return made(images, targets)
+    if library == "art":
+        made = to_art(attack, art_estimator(judge, images), targeted=True)
+        return torch.from_numpy(made.generate(images.numpy(), np.eye(10)[targets.numpy()]))
+    return attack(images, targets, targeted=True)
+
+
+def art_estimator(module, images, **changes):
+    """ART's view of a network or a judge."""
+    classifiers = pytest.importorskip("art.estimators.classification", reason="ART is optional")
+    options = {"clip_values": (0, 1), "device_type": "cpu", **changes}
+    return classifiers.PyTorchClassifier(module, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, **options)
+
+
+@pytest.mark.parametrize("library", ["ask", "foolbox", "torchattacks", "art"])
+@pytest.mark.parametrize("name", ["pgd", "ask"])
+def test_targeted_modes_lead_to_the_targets(digits, network, classifier, library, name):
+    if library == "torchattacks":
+        pytest.importorskip(library)
+    images, labels = digits[2][:60], digits[3][:60]
+    targets = (labels + 1 + torch.arange(60) % 9) % 10
+    make, judge = {
+        "pgd": (lambda: pgd(network, 3 * EPS), network),
+        "ask": (lambda: ask_attack(classifier, 3 * EPS), DkNNModule(classifier).eval()),
+    }[name]
+    found = targeted(library, make(), judge, images, targets)
+    limit = EPS if library == "foolbox" else 3 * EPS  # foolbox clips to its epsilon
+    assert (found - images).abs().max() <= limit + 1e-6
+    hit = correct(judge, found, targets).float().mean()
+    if library != "foolbox":
+        assert torch.equal(found, make()(images, targets, targeted=True))
+        assert hit > 0.5
+    before, away = correct(judge, images, targets), correct(judge, make()(images, labels), targets)
+    assert hit > max(before.float().mean(), away.float().mean() if library != "foolbox" else 0)
+
+
+def test_torchattacks_random_and_least_likely_targets(digits, network, torchattacks):
+    images, labels = digits[2][:60], digits[3][:60]
+    attack = to_torchattacks(pgd(network, 3 * EPS), network)
+    attack.set_mode_targeted_least_likely(quiet=True)
+    with torch.no_grad():
+        unlikely = network(images).argmin(1)
+    assert correct(network, attack(images, labels), unlikely).float().mean() > 0.5
+    attack.set_mode_targeted_random(quiet=True)
+    assert not correct(network, attack(images, labels), labels).float().mean() > 0.2
+
+
+# ART.
+
+
+@pytest.mark.parametrize("limits", [(0, 1), (0, 255), (-1, 1), None])
+def test_art_calls_the_attack_on_arrays(digits, network, limits):
+    images, labels = digits[2][:60], digits[3][:60]
+    low, high = limits or (0, 1)
+    inputs = (images * (high - low) + low).numpy()
+    attack = to_art(pgd(network), art_estimator(network, images, clip_values=limits))
+    expected = pgd(network)(images, labels).numpy()
+    for given in (labels.numpy(), labels.numpy()[:, None], np.eye(10)[labels.numpy()]):
+        attack = to_art(pgd(network), art_estimator(network, images, clip_values=limits))
+        found = attack.generate(inputs, given)
+        assert (found.dtype, found.shape) == (inputs.dtype, inputs.shape)
+        np.testing.assert_allclose((found - low) / (high - low), expected, atol=2e-3)
+        assert low <= found.min() <= found.max() <= high
+
+
+def test_art_without_labels_attacks_what_the_estimator_predicts(digits, classifier):
+    images = digits[2][:60]
+    judge = art_estimator(DkNNModule(classifier).eval(), images)
+    found = to_art(ask_attack(classifier), judge).generate(images.numpy())
+    assert np.array_equal(found, ask_attack(classifier)(images, torch.from_numpy(classifier.predict(images))).numpy())
+    assert np.array_equal(judge.predict(found).argmax(1), classifier.predict(found))
+
+
+def test_art_mistakes_are_clear_errors(digits, network):
+    images, labels = digits[2][:10], digits[3][:10].numpy()
+    attack = to_art(pgd(network), art_estimator(network, images))
+    with pytest.raises(TypeError, match="steps"):
+        attack.generate(images.numpy(), labels, steps=3)
+    with pytest.raises(ValueError, match="divide by 255"):
+        attack.generate(255 * images.numpy(), labels)
+    with pytest.raises(ValueError, match="labels to lead the images to are missing"):
+        to_art(pgd(network), art_estimator(network, images), targeted=True).generate(images.numpy())
+    with pytest.raises(ValueError, match="the estimator preprocesses images, which the attack's own network does not"):
+        to_art(pgd(network), art_estimator(network, images, preprocessing=(0.1, 0.3))).generate(images.numpy(), labels)
+    from art.defences.preprocessor import FeatureSqueezing
+
+    squeezed = art_estimator(network, images, preprocessing_defences=FeatureSqueezing(clip_values=(0, 1), bit_depth=1))
+    with pytest.raises(ValueError, match="the estimator preprocesses images"):
+        to_art(pgd(network), squeezed).generate(images.numpy(), labels)
+    assert "targeted=False" in repr(attack)
 
 
 @pytest.mark.parametrize(
     ("library", "make"),
-    [("foolbox", lambda: to_foolbox(lambda eps: None)), ("torchattacks", lambda: to_torchattacks(None, nn.Identity()))],
+    [
+        ("foolbox", lambda: to_foolbox(lambda eps: None)),
+        ("torchattacks", lambda: to_torchattacks(None, nn.Identity())),
+        ("art", lambda: to_art(None, None)),
+    ],
 )
 def test_a_missing_library_is_one_clear_error(monkeypatch, library, make):
     for name in [library, *(name for name in sys.modules if name.startswith(f"{library}."))]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=rf"needs {library}: pip install"):
+    with pytest.raises(ImportError, match=rf"(?i)needs {library}: pip install"):
         make()

@@ -33,7 +33,7 @@ from ask.measure.place import Place, build_index
 from ask.measure.timing import measure
 from ask.paths import Run
 from ask.report.numbers import MissingValueError
-from ask.report.pictures import render_pictures
+from ask.report.pictures import render_drawing
 from ask.tensorfile import load_tensors
 
 RAW = FeatureSpec(dataset="digits", model="raw", network=None)
@@ -205,6 +205,7 @@ def test_an_image_that_no_attack_fools_is_said_to_be_one(place):
 def test_pictures_are_drawn_with_their_facts(place):
     job = {
         "id": "figure2",
+        "kind": "pictures",
         "paper": "Figure 2",
         "title": "An image",
         "row_headers": [["AT"]],
@@ -221,19 +222,19 @@ def test_pictures_are_drawn_with_their_facts(place):
         ],
     }
     with pytest.raises(MissingValueError, match=r"examples/figure2\.json is missing; make it"):
-        render_pictures(job, place.run)
+        render_drawing(job, place.run)
     record, pictures = show(example(), place)
     path = place.run.example("figure2")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(record))
     np.savez(path.with_suffix(".npz"), **pictures)
-    written = render_pictures(job, place.run)
+    written = render_drawing(job, place.run)
     assert [p.suffix for p in written] == [".csv", ".svg", ".png", ".pdf"]
     rows = written[0].read_text().splitlines()
     assert len(rows) == 1 + 3 * 5
     assert "digits/raw/ask#l2/input/5" in written[1].read_text()
     before = [p.read_bytes() for p in written]
-    assert [p.read_bytes() for p in render_pictures(job, place.run)] == before
+    assert [p.read_bytes() for p in render_drawing(job, place.run)] == before
 
 
 def test_training_costs_are_factors_of_the_base(tmp_path):

@@ -10,19 +10,19 @@ import pytest
 import yaml
 from scipy.special import stdtrit
 
-from ask.config.claims import Claim, Part, read_claims
-from ask.config.run import ConfigError, load_artifacts, read_run
+from ask.config.claims import Claim, Claims, Part
+from ask.config.run import ConfigError, load_artifacts, read_run, read_spec
 from ask.errors import AskError
 from ask.paths import Run
 from ask.plan.paper import Paper
 from ask.plan.planner import claims_job, entries, plan_run
-from ask.report.claims import COLUMNS, Evidence, evaluate, write_ledger
+from ask.report.claims import COLUMNS, Evidence, evaluate, render_claims
 from ask.report.numbers import VERDICTS, write_reference
 from ask.statistics import over_trials_and_images
 
 ROOT = Path(__file__).parent.parent
 CSV = ROOT / "config/paper/claims.csv"
-RULES = read_claims(CSV.with_suffix(".yaml"))
+RULES = read_spec(Claims, CSV.with_suffix(".yaml"))
 NOT_TABULATED = {
     *("C08", "C12", "C14", "C15", "C16", "C17", "C18", "C39", "C40", "C42", "C51", "C56", "C60", "C61", "C62", "C63"),
     *("C64", "C65", "C66", "C67", "C69", "C70", "C71"),
@@ -58,7 +58,7 @@ def number(columns: dict[str, Any], trials: list[float], reference: str = "cifar
 
 
 def ledger(job: dict[str, Any], run: Run, claims: Path = CSV) -> dict[str, dict[str, str]]:
-    frame = pd.read_csv(write_ledger(job, claims, run), dtype=str, keep_default_na=False)
+    frame = pd.read_csv(render_claims({**job, "claims": str(claims)}, run)[0], dtype=str, keep_default_na=False)
     assert tuple(frame.columns) == COLUMNS
     return {row["id"]: row for row in frame.to_dict("records")}
 
@@ -419,5 +419,5 @@ def test_mistakes_in_the_rules_are_explained(tmp_path: Path, part: str, message:
     path = tmp_path / "claims.yaml"
     path.write_text(f"test_images: {{}}\nclaims: {{C1: {{parts: [{{artifact: t, {part}}}]}}}}\n")
     with pytest.raises(ConfigError, match=message) as caught:
-        read_claims(path)
+        read_spec(Claims, path)
     assert str(caught.value).startswith(f"{path}: claims.C1.parts.0")

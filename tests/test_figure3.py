@@ -10,7 +10,7 @@ from ask.config.jobs import PlaneJob
 from ask.measure import plane
 from ask.paths import Run
 from ask.report.numbers import MissingValueError
-from ask.report.pictures import render_boundaries
+from ask.report.pictures import render_drawing
 
 JOB = {"id": "figure3", "kind": "boundaries", "title": "Boundaries", "paper": "Figure 3", "caption": "", "notes": []}
 
@@ -54,12 +54,12 @@ def test_the_same_job_gives_the_same_numbers() -> None:
 def test_the_step_and_the_figure(tmp_path: Path) -> None:
     run = Run(tmp_path / "demo")
     with pytest.raises(MissingValueError, match=r"figure3\.json is missing"):
-        render_boundaries(JOB, run)
+        render_drawing(JOB, run)
     assert main(["plane", "--job", small(seeds=1).model_dump_json(), "--run", str(run.root)]) == 0
-    written = render_boundaries(JOB, run)
+    written = render_drawing(JOB, run)
     assert [path.suffix for path in written] == [".csv", ".svg", ".png", ".pdf"]
     rows = written[0].read_text().splitlines()
     assert rows[0] == "artifact,model,classifier,images,mean,ci95,seeds"
     assert len(rows) == 1 + 2 * 6
     again = {path: path.read_bytes() for path in written}
-    assert {path: path.read_bytes() for path in render_boundaries(JOB, run)} == again
+    assert {path: path.read_bytes() for path in render_drawing(JOB, run)} == again

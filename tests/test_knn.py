@@ -1,6 +1,11 @@
 """Exact search and the DkNN classifier, against scikit-learn."""
 
+import pickle
+import subprocess
+import sys
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,12 +13,16 @@ from hypothesis import strategies as st
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
 import ask.knn.faiss
 from ask.errors import AskError
 from ask.knn.dknn import DkNN, classify, make_search, votes
 from ask.knn.faiss import searching
 from ask.knn.search import ExactSearch
+from ask.models.hooks import hook_features
 
 METRICS = {"cosine": "cosine", "l2": "euclidean"}
 
@@ -233,6 +242,85 @@ def test_dknn_on_layers_of_a_feature_function():
     assert np.array_equal(ours.kneighbors(queries, layer="high")[1], parts[1].kneighbors(queries[:, 16:].numpy())[1])
 
 
+EXCEPTIONS = {
+    "check_supervised_y_2d": "labels (n, 1) are refused: broadcast against predictions (n,), they gave scores near 0.1",
+}
+"""Checks of scikit-learn that a DkNN does not pass, with the reason."""
+
+
+@pytest.mark.parametrize("options", [{}, {"metric": "l2", "n_neighbors": 3}], ids=["cosine", "l2"])
+def test_scikit_learns_own_checks_pass(options):
+    done = check_estimator(DkNN(**options), expected_failed_checks=EXCEPTIONS, on_skip=None, on_fail=None)
+    failed = {one["check_name"]: one["exception"] for one in done if one["status"] == "failed"}
+    assert not failed
+    assert {one["check_name"] for one in done if one["status"] == "xfail"} == set(EXCEPTIONS)
+    assert sum(one["status"] == "passed" for one in done) > 45
+
+
+def hooked():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(33, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8))
+    return hook_features(network, ["1", "2"])
+
+
+@pytest.mark.parametrize("backend", ["exact", "faiss"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_fitted_classifier_is_pickled_with_its_network(metric, backend):
+    if backend == "faiss":
+        pytest.importorskip("faiss", reason="faiss is an extra")
+    features, labels, queries = problem()
+    for extract in (None, hooked()):
+        model = DkNN(extract, metric=metric, backend=backend).fit(features, labels)
+        again = pickle.loads(pickle.dumps(model))
+        np.testing.assert_array_equal(again.predict_proba(queries), model.predict_proba(queries))
+        if extract is not None:
+            assert again.features.module is not extract.module
+
+
+def test_clones_share_the_network_and_searches_run_over_layers():
+    features, labels, _ = problem()
+    extract = hooked()
+    model = DkNN(extract)
+    assert clone(model).features is extract
+    search = GridSearchCV(model, {"n_neighbors": [1, 5], "layers": [("1",), ["1", "2"], None]}, cv=2)
+    assert search.fit(features.numpy(), labels.numpy()).best_score_ > 0.3
+    pipeline = make_pipeline(StandardScaler(), DkNN()).fit(features.numpy(), labels.numpy())
+    assert pipeline.score(features.numpy(), labels.numpy()) > 0.5
+
+
+def test_a_classifier_shows_itself():
+    assert repr(DkNN(n_neighbors=3)) == "DkNN(n_neighbors=3)"
+    assert repr(DkNN(hooked())) == "DkNN(features=<Sequential: 1, 2>)"
+    named = hook_features(hooked().module, {"hidden": "1"})
+    assert repr(DkNN(named, layers=("hidden",))) == "DkNN(features=<Sequential: hidden=1>, layers=('hidden',))"
+
+
+def test_neighbours_may_come_without_distances():
+    features, labels, queries = problem()
+    model = DkNN().fit(features, labels)
+    positions = model.kneighbors(queries, return_distance=False)
+    assert isinstance(positions, np.ndarray)
+    assert np.array_equal(positions, model.kneighbors(queries)[1])
+    assert np.array_equal(positions[:, :2], model.kneighbors(queries, 2, False))
+
+
+def test_columns_of_a_data_frame_keep_their_names():
+    features, labels, _ = problem()
+    frame = pd.DataFrame(features.numpy(), columns=[f"c{i}" for i in range(33)])
+    model = DkNN().fit(frame, labels)
+    assert model.feature_names_in_.tolist() == list(frame.columns)
+    assert np.array_equal(model.predict(frame), model.predict(features))
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.predict(frame.rename(columns={"c0": "other"}))
+
+
+def test_importing_attacks_and_votes_leaves_scikit_learn_alone():
+    """It takes as long as torch, and no job of a run needs it."""
+    code = "import sys, ask.attacks.ask, ask.attacks.advknn, ask.knn.dknn; assert 'sklearn' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_dknn_keeps_scikit_learns_estimator_contract():
     features, labels, queries = problem()
     names = np.array(["ant", "bee", "cat", "dog", "eel", "fox", "gnu"])[labels]
@@ -245,7 +333,7 @@ def test_dknn_keeps_scikit_learns_estimator_contract():
     assert set(model.predict(queries.numpy())) <= set(names)
     search = GridSearchCV(DkNN(), {"n_neighbors": [1, 5], "metric": ["cosine", "l2"]}, cv=2)
     assert search.fit(features.numpy(), names).best_score_ > 0.5
-    with pytest.raises(ValueError, match="unknown parameter 'neighbours'"):
+    with pytest.raises(ValueError, match="Invalid parameter 'neighbours' for estimator DkNN"):
         model.set_params(neighbours=3)
     with pytest.raises(ValueError, match="not fitted"):
         DkNN().predict(queries)

@@ -202,6 +202,7 @@ def test_every_file_beside_the_code_is_installed_with_it() -> None:
 # The library apart from the workflow.
 
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "faiss-cpu": "faiss", "faiss-gpu": "faiss"}
+IMPORTED_AS |= {"adversarial-robustness-toolbox": "art"}
 IMPORTED_AS |= {"snakemake-executor-plugin-slurm": "snakemake_executor_plugin_slurm"}
 WITH_WORKFLOW = {"ask.data.images", "ask.data.preparing", "ask.measure.data"}
 """Modules outside of ask.report that need what only the workflow's extra brings: they read image files."""
@@ -213,9 +214,11 @@ def import_names(group: str) -> set[str]:
 
 
 def test_every_import_is_of_a_declared_package() -> None:
-    known = set().union(*(import_names(group) for group in ("", "workflow", "faiss-cpu", "autoattack", "test")))
+    known = set().union(
+        *(import_names(group) for group in ("", "workflow", "faiss-cpu", "autoattack", "bench", "test"))
+    )
     known |= {"ask", "bench", "torchattacks", *sys.stdlib_module_names}
-    known |= {"markupsafe", "eagerpy"}  # jinja2's and foolbox's own
+    known |= {"markupsafe", "eagerpy", "snakemake_interface_common"}  # jinja2's, foolbox's and snakemake's own
     for path in sorted((REPOSITORY / "ask").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -270,18 +273,6 @@ def test_a_command_names_what_is_not_installed(tmp_path: Path) -> None:
     assert done.stderr == (
         "ask table: pandas is not installed; the workflow's packages come with: pip install 'ask-knn[workflow]'\n"
     )
-
-
-@pytest.mark.parametrize("command", ["demo", "plan", "status", "why", "slice slice-2", "render", "reference"])
-def test_outside_a_checkout_a_command_says_so(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(command.split()) == 1
-    message = capsys.readouterr().err
-    assert "works in a checkout of the repository only" in message
-    assert message.count("\n") == 1
-    assert not list(tmp_path.iterdir())
 
 
 def test_ask_demo_is_the_makefiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,14 +351,25 @@ def test_the_installed_library_runs_the_readmes_example(installed: Path, tmp_pat
     assert "robust" in shown
 
 
-def test_the_installed_command_line_helps_and_asks_for_a_checkout(installed: Path, tmp_path: Path) -> None:
-    call = "import sys; from ask.cli import main; sys.exit(main({}))"
-    helped = python(call.format(["--help"]), tmp_path, str(installed))
-    assert helped.returncode == 0
-    assert "Steps of the workflow:" in helped.stdout
-    refused = python(call.format(["demo"]), tmp_path, str(installed))
-    assert refused.returncode == 1
-    assert re.fullmatch(r"ask demo: config/config\.yaml: no such file; .*checkout.*\n", refused.stderr)
+def test_the_installed_command_line_helps(installed: Path, tmp_path: Path) -> None:
+    done = python("import sys; from ask.cli import main; sys.exit(main(['--help']))", tmp_path, str(installed))
+    assert done.returncode == 0
+    assert "Steps of the workflow:" in done.stdout
+
+
+def test_outside_a_checkout_commands_say_so(installed: Path, tmp_path: Path) -> None:
+    commands = ["demo", "plan", "status", "why", "slice slice-2", "render", "reference"]
+    code = f"from ask.cli import main\nassert [main(text.split()) for text in {commands}] == [1] * {len(commands)}"
+    done = python(code, tmp_path, str(installed))
+    assert done.returncode == 0, done.stderr
+    messages = done.stderr.splitlines()
+    assert len(messages) == len(commands)
+    for command, message in zip(commands, messages, strict=True):
+        start = (
+            f"ask {command.split()[0]}: config/config.yaml: no such file; this works in a checkout of the repository"
+        )
+        assert message.startswith(start)
+    assert not list(tmp_path.iterdir())
 
 
 USER = """
@@ -467,7 +469,7 @@ def test_the_configurations_page_names_every_file_and_a_valid_overlay() -> None:
 
 # The lock.
 
-ONLY_PINNED = {"torchattacks", "cffconvert", "faiss-gpu", "nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"}
+ONLY_PINNED = {"torchattacks", "cffconvert", "timm", "faiss-gpu", "nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"}
 ONLY_PINNED |= {"nvidia-cuda-runtime-cu12", "nvidia-curand-cu12"}
 """Pins of what the extra `dev` does not install."""
 
@@ -566,10 +568,8 @@ def test_links_to_the_reference_reach_its_headings() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     homes = {f"{getattr(ask, name).__module__}.{name}" for name in ask.__all__}
     documented = set(api.subjects())
-    assert homes - {home for home in homes if documented & {home, home.rpartition(".")[0]}} == {
-        "ask.attacks.references.identity_features",
-        "ask.training.loop.train",
-    }
+    assert len(homes) > 5
+    assert not {home for home in homes if not documented & {home, home.rpartition(".")[0]}}
 
 
 # A finished run as an RO-Crate, of committed evidence.

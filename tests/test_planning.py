@@ -202,7 +202,8 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
 ) -> None:
     from ask.cli import main
 
-    (tmp_path / "config").symlink_to(ROOT / "config")
+    for name in ("config", "rules", "Snakefile", "environment.yml"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "--configfile", "config/demo.yaml", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -217,7 +218,9 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
     assert main(["why", "table01", "--configfile", "config/demo.yaml"]) == 0
     assert "not made yet" in capsys.readouterr().out
     assert main(["why", "results/demo/claims.csv", "--configfile", "config/demo.yaml"]) == 0
-    assert "3 prepare, 20 train" in capsys.readouterr().out
+    steps = capsys.readouterr().out
+    assert "3 prepare" in steps
+    assert "20 train" in steps
     assert main(["plan", "slice-2", "--trials", "1", "--json"]) == 0
     (part,) = json.loads(capsys.readouterr().out)["artifacts"]
     assert part["artifact"] == "slice-2"

@@ -146,7 +146,8 @@ def test_imports_are_followed_into_functions_but_not_for_type_checkers(tmp_path)
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "a.py").write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .c import x\ndef f():\n    from . import b\n"
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pack.c import x\n"
+        "def f():\n    from pack import b\n"
     )
     (package / "b.py").write_text("import pack.d\n")
     for name in "cd":

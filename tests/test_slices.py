@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from ask import bundle, slices
-from ask.config.claims import read_claims
-from ask.config.run import ConfigError, load_run, merge
+from ask.config.claims import Claims
+from ask.config.run import ConfigError, load_run, merge, read_spec
 from ask.errors import AskError
 from ask.files import locked
 from ask.plan.planner import entries, load, plan_run
@@ -56,7 +56,7 @@ def test_slices_make_all_that_claims_are_judged_by(home):
     models = {(path.parts[-3], path.parts[-2]) for path in every}
     costs = {task.output for task in plan.of("cost")}  # compared where evidence is merged (`ask.slices.render`)
     assert {path.parts[-2] for path in costs} <= {model for dataset, model in models if dataset == "cifar10"}
-    claims = read_claims(ROOT / "config/paper/claims.yaml").claims.values()
+    claims = read_spec(Claims, ROOT / "config/paper/claims.yaml").claims.values()
     parts = [part for claim in claims for part in claim.parts]
     named = {part.artifact for part in parts}
     named |= {settings.get("artifact", part.artifact) for part in parts for settings in (*part.of, *part.minus)}
@@ -292,21 +292,21 @@ def test_the_bundle_names_what_snakemake_needs_and_leaves_out_what_a_gpu_machine
 def test_data_travels_in_parts_that_come_one_by_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bundle, "PART_BYTES", 50_000)
-    monkeypatch.setattr(bundle, "_wheels", lambda *_: [])
-    monkeypatch.setattr(bundle, "install", lambda _: None)
+    monkeypatch.setattr(bundle, "_install", lambda *_: None)
+    here = ".".join(map(str, sys.version_info[:2]))
     raw, content = Path("data/raw/mnist"), os.urandom(120_000)
     raw.mkdir(parents=True)
     with pytest.raises(SystemExit, match=r"data/raw/mnist/manifest.json: no such file"):
-        bundle.make(Path("out"), "3.12", ["x"], ["mnist"])
+        bundle.make(Path("out"), here, ["x"], ["mnist"])
     (raw / "manifest.json").write_text("{}")
     (raw / "images").write_bytes(content)
-    bundle.make(Path("out"), "3.12", ["x"], ["mnist"])
+    bundle.make(Path("out"), here, ["x"], ["mnist"])
     parts = sorted(Path("out").glob("mnist-*"))
     assert [part.name for part in parts] == [f"mnist-{n}-of-3.part" for n in (1, 2, 3)]
     shutil.rmtree("data")
     arrived = Path("arrived")
     arrived.mkdir()
-    for name in ("bundle.json", "wheels-1-of-1.part", parts[1].name):
+    for name in ("bundle.json", "packages-1-of-1.part", parts[1].name):
         shutil.copy(Path("out") / name, arrived)
     assert bundle.unpack(arrived) == [parts[0].name, parts[2].name]
     (arrived / parts[1].name).unlink()

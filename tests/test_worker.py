@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,21 +29,27 @@ def wait_until(done, seconds=20.0):
         time.sleep(0.02)
 
 
-@pytest.fixture
-def address():
-    """A server of a starter that ends with the test, and that ignores SIGINT as a script's `snakemake … &` does."""
+@contextmanager
+def server(**variables):
+    """A server of a starter that ends with the block, and that ignores SIGINT as a script's `snakemake … &` does."""
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment(**variables),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     path = starter.stdout.readline().strip()
     yield path
     starter.communicate("\n", timeout=20)
     wait_until(lambda: not Path(path).parent.exists())
+
+
+@pytest.fixture
+def address():
+    with server() as path:
+        yield path
 
 
 def ask(address, *arguments, **options):
@@ -98,6 +105,16 @@ def test_a_cluster_job_never_leaves_its_own_process(address, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.setattr(sys, "prefix", "/another/environment")
     assert worker.run(["check"]) is None  # refused by the server
+
+
+def test_a_cluster_job_runs_in_the_server_that_it_started(monkeypatch, capfd):
+    from ask import worker
+
+    with server(SLURM_JOB_ID="7") as own:
+        monkeypatch.setenv("ASK_WORKER", own)
+        for job, status in (("7", 0), ("8", None)):
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+            assert worker.run(["check", "config/config.yaml"]) == status
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

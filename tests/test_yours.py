@@ -114,8 +114,10 @@ def test_an_attack_takes_a_fitted_dknn_alone(digits):
         attack(DkNN(), config=config, generator=seeded())
     with pytest.raises(ValueError, match="references are missing; give them, or a fitted DkNN"):
         attack(identity_features, config=config, generator=seeded())
-    with pytest.raises(ValueError, match="config is missing"):
-        attack(classifier, generator=seeded())
+    with pytest.raises(ValueError, match=r"tau='auto' needs a fitted DkNN to judge by"):
+        attack(identity_features, classifier.search_, generator=seeded())
+    with pytest.raises(ValueError, match="eps: put it into config, or give all settings without a config"):
+        attack(classifier, config=config, eps=0.1)
 
 
 def test_layers_fitted_on_different_labels_are_refused(digits):
@@ -501,10 +503,11 @@ def test_neighbours_are_a_whole_number_of_at_least_1(digits, k):
 
 def test_other_mistakes_with_a_dknn_are_clear_errors(digits):
     x, y, images, _ = split(digits)
-    with pytest.raises(ValueError, match=r"layers='input' must be .* names; write \('input',\)"):
+    with pytest.raises(ValueError, match=r"layers='input' must be .* names, each once; write \('input',\)"):
         DkNN(layers="input").fit(x, y)
-    with pytest.raises(ValueError, match=r"layers=\(\) must be a non-empty sequence"):
-        DkNN(layers=()).fit(x, y)
+    for layers in ((), ("input", "input")):
+        with pytest.raises(ValueError, match=r"layers=\(.*\) must be a non-empty sequence of layer names, each once$"):
+            DkNN(layers=layers).fit(x, y)
     with pytest.raises(ValueError, match="layer 'conv9' was not fitted; choose from input"):
         DkNN().fit(x, y).kneighbors(images, layer="conv9")
     with pytest.raises(
@@ -529,7 +532,7 @@ def test_settings_of_a_layer_that_is_not_attacked_are_refused(digits, name):
         ASKAttack(DkNN().fit(x, y), config=config, generator=seeded())
 
 
-@pytest.mark.parametrize("generator", [0, None, np.random.default_rng(0)])
+@pytest.mark.parametrize("generator", [0, np.random.default_rng(0)])
 def test_a_generator_is_a_torch_generator(digits, generator):
     x, y, images, _ = split(digits)
     classifier = DkNN().fit(x, y)
@@ -539,8 +542,7 @@ def test_a_generator_is_a_torch_generator(digits, generator):
         lambda attack=attack, config=config: attack(identity_features, classifier, config, generator=generator)
         for attack, config in ATTACKS.values()
     ]
-    if generator is not None:
-        makers.append(lambda: linf_ascent(torch.sum, images, eps=0.1, step_size=0.1, steps=1, generator=generator))
+    makers.append(lambda: linf_ascent(torch.sum, images, eps=0.1, step_size=0.1, steps=1, generator=generator))
     for make in makers:
         with pytest.raises(ValueError, match=rf"generator must be a torch\.Generator{fix}"):
             make()

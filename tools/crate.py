@@ -66,6 +66,7 @@ class Packer:
 
     def file(self, path: Path, **properties: Any) -> Entity:
         """A file of the project; what is large, or not there, is described only."""
+        path = path.relative_to(Path.cwd()) if path.is_absolute() else path
         name = path.as_posix()
         if name not in self.entities and f"#{name}" not in self.entities:
             known = {"name": name, **({"sha256": files.digest(path)} if path.is_file() else {}), **properties}

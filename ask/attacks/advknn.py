@@ -13,19 +13,24 @@ class, as every other attack does. Under cosine similarity, fitting and attack b
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ask.attacks.linf import FeatureFunction, FeatureLoss
-from ask.attacks.references import ReferenceAttack, Subject, leave_one_out, neighbour_classes
+from ask.attacks.references import ReferenceAttack, Subject, descended, leave_one_out, neighbour_classes
+from ask.attacks.validation import plain
 from ask.config.attacks import AdvKnnConfig, BlockConfig
 from ask.graphs import cuda_graph
 from ask.knn.dknn import votes
 from ask.knn.search import Neighbours, Search
 from ask.knn.similarity import Similarity, unit
+from ask.precision import undisturbed
+
+if TYPE_CHECKING:
+    from ask.knn.classifier import DkNN
 
 
 @dataclass(frozen=True)
@@ -48,33 +53,36 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
     ``blocks`` fitted on the same references may be given by layer; otherwise they are fitted here. True labels are
     used with ``target="label"``; otherwise the attack moves away from the clean image's own votes.
 
-    >>> attack = AdvKnn(features, references, AdvKnnConfig(layers=("conv4",)), generator=generator)
-    >>> adversarial = attack(images, labels)
+    >>> adversarial = AdvKnn(classifier, eps=8 / 255)(images, labels)
     """
+
+    config_type = AdvKnnConfig
 
     def __init__(
         self,
-        features: FeatureFunction,
-        references: Mapping[str, Search],
-        config: AdvKnnConfig,
+        features: "FeatureFunction | DkNN",
+        references: "Mapping[str, Search] | DkNN | None" = None,
+        config: AdvKnnConfig | None = None,
         *,
         blocks: Mapping[str, DeepKNNBlock] | None = None,
-        **draws: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(features, references, config, **draws)
+        super().__init__(features, references, config, **options)
+        config = self.config
         self.k = config.k if config.target == "votes" else 0
         self.blocks = dict(blocks or {})
         for layer, search in self.references.items():
             if layer not in self.blocks:
-                rows = torch.arange(len(search.features), device=search.features.device)
-                (self.blocks[layer],) = fit_blocks(
-                    search.features,
-                    rows.unsqueeze(0),
-                    vote_distributions(search, config.k).unsqueeze(0),
-                    similarity=search.similarity,
-                    config=config.block,
-                    generator=self.generator,
-                )
+                with undisturbed(search.features.device):
+                    pool = plain(search.features)
+                    (self.blocks[layer],) = fit_blocks(
+                        pool,
+                        torch.arange(len(pool), device=pool.device).unsqueeze(0),
+                        vote_distributions(search, config.k).unsqueeze(0),
+                        similarity=search.similarity,
+                        config=config.block,
+                        generator=self.generator,
+                    )
 
     def search(self, images: Tensor) -> dict[str, Neighbours]:
         """As :class:`ReferenceAttack`; nothing where the true label takes the place of votes."""
@@ -82,14 +90,30 @@ class AdvKnn(ReferenceAttack[AdvKnnConfig]):
 
     def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
         """As :class:`ReferenceAttack`, from the clean images' vote distributions at each layer, or true classes."""
-        if self.k:
-            voted = {
+        if not self.k:
+            return self._leave(self._certain(labels))
+        return self._leave(
+            {
                 layer: votes(neighbour_classes(search, neighbours[layer], self.k), self.n_classes) / self.k
                 for layer, search in self.references.items()
             }
-        else:
-            features = next(iter(self.references.values())).features
-            voted = dict.fromkeys(self.references, F.one_hot(labels, self.n_classes).to(features))
+        )
+
+    def targeted_losses(
+        self,
+        neighbours: Mapping[str, Neighbours],  # noqa: ARG002  # votes have no say
+        labels: Tensor,
+    ) -> Callable[[slice], FeatureLoss]:
+        """As :class:`ReferenceAttack`, towards votes for the classes alone."""
+        return descended(self._leave(self._certain(labels)))
+
+    def _certain(self, labels: Tensor) -> dict[str, Tensor]:
+        """Distributions (batch, classes) of votes for these classes alone, at each layer."""
+        features = next(iter(self.references.values())).features
+        return dict.fromkeys(self.references, F.one_hot(labels, self.n_classes).to(features))
+
+    def _leave(self, voted: Mapping[str, Tensor]) -> Callable[[slice], FeatureLoss]:
+        """Losses that lead away from distributions (batch, classes) at each layer."""
 
         def make_loss(part: slice) -> FeatureLoss:
             def loss(features: Mapping[str, Tensor]) -> Tensor:
@@ -159,11 +183,12 @@ def fit_blocks(
         loss.backward()
         optimiser.step()
 
-    run = _captured(step, parameters, optimiser, sets, config.batch_size, pool.device)
-    for _ in range(config.epochs):
-        order = torch.rand(sets, count, generator=generator, device=generator.device).argsort(1).to(pool.device)
-        for batch in order.split(config.batch_size, dim=1):
-            (run if batch.shape[1] == config.batch_size else step)(batch)
+    with torch.enable_grad():
+        run = _captured(step, parameters, optimiser, sets, config.batch_size, pool.device)
+        for _ in range(config.epochs):
+            order = torch.rand(sets, count, generator=generator, device=generator.device).argsort(1).to(pool.device)
+            for batch in order.split(config.batch_size, dim=1):
+                (run if batch.shape[1] == config.batch_size else step)(batch)
     return [DeepKNNBlock(similarity, tuple(p.detach()[i] for p in parameters)) for i in range(sets)]
 
 

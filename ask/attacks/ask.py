@@ -1,17 +1,24 @@
 """ASK-Atk (paper, IV and Algorithm 1): ascend the ASK loss towards the nearest references of other classes."""
 
+import copy
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from ask.attacks.linf import FeatureFunction, FeatureLoss
+from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, ascend
 from ask.attacks.references import ReferenceAttack, calibrated
 from ask.config.attacks import ASKAttackConfig
-from ask.knn.dknn import DkNN
 from ask.knn.search import Neighbours, Search
 from ask.losses.ask import ask_margin, class_wise, scale_free_loss
+from ask.models.hooks import module_of
+
+if TYPE_CHECKING:
+    from ask.knn.classifier import DkNN
 
 
 def temperature(config: ASKAttackConfig, layer: str) -> float:
@@ -35,29 +42,97 @@ def weights(config: ASKAttackConfig) -> dict[str, float]:
 class ASKAttack(ReferenceAttack[ASKAttackConfig]):
     """ASK-Atk on any differentiable feature function; arguments as :class:`ReferenceAttack`.
 
+    ``tau="auto"``, the default without a ``config``, is chosen in the first call and kept, which needs a DkNN to judge
+    by: up to 32 images, evenly spread over the given ones, are attacked at each of several temperatures. These are
+    .003, .01, .03, .1, .3, 1 and 3 times the mean distance, at each layer, from these images to the nearest references
+    of each class. The one that leaves the DkNN the least accuracy is taken, and where several do, the one that leaves
+    the true classes the fewest votes. A DkNN that gets less than half of these images right without an attack is a
+    warning, once a network.
+
+    Attributes:
+        tau: temperature of each layer; empty until it is chosen.
+
     >>> classifier = DkNN(metric="l2").fit(x, y)
-    >>> config = ASKAttackConfig(layers=("input",))
-    >>> attack = ASKAttack(classifier, config=config, generator=torch.Generator().manual_seed(0))
+    >>> attack = ASKAttack(classifier, eps=8 / 255)
     >>> adversarial = attack(images, labels)
+    >>> attack.tau
+    {'input': 0.2153}
     """
+
+    config_type = ASKAttackConfig
 
     def __init__(
         self,
-        features: FeatureFunction | DkNN,
-        references: Mapping[str, Search] | DkNN | None = None,
+        features: "FeatureFunction | DkNN",
+        references: "Mapping[str, Search] | DkNN | None" = None,
         config: ASKAttackConfig | None = None,
-        **draws: Any,
+        *,
+        tau: Mapping[str, float] | float | Literal["auto"] | None = None,
+        **options: Any,
     ) -> None:
-        if config is None:
-            raise ValueError("config is missing; give ASKAttackConfig(layers=..., eps=...)")
-        super().__init__(features, references, config, **draws)
+        auto = tau == "auto" or (config is None and tau is None)
+        if not (config is not None and (tau is None or auto)):
+            options["tau"] = None if auto else tau
+        super().__init__(features, references, config, **options)
+        config = self.config
+        if auto and self.classifier is None:
+            raise ValueError("tau='auto' needs a fitted DkNN to judge by; give one instead of features, or a number")
         self.k_class = max(config.k_in, config.k_out)
-        self.tau = {layer: temperature(config, layer) for layer in config.layers}
+        self.tau = {} if auto else {layer: temperature(config, layer) for layer in config.layers}
         self.omega = {layer: weight for layer, weight in weights(config).items() if weight > 0}
         self.layers = tuple(self.omega)
         for search in self.references.values():
             vectors = 1 if search.similarity == "cosine" else self.k_class
             self.image_bytes += 4 * self.n_classes * vectors * search.features.shape[1]
+
+    def ready(self, images: Tensor, labels: Tensor, neighbours: Mapping[str, Neighbours], targeted: bool) -> Ascent:
+        """As :class:`ReferenceAttack`, with a temperature chosen on these images where there is none yet."""
+        if not self.tau:
+            few = torch.arange(0, len(images), -(-len(images) // _FEW), device=images.device)
+            known = {
+                layer: Neighbours(*(getattr(found, field.name)[few] for field in fields(found)))
+                for layer, found in neighbours.items()
+            }
+            self.tau = self._choose_tau(images[few], labels[few], known, targeted)
+        return super().ready(images, labels, neighbours, targeted)
+
+    def _choose_tau(
+        self, images: Tensor, labels: Tensor, neighbours: Mapping[str, Neighbours], targeted: bool
+    ) -> dict[str, float]:
+        """The temperature of each layer, as the class says."""
+        assert self.classifier is not None
+        near = {layer: neighbours[layer].class_distances[:, :, : self.k_class] for layer in self.config.layers}
+        scale = {layer: float(distances.mean()) or 1.0 for layer, distances in near.items()}
+        tries = []
+        for factor in _FACTORS:
+            one = copy.copy(self)
+            one.tau = {layer: factor * distance for layer, distance in scale.items()}
+            one.generator, one.on_gradient = torch.Generator().manual_seed(self.generator.initial_seed()), None
+            tries.append(one)
+        found = ascend([one.ready(images, labels, neighbours, targeted) for one in tries])
+        shares = torch.from_numpy(self.classifier.predict_proba(torch.cat([*found, images])))
+        places = labels.cpu().repeat(len(found) + 1)
+        right = (shares.argmax(1) == places).double().reshape(-1, len(images)).mean(1).tolist()
+        votes = shares.gather(1, places.unsqueeze(1)).reshape(-1, len(images)).mean(1).tolist()
+        if right[-1] < _LEAST_ACCURACY and not targeted:
+            self._doubt(right[-1], len(images))
+        left = [(-a, -b) if targeted else (a, b) for a, b in zip(right[:-1], votes[:-1], strict=True)]
+        best = [one for one, accuracy in zip(tries, left, strict=True) if accuracy == min(left)]
+        return best[len(best) // 2].tau
+
+    def _doubt(self, accuracy: float, images: int) -> None:
+        """Warn of a DkNN that is seldom right without an attack, once for its network."""
+        assert self.classifier is not None
+        module = module_of(self.features)
+        network = self.classifier if module is None else module
+        if network not in _warned:
+            _warned.add(network)
+            warnings.warn(
+                f"without an attack, the DkNN gets {accuracy:.0%} of {images} images right, so its robust accuracy says"
+                " little; are images and labels of the kind that it was fitted on?",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
     def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
         """As :class:`ReferenceAttack`: the losses of :func:`ask.losses.ask.scale_free_loss`."""
@@ -104,6 +179,11 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
 
 
 build = ASKAttack.build
+
+_FEW = 32
+_FACTORS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_LEAST_ACCURACY = 0.5
+_warned: WeakSet[object] = WeakSet()
 
 
 def nearest_wrong_class(neighbours: Mapping[str, Neighbours], labels: Tensor, k: int) -> Tensor:

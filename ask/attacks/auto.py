@@ -5,16 +5,17 @@ whether a DkNN that withstands gradient attacks does so by masking them.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ask.attacks.linf import frozen
 from ask.attacks.references import Subject, neighbour_classes
+from ask.attacks.validation import HALF, checked, rounded
 from ask.config.attacks import AutoAttackConfig, SquareConfig
 from ask.errors import AskError
 from ask.knn.dknn import votes
+from ask.precision import undisturbed
 
 
 class MissingPackageError(AskError):
@@ -52,10 +53,22 @@ class AutoAttack:
         self._make = Ensemble
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Adversarial images (batch, channels, height, width) in [0, 1] where one was found, else the clean ones."""
-        config = self.config
+        """Adversarial images (batch, channels, height, width) in [0, 1] where one was found, else the clean ones.
+
+        They are detached and of the type of ``images``, which may be of any precision.
+        """
+        with undisturbed(getattr(images, "device", None)):
+            images, labels = checked(images, labels, None, "images")
+            return rounded(self._run(images, labels), images, self.config.eps)
+
+    def _run(self, images: Tensor, labels: Tensor) -> Tensor:
+        """As a call; in float32 for images of half precision, whose type the scores get."""
+        config, kind = self.config, images.dtype
+        if kind in HALF:
+            images = images.float()
+        scores = self.scores if kind == images.dtype else lambda x: self.scores(x.to(kind)).float()
         ensemble = self._make(
-            self.scores,
+            scores,
             attacks=["square"] if config.name == "square" else list(config.parts),
             eps=config.eps,
             seed=self.seed,
@@ -69,7 +82,7 @@ class AutoAttack:
         # The package seeds torch's own generator.
         with (
             torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
-            frozen(self.scores) if isinstance(self.scores, nn.Module) else nullcontext(),
+            frozen(self.scores),
         ):
             found: Tensor = ensemble.run_standard_evaluation(images, labels, batch_size=config.batch_size)[0]
         return torch.clamp(found, images - config.eps, images + config.eps).clamp_(0, 1)

@@ -10,7 +10,7 @@ paper; the options hold the original and its successor.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,18 +21,27 @@ from ask.config.attacks import DkNNAttackConfig
 from ask.knn.search import ExactSearch, Neighbours, Search
 from ask.knn.similarity import negative_distance, unit
 
+if TYPE_CHECKING:
+    from ask.knn.classifier import DkNN
+
 
 class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
     """DkNN-Atk on any differentiable feature function; arguments as :class:`ReferenceAttack`.
 
-    >>> attack = DkNNAttack(features, references, DkNNAttackConfig(layers=("conv4",)), generator=generator)
-    >>> adversarial = attack(images, labels)
+    >>> adversarial = DkNNAttack(classifier, eps=8 / 255)(images, labels)
     """
 
+    config_type = DkNNAttackConfig
+
     def __init__(
-        self, features: FeatureFunction, references: Mapping[str, Search], config: DkNNAttackConfig, **draws: Any
+        self,
+        features: "FeatureFunction | DkNN",
+        references: "Mapping[str, Search] | DkNN | None" = None,
+        config: DkNNAttackConfig | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(features, references, config, **draws)
+        super().__init__(features, references, config, **options)
+        config = self.config
         self.k_class = config.guides
         self.image_bytes = sum(4 * config.guides * search.features.shape[1] for search in self.references.values())
         # What the loss or the steps do not read may be left uncalibrated.
@@ -46,7 +55,19 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
 
     def losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
         """As :class:`ReferenceAttack`."""
-        everyone, refresh = self.choose(neighbours, labels), self.config.refresh
+        return self._towards(neighbours, lambda found, part: self.choose(found, labels[part]))
+
+    def targeted_losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
+        """As :class:`ReferenceAttack`, towards guides of the classes."""
+        return self._towards(neighbours, lambda found, part: self.choose(found, labels[part], targeted=True))
+
+    def _towards(
+        self,
+        neighbours: Mapping[str, Neighbours],
+        choose: Callable[[Mapping[str, Neighbours], slice], Mapping[str, Tensor]],
+    ) -> Callable[[slice], FeatureLoss]:
+        """Losses from a choice of guides for a part of the images, by layer, from their neighbours."""
+        everyone, refresh = choose(neighbours, slice(None)), self.config.refresh
 
         def make_loss(part: slice) -> FeatureLoss:
             guides = {layer: self.references[layer].features[rows[part]] for layer, rows in everyone.items()}
@@ -59,7 +80,7 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
                         layer: search.search(features[layer].detach(), k_class=self.k_class)
                         for layer, search in self.references.items()
                     }
-                    for layer, rows in self.choose(found, labels[part]).items():
+                    for layer, rows in choose(found, part).items():
                         guides[layer] = self.references[layer].features[rows]
                 calls += 1
                 terms = [self._guide_loss(layer, features[layer], vectors) for layer, vectors in guides.items()]
@@ -69,10 +90,13 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
 
         return make_loss
 
-    def choose(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> dict[str, Tensor]:
+    def choose(
+        self, neighbours: Mapping[str, Neighbours], labels: Tensor, *, targeted: bool = False
+    ) -> dict[str, Tensor]:
         """Rows (batch, m) of the guides at each layer, all of the wrong class with the least summed mean distance.
 
         With the ``relu`` loss, the first m // 2 are of the true class and the last m // 2 of that wrong class.
+        Where labels are ``targeted``, these and the other class change places.
         """
         m = self.config.guides
         total = torch.zeros(())
@@ -80,6 +104,8 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
             distance = euclidean(neighbours[layer].class_distances[:, :, :m], search)
             total = total.to(distance) + distance.mean(2)
         wrong = total.scatter(1, labels.unsqueeze(1), float("inf")).argmin(1)
+        if targeted:
+            labels, wrong = wrong, labels
         chosen = {}
         for layer, search in self.references.items():
             rows = search.rows(neighbours[layer].class_indices[:, :, :m].contiguous())

@@ -17,10 +17,12 @@ from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ask.attacks.validation import HALF, plain, rounded
 from ask.config.attacks import AttackConfig
-from ask.models.hooks import evaluating
+from ask.models.hooks import evaluating, module_of
+from ask.precision import undisturbed
 
 C = TypeVar("C", bound=AttackConfig)
 LossFunction = Callable[[Tensor], Tensor]
@@ -36,9 +38,13 @@ StepRule = Callable[[Tensor, Tensor, Tensor], Step]
 
 
 def random_start(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    """Uniform noise in [-eps, eps] of the shape, type and device of ``images``, drawn on the generator's device."""
+    """Uniform noise in [-eps, eps] of the shape and device of ``images``, drawn on the generator's device.
+
+    It is of the type of ``images``, of float32 for half precision.
+    """
     check_generator(generator)
-    noise = torch.rand(images.shape, generator=generator, device=generator.device, dtype=images.dtype)
+    kind = torch.float32 if images.dtype in HALF else images.dtype
+    noise = torch.rand(images.shape, generator=generator, device=generator.device, dtype=kind)
     return noise.to(images.device).mul_(2 * eps).sub_(eps)
 
 
@@ -70,27 +76,32 @@ def linf_ascent(
         eps: radius in [0, 1] (8 of 255 is ``8 / 255``).
         step_size: step in the same unit.
         steps: gradient steps; the last iterate is returned, without early stopping.
-        start: perturbation to start from, as ``images``; overrides ``generator``.
+        start: perturbation to start from, as ``images``, float32 for half precision; overrides ``generator``.
         generator: draws the uniform random start; with neither, the ascent starts at ``images``.
         rule: other steps, e.g. :class:`BoxSteps`; ``step_size`` then has no say.
         on_gradient: called with each step's gradient, for diagnostics.
 
     Returns:
-        Adversarial images, detached, on the device and of the type of ``images``.
+        Adversarial images, detached, on the device and of the type of ``images``. Those of half precision are kept in
+        float32 on the way, and ``loss_function`` gets them in their own type.
     """
-    low, high = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
-    if start is None and generator is not None:
-        start = random_start(images, eps, generator)
-    current = images.clone() if start is None else torch.clamp(images + start, low, high)
-    step = (rule or SignSteps(step_size))(low, high, current)
-    for _ in range(steps):
-        current.requires_grad_(True)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss_function(current).sum(), current)
-        if on_gradient is not None:
-            on_gradient(gradient)
-        current = step(current.detach(), gradient)
-    return current
+    with undisturbed(images.device):
+        images = plain(images)
+        exact = images.float() if images.dtype in HALF else images
+        low, high = (exact - eps).clamp_(min=0), (exact + eps).clamp_(max=1)
+        if start is None and generator is not None:
+            start = random_start(exact, eps, generator)
+        current = exact.clone() if start is None else torch.clamp(exact + start, low, high)
+        step = (rule or SignSteps(step_size))(low, high, current)
+        for _ in range(steps):
+            current.requires_grad_(True)
+            with torch.enable_grad():
+                loss = loss_function(current.to(images.dtype)).sum()
+                (gradient,) = torch.autograd.grad(loss, current)
+            if on_gradient is not None:
+                on_gradient(gradient)
+            current = step(current.detach(), gradient)
+        return rounded(current, images, eps)
 
 
 class Unsound:
@@ -169,12 +180,17 @@ class GradientAttack(ABC, Generic[C]):
     """An attack that climbs a loss on features within the l-infinity ball; a subclass says which loss (:meth:`ascent`).
 
     Args:
-        features: what is attacked; images must not influence each other's features.
+        features: what is attacked; images must not influence each other's features. Its network, where
+            :func:`ask.models.hooks.module_of` finds one, is :func:`frozen` as long as the attack climbs.
         layers: layers whose features the loss reads.
         config: settings.
-        generator: draws the random start, and whatever else the attack draws.
+        generator: draws the random start, and whatever else the attack draws; on with each call.
+        seed: of the generator, where none is given.
         on_gradient: called with every step's gradient, for diagnostics.
     """
+
+    config_type: type[C]
+    """Settings of such an attack."""
 
     k = 0
     """Nearest references of all that it wants of clean images."""
@@ -191,24 +207,50 @@ class GradientAttack(ABC, Generic[C]):
         layers: tuple[str, ...],
         config: C,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
         on_gradient: Callable[[Tensor], None] | None = None,
     ) -> None:
+        generator = torch.Generator().manual_seed(seed) if generator is None else generator
         check_generator(generator)
         self.features, self.layers, self.config = features, layers, config
         self.generator, self.on_gradient = generator, on_gradient
         self.rule: StepRule = SignSteps(config.step_size)
 
-    @abstractmethod
-    def ascent(self, images: Tensor, labels: Tensor) -> "Ascent":
-        """The attack on images (batch, ...) in [0, 1] of true classes (batch,), int64, ready to climb."""
+    def __call__(self, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        """Adversarial images, warning once of gradients that are not finite; arguments as :meth:`ascent`.
 
-    def attack(self, ascent: "Ascent") -> Tensor:
-        """Adversarial images of one call; warns its caller once of gradients that are not finite."""
+        They are detached, of the type and device of ``images``, within ``eps`` of them and in [0, 1].
+        """
         unsound = Unsound()
-        (found,) = ascend([ascent], unsound)
-        unsound.warn(stacklevel=4)
+        with undisturbed(getattr(images, "device", None)):
+            (found,) = ascend([self.ascent(images, labels, **options)], unsound)
+        unsound.warn()
         return found
+
+    @abstractmethod
+    def ascent(self, images: Tensor, labels: Tensor, *, targeted: bool = False) -> "Ascent":
+        """The attack on these images, ready to climb.
+
+        Args:
+            images: (batch, ...) in [0, 1], of any precision.
+            labels: true classes (batch,), int64.
+            targeted: labels are classes to lead the images to instead.
+        """
+
+    @classmethod
+    def configured(cls, config: C | None, settings: Mapping[str, Any], **defaults: Any) -> C:
+        """The settings of an attack: those of a complete ``config``, or single ones, with defaults for the others.
+
+        A step of its own without a ``step_size`` has the paper's ratio to ``eps``, 1 to 4.
+        """
+        if config is None:
+            if "eps" in settings:
+                defaults["step_size"] = settings["eps"] / 4
+            return cls.config_type(**{**defaults, **settings})
+        if settings:
+            raise ValueError(f"{', '.join(settings)}: put it into config, or give all settings without a config")
+        return config
 
 
 @dataclass(frozen=True)
@@ -285,7 +327,7 @@ def _climb(parts: Sequence[tuple[Ascent, slice]], unsound: Unsound | None) -> Te
                 ascent.attack.on_gradient(own)
 
     start = torch.cat([ascent.start[where] for ascent, where in parts])
-    with evaluating(attack.features):
+    with frozen(attack.features):
         return linf_ascent(
             loss,
             torch.cat(images),
@@ -314,18 +356,18 @@ _SMALL = 3 * 32 * 32
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without parameter gradients, and everything as it was afterwards.
+def frozen(features: object) -> Iterator[None]:
+    """Evaluation mode of a network, or of that of a feature function, without parameter gradients; then as it was.
 
     Weight gradients would cost a third of a step; a changed mode would pollute batch-norm statistics.
     """
-    modes = [(m, m.training) for m in module.modules()]
-    learning = [p for p in module.parameters() if p.requires_grad]
-    try:
-        module.eval().requires_grad_(False)
-        yield
-    finally:
-        for submodule, mode in modes:
-            submodule.training = mode
-        for parameter in learning:
-            parameter.requires_grad_(True)
+    module = module_of(features)
+    learning = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+    with evaluating(module):
+        try:
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)

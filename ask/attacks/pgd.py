@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ask.attacks.linf import Ascent, FeatureLoss, GradientAttack, LossFunction, frozen, random_start
-from ask.attacks.validation import check_images, check_labels
+from ask.attacks.linf import Ascent, FeatureLoss, GradientAttack, LossFunction, random_start
+from ask.attacks.validation import check_labels, checked
 from ask.config.attacks import PGDConfig
+from ask.models.hooks import evaluating
 
 if TYPE_CHECKING:
     from ask.attacks.references import Subject
@@ -24,33 +25,32 @@ def pgd_loss(network: Callable[[Tensor], Tensor], labels: Tensor) -> LossFunctio
 class PGD(GradientAttack[PGDConfig]):
     """Non-targeted l-infinity PGD with a uniform random start.
 
-    ``draws`` are ``generator`` and ``on_gradient``, as :class:`ask.attacks.linf.GradientAttack`.
+    ``options`` are single settings instead of a ``config``, e.g. ``eps=8 / 255`` (a step is then ``eps / 4``), and
+    ``generator``, ``seed`` (0) and ``on_gradient``, as :class:`ask.attacks.linf.GradientAttack`.
 
-    >>> attack = PGD(network, PGDConfig(eps=8 / 255), generator=torch.Generator().manual_seed(0))
-    >>> adversarial = attack(images, labels)
+    >>> adversarial = PGD(network, eps=8 / 255)(images, labels)
     """
 
-    def __init__(self, network: nn.Module, config: PGDConfig | None = None, **draws: Any) -> None:
-        super().__init__(Logits(network), ("logits",), config or PGDConfig(), **draws)
+    config_type = PGDConfig
+
+    def __init__(self, network: nn.Module, config: PGDConfig | None = None, **options: Any) -> None:
+        draws = {name: options.pop(name) for name in ("generator", "seed", "on_gradient") if name in options}
+        super().__init__(Logits(network), ("logits",), self.configured(config, options), **draws)
         self.network = network
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Adversarial images (batch, channels, height, width) in [0, 1] for true labels (batch,)."""
-        with frozen(self.network):
-            return self.attack(self.ascent(images, labels))
-
-    def ascent(self, images: Tensor, labels: Tensor) -> Ascent:
-        """The attack on these images, ready to climb; the network must be in evaluation mode while it does."""
+    def ascent(self, images: Tensor, labels: Tensor, *, targeted: bool = False) -> Ascent:
+        """As :class:`ask.attacks.linf.GradientAttack`."""
         home = next((parameter.device for parameter in self.network.parameters()), None)
-        check_images(images, labels, home, "the network")
+        images, labels = checked(images, labels, home, "the network")
         # Only the network knows how many classes there are; a negative label would silently count for nothing.
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.network):
             classes = self.network(images[:1]).shape[1]
         check_labels(labels, len(images), classes)
+        sign = -1 if targeted else 1
 
         def losses(part: slice) -> FeatureLoss:
             own = labels[part]
-            return lambda found: F.cross_entropy(found["logits"], own, reduction="none")
+            return lambda found: sign * F.cross_entropy(found["logits"], own, reduction="none")
 
         return Ascent(self, images, random_start(images, self.config.eps, self.generator), losses)
 
@@ -59,11 +59,11 @@ class PGD(GradientAttack[PGDConfig]):
 class Logits:
     """A network's output as features of one layer; equal for the same network, so that its attacks climb together."""
 
-    network: nn.Module
+    module: nn.Module
 
     def __call__(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG002  # there is one
         """Logits (batch, classes)."""
-        return {"logits": self.network(images)}
+        return {"logits": self.module(images)}
 
 
 def build(config: PGDConfig, subject: "Subject", *, blocks: object = None, **draws: Any) -> PGD:  # noqa: ARG001  # AdvKnn's

@@ -3,17 +3,19 @@
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttack, random_start
-from ask.attacks.validation import check_images, check_labels, positions
+from ask.attacks.validation import check_labels, checked, positions
 from ask.config.attacks import ReferenceAttackConfig
-from ask.knn.dknn import DkNN
 from ask.knn.search import Neighbours, Search
 from ask.models.hooks import evaluating
+
+if TYPE_CHECKING:
+    from ask.knn.classifier import DkNN
 
 R = TypeVar("R", bound=ReferenceAttackConfig)
 T = TypeVar("T")
@@ -41,14 +43,16 @@ class ReferenceAttack(GradientAttack[R]):
     A subclass says what to ascend (:meth:`losses`) and how many neighbours that takes (``k``, ``k_class``).
 
     Args:
-        features: e.g. ``network.features``, or :func:`ask.attacks.identity_features` for raw pixels; its network
-            should be in evaluation mode with parameter gradients off (:func:`ask.attacks.linf.frozen`). Or a fitted
-            :class:`ask.knn.dknn.DkNN`, whose features are meant.
+        features: a fitted :class:`ask.knn.classifier.DkNN`, whose features are meant. Or a function, e.g.
+            ``network.features``, or :func:`ask.attacks.identity_features` for raw pixels.
         references: search over the reference set at each attacked layer (:class:`ask.knn.search.ExactSearch`),
             under the similarity that the loss shall use; or the fitted DkNN whose references are meant. None: those of
             the DkNN given as ``features``.
-        config: settings.
-        draws: ``generator`` and ``on_gradient``, as :class:`ask.attacks.linf.GradientAttack`.
+        config: all settings, or
+        options: single ones, e.g. ``eps=8 / 255``. The attacked layers are then all of the references', a step is
+            ``eps / 4``, K is the DkNN's, and where a class has fewer references than an attack wants of it by default,
+            it makes do with these. And ``generator``, ``seed`` (0) and ``on_gradient``, as
+            :class:`ask.attacks.linf.GradientAttack`.
 
     The labels that it takes are those given to the DkNN's ``fit``, as whole numbers. Where these are no numbers, and
     for references made without a DkNN, they are positions: of the class in ``classes_``, or 0, 1, ...
@@ -56,12 +60,16 @@ class ReferenceAttack(GradientAttack[R]):
 
     def __init__(
         self,
-        features: FeatureFunction | DkNN,
-        references: Mapping[str, Search] | DkNN | None,
-        config: R,
-        **draws: Any,
+        features: "FeatureFunction | DkNN",
+        references: "Mapping[str, Search] | DkNN | None" = None,
+        config: R | None = None,
+        **options: Any,
     ) -> None:
+        known = [given for given in (references, features) if is_dknn(given)]
+        self.classifier: DkNN | None = known[0] if known else None
         features, references = _aim(features, references)
+        draws = {name: options.pop(name) for name in ("generator", "seed", "on_gradient") if name in options}
+        config = self.configured(config, options, **self._defaults(references))
         missing = [layer for layer in config.layers if layer not in references]
         if missing:
             raise ValueError(f"no references for attacked layers {missing}; given: {sorted(references)}")
@@ -73,33 +81,47 @@ class ReferenceAttack(GradientAttack[R]):
         if any(_names(search) != _names(first) for search in others):
             raise ValueError("the attacked layers' references have different classes; fit them on the same labels")
 
+    def _defaults(self, references: Mapping[str, Search]) -> dict[str, Any]:
+        """Settings that follow from what is attacked."""
+        fields = self.config_type.model_fields
+        fewest = min(int(search.counts.min()) for search in references.values())
+        found: dict[str, Any] = {name: min(fields[name].default, fewest) for name in _OF_EACH_CLASS if name in fields}
+        if self.classifier is not None and "k" in fields:
+            found["k"] = self.classifier.n_neighbors
+        return {"layers": tuple(references), **found}
+
     @classmethod
     def build(cls, config: R, subject: Subject, *, blocks: object = None, **draws: Any) -> Self:  # noqa: ARG003  # AdvKnn's
         """The attack of a cell, from its complete configuration; ``draws`` as in the constructor."""
         return cls(subject.features, subject.references, config, **draws)
 
-    def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Tensor:
-        """Adversarial images.
+    def ascent(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        neighbours: Mapping[str, Neighbours] | None = None,
+        targeted: bool = False,
+    ) -> Ascent:
+        """The attack on these images, ready to climb.
 
         Args:
-            images: (batch, ...) in [0, 1].
+            images: (batch, ...) in [0, 1], of any precision.
             labels: true classes (batch,), int64: labels given to ``fit``, or positions (see the class).
             neighbours: of the clean images at each layer, at least ``k`` of all and ``k_class`` of each class;
                 searched for when not given, and never refreshed.
-
-        Returns:
-            Tensor like ``images``, within ``eps`` of it and in [0, 1].
+            targeted: labels are classes to lead the images to instead.
         """
-        return self.attack(self.ascent(images, labels, neighbours=neighbours))
-
-    def ascent(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] | None = None) -> Ascent:
-        """The attack on these images, ready to climb; arguments as in a call."""
         home = next(iter(self.references.values())).features.device
-        check_images(images, labels, home, "the references")
+        images, labels = checked(images, labels, home, "the references")
         if self.classes is not None:
             labels = positions(labels, len(images), self.classes)
         check_labels(labels, len(images), self.n_classes)
-        losses = self.losses(neighbours or self.search(images), labels)
+        return self.ready(images, labels, neighbours or self.search(images), targeted)
+
+    def ready(self, images: Tensor, labels: Tensor, neighbours: Mapping[str, Neighbours], targeted: bool) -> Ascent:
+        """As :meth:`ascent`, of images that are checked, with positions of their classes as labels."""
+        losses = (self.targeted_losses if targeted else self.losses)(neighbours, labels)
         return Ascent(self, images, random_start(images, self.config.eps, self.generator), losses)
 
     def search(self, images: Tensor) -> dict[str, Neighbours]:
@@ -118,20 +140,43 @@ class ReferenceAttack(GradientAttack[R]):
         That is a function of the part's features at ``layers``, which must not mix images.
         """
 
+    def targeted_losses(self, neighbours: Mapping[str, Neighbours], labels: Tensor) -> Callable[[slice], FeatureLoss]:
+        """As :meth:`losses`, for classes to lead the images to: the loss of these as true classes, descended."""
+        return descended(self.losses(neighbours, labels))
+
+
+def descended(climbed: Callable[[slice], FeatureLoss]) -> Callable[[slice], FeatureLoss]:
+    """Losses whose ascent is the descent of the given ones."""
+
+    def make_loss(part: slice) -> FeatureLoss:
+        loss = climbed(part)
+        return lambda features: -loss(features)
+
+    return make_loss
+
+
+_OF_EACH_CLASS = ("k_in", "k_out", "guides")
+"""Settings that say how many references of a class an attack wants."""
+
+
+def is_dknn(given: object) -> "TypeGuard[DkNN]":
+    """Whether a DkNN is given where features or references may be; without importing its class, and scikit-learn."""
+    return hasattr(given, "kneighbors")
+
 
 def _aim(
-    features: FeatureFunction | DkNN, references: Mapping[str, Search] | DkNN | None
+    features: "FeatureFunction | DkNN", references: "Mapping[str, Search] | DkNN | None"
 ) -> tuple[FeatureFunction, Mapping[str, Search]]:
     """Feature function and reference sets, of a fitted DkNN where one is given."""
     if references is None:
-        if not isinstance(features, DkNN):
+        if not is_dknn(features):
             raise ValueError("references are missing; give them, or a fitted DkNN instead of features")
         references = features
-    if isinstance(references, DkNN):
+    if is_dknn(references):
         if not hasattr(references, "search_"):
             raise ValueError("this DkNN is not fitted yet; call fit(X, y) first")
         references = references.search_
-    return (features.features or identity_features) if isinstance(features, DkNN) else features, references
+    return (features.features or identity_features) if is_dknn(features) else features, references
 
 
 def _names(search: Search) -> list[int]:

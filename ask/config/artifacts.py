@@ -17,21 +17,12 @@ FailureMetric = Literal["confidence_1", "confidence_95", "similarity_gap"]
 TimingMetric = Literal["ms_per_image", "setup_seconds", "ms_with_setup", "slower", "slower_with_setup"]
 CostMetric = Literal["training_seconds", "passes_per_image", "times_passes", "times_work", "times_seconds"]
 StudyMetric = Literal[
-    "information",
-    "ask_loss",
-    "excess_loss",
-    "bound",
-    "tighter_bound",
-    "scaled_bound",
-    "gap",
-    "scaled_gap",
+    "information", "ask_loss", "excess_loss", "bound", "tighter_bound", "scaled_bound", "gap", "scaled_gap"
 ]
 Metric = CellMetric | FailureMetric | TimingMetric | CostMetric | StudyMetric
 Category = Literal["attack", "defence", "beyond the paper"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 Group = Literal["failures", "successes"]
-
-
 SETTING_COLUMNS = (
     *("dataset", "model", "attack", "variant", "similarity", "attack_layers", "classifier_similarity", "dknn_layers"),
     *("k_in", "k_out", "classifier_k", "eps", "steps", "about", "metric"),

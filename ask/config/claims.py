@@ -1,6 +1,5 @@
 """The paper's claims as data (`config/paper/claims.yaml`): of which numbers each speaks, and where it holds."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -8,7 +7,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from ask.config.artifacts import Settings as Columns
 from ask.config.artifacts import XSetting
 from ask.config.base import Spec
-from ask.config.run import read_spec
 
 Settings = dict[str, str | int | float | tuple[str | int | float, ...]]
 """Values of columns of an artifact's numbers; a list: any of these. `artifact` says where the numbers are."""
@@ -100,8 +98,3 @@ class Claims(Spec):
     """Numbers of test images of the paper's data sets."""
     claims: dict[str, Claim]
     """By id."""
-
-
-def read_claims(path: Path) -> Claims:
-    """Claims of a YAML file; raises ConfigError with one line for each mistake."""
-    return read_spec(Claims, path)

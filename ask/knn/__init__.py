@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 from ask.lazy import exports
 
 if TYPE_CHECKING:
-    from ask.knn.dknn import DkNN
+    from ask.knn.classifier import DkNN
     from ask.knn.search import ExactSearch, Neighbours, Search
 
 __all__ = ["DkNN", "ExactSearch", "Neighbours", "Search"]
-__getattr__ = exports(__name__, {"DkNN": "dknn", "ExactSearch": "search", "Neighbours": "search", "Search": "search"})
+__getattr__ = exports(
+    __name__, {"DkNN": "classifier", "ExactSearch": "search", "Neighbours": "search", "Search": "search"}
+)

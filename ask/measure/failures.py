@@ -47,21 +47,14 @@ def analyse(job: FailureJob, place: Place) -> dict[str, Any]:
         similarity = 1 - distance if job.similarity == "cosine" else -distance
         best = similarity.topk(2, dim=1).values
         gap = (best[:, 0] - best[:, 1]).cpu().numpy()
-        considered = clean_right[number]
-        for group, members in (
-            ("failures", considered & robust_right[number]),
-            ("successes", considered & ~robust_right[number]),
-        ):
-            if members.any():
-                found.setdefault(f"{group}.confidence_1", []).append(float((confidence[members] == 1).mean()))
-                found.setdefault(f"{group}.confidence_95", []).append(float((confidence[members] > ABOVE).mean()))
-                found.setdefault(f"{group}.similarity_gap", []).append(float(gap[members].mean()))
-    result = classifier.model_dump(mode="json")
-    for group in ("failures", "successes"):
-        for measure in ("confidence_1", "confidence_95", "similarity_gap"):
-            trials = found.get(f"{group}.{measure}")
-            result[f"{group}.{measure}"] = summarise(np.array(trials)) if trials else None
-    return {"results": [result]}
+        described = {"confidence_1": confidence == 1, "confidence_95": confidence > ABOVE, "similarity_gap": gap}
+        for group, robust in (("failures", robust_right[number]), ("successes", ~robust_right[number])):
+            members = clean_right[number] & robust
+            for measure, values in described.items():
+                means = found.setdefault(f"{group}.{measure}", [])
+                means += [float(values[members].mean())] if members.any() else []
+    shares = {name: summarise(means) if means else None for name, means in found.items()}
+    return {"results": [classifier.model_dump(mode="json") | shares]}
 
 
 def _right(path: Path, classifier: ClassifierSpec) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -16,8 +16,8 @@ from ask.attacks.ask import ASKAttack
 from ask.attacks.pgd import PGD
 from ask.config.attacks import ASKAttackConfig, PGDConfig
 from ask.config.jobs import PlaneJob
-from ask.config.training import NetworkSpec
-from ask.knn.dknn import DkNN
+from ask.config.training import ModelSpec, NetworkSpec
+from ask.knn.classifier import DkNN
 from ask.models.networks import Network
 from ask.seeds import derive_seed
 from ask.statistics import summarise
@@ -57,7 +57,7 @@ def show(job: PlaneJob, _place: object = None) -> tuple[dict[str, Any], dict[str
         queries, wanted = moons(job.points, job.noise, np.random.default_rng(derive_seed(job.seed, "test", seed)))
         found = {}
         for model in job.models:
-            network = train(job, model.label, Points(points, labels), seed)
+            network = train(job, model, Points(points, labels), seed)
             knn = DkNN(network.features, layers=[LAYER], n_neighbors=job.k).fit(points, labels)
             found[model.label] = network, knn, attack(job, network, knn, queries, wanted, seed)
             for name, images in {"clean": torch.from_numpy(queries), **found[model.label][2]}.items():
@@ -83,10 +83,9 @@ def moons(points: int, noise: float, random: np.random.Generator) -> tuple[NDArr
     return np.clip(plane, 0, 1).astype(np.float32)[:, :, None, None], labels.astype(np.int64)
 
 
-def train(job: PlaneJob, label: str, source: Points, seed: int) -> Network:
+def train(job: PlaneJob, model: ModelSpec, source: Points, seed: int) -> Network:
     """One model, by the library's training method, in evaluation mode."""
-    method = next(model for model in job.models if model.label == label)
-    base, regulariser = make_method(method, job.training)
+    base, regulariser = make_method(model, job.training)
     network = build(job, seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=job.training.learning_rate)
     for step in range(job.training.epochs):

@@ -51,17 +51,18 @@ def simulate(job: StudyJob, _place: object = None) -> dict[str, Any]:
 
 def compare(information: list[float], losses: list[float], classes: int, k: int) -> dict[str, Any]:
     """All quantities of a case, by batch: ``gap`` is what the proposition says to be at least zero."""
+    others, scaled, whole = (math.log(count) for count in (classes - 1, k * (classes - 1), classes))
+    pairs = list(zip(information, losses, strict=True))
     found = {
         "information": information,
         "ask_loss": losses,
-        "excess_loss": [loss - math.log(classes - 1) for loss in losses],
-        "bound": [math.log(classes - 1) - loss for loss in losses],
-        "tighter_bound": [math.log(classes) - loss for loss in losses],
-        "scaled_bound": [math.log(k * (classes - 1)) - loss for loss in losses],
+        "excess_loss": [loss - others for loss in losses],
+        "bound": [others - loss for loss in losses],
+        "tighter_bound": [whole - loss for loss in losses],
+        "scaled_bound": [scaled - loss for loss in losses],
+        "gap": [mi - others + loss for mi, loss in pairs],
+        "scaled_gap": [mi - scaled + loss for mi, loss in pairs],
     }
-    pairs = list(zip(information, losses, strict=True))
-    found["gap"] = [mi - math.log(classes - 1) + loss for mi, loss in pairs]
-    found["scaled_gap"] = [mi - math.log(k * (classes - 1)) + loss for mi, loss in pairs]
     return {name: summarise(values) for name, values in found.items()}
 
 
@@ -96,7 +97,8 @@ def one_per_class(classes: int, sigma: float, random: np.random.Generator) -> tu
     references = means + SIGMA_R * random.standard_normal((MANY_DRAWS, classes, classes))
     # One-hot means: the squared distance to mean c is |r|^2 - 2 r_c + 1, of which softmaxes need r_c alone.
     likelihood = references / SIGMA_R**2  # (draws, reference, class), up to a constant of the reference
-    posterior = _log_softmax(x / sigma**2)
+    scores = x / sigma**2
+    posterior = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     given_x = np.logaddexp.reduce(likelihood + posterior[:, None], axis=2)
     ratio = given_x - np.logaddexp.reduce(likelihood - math.log(classes), axis=2)
     own = ratio[np.arange(MANY_DRAWS), labels]
@@ -107,10 +109,6 @@ def loss_of(scores: Array) -> Array:
     """ASK loss of each row: minus the log-softmax of its first score (paper, eq. 4)."""
     losses: Array = np.logaddexp.reduce(scores, axis=1) - scores[:, 0]
     return losses
-
-
-def _log_softmax(scores: Array) -> Array:
-    return scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True)
 
 
 def _log_normal(x: Array, mean: Array | float, variance: float) -> Array:

@@ -58,11 +58,10 @@ class _Racer:
         self.evaluator = Evaluator(
             cell.features, layers_of(cell.attack), cell.similarity, (), self.images, place, cell.precision
         )
-        self.setup_seconds = _timed(place, lambda: self._index(cell, place))
-        self.setup_seconds += _timed(place, lambda: self._make(cell, place))
+        self.setup_seconds = _timed(place, lambda: self._set_up(cell, place))
 
-    def _index(self, cell: CellJob, place: Place) -> None:
-        """Compute the references' features, as the index step does for the whole training set."""
+    def _set_up(self, cell: CellJob, place: Place) -> None:
+        """Compute the references' features, as the index step does for the whole training set; make the attack."""
         images, _ = load(prepared(place.data, cell.features), "train")
         seed = reference_seed(cell, 0)
         chosen = draw_references(self.evaluator.pool_labels, cell.references_per_class, seed)
@@ -71,8 +70,6 @@ class _Racer:
                 batch = to_float(images[chosen[start : start + FORWARD_BATCH]], place.device)
                 self.evaluator.extract(batch, layers_of(cell.attack))
         self.trial = self.evaluator.draw(cell.references_per_class, seed)
-
-    def _make(self, cell: CellJob, place: Place) -> None:
         # AdvKnn's blocks are fitted here, for this trial alone, and not read from disk.
         self.attack: Attack = self.trial.attack(Setting(cell, place).config, start_seed(cell, 0))
 

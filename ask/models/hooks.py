@@ -1,8 +1,9 @@
 """Feature functions of any PyTorch module, by forward hooks: nothing of the module has to change."""
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -11,15 +12,23 @@ import torch
 from torch import Tensor, nn
 
 
+def module_of(features: object) -> nn.Module | None:
+    """The network behind a feature function: itself, the owner of a bound method, or what was hooked; else None."""
+    for found in (features, getattr(features, "__self__", None), getattr(features, "module", None)):
+        if isinstance(found, nn.Module):
+            return found
+    return None
+
+
 @contextmanager
 def evaluating(features: object) -> Iterator[None]:
-    """Evaluation mode of a module, or of that whose bound method is given, and each submodule's mode as it was after.
+    """Evaluation mode of a feature function's network (:func:`module_of`), and each submodule's mode as it was after.
 
     In training mode, features would depend on the batch and on dropout's draws, and would move batch norm's statistics.
     Anything else is left alone. Parameters keep whether they learn.
     """
-    module = features if isinstance(features, nn.Module) else getattr(features, "__self__", None)
-    training = [m for m in module.modules() if m.training] if isinstance(module, nn.Module) else []
+    module = module_of(features)
+    training = [m for m in module.modules() if m.training] if module is not None else []
     try:
         for submodule in training:
             # Not train(False), which a network may override, as some do to keep parts in one mode.
@@ -34,15 +43,38 @@ class _AllFound(Exception):  # noqa: N818  # good news, no error
     """Ends a forward pass once every layer asked for has been computed."""
 
 
-def hook_features(
-    module: nn.Module, layers: Mapping[str, str] | Iterable[str]
-) -> Callable[[Tensor, Sequence[str]], dict[str, Tensor]]:
+@dataclass(frozen=True, eq=False, repr=False)
+class HookedFeatures:
+    """A feature function that reads a module's inner activations; :func:`hook_features` makes one.
+
+    It is pickled and copied together with its module.
+    """
+
+    module: nn.Module
+    paths: Mapping[str, str]
+    """Submodule of each layer."""
+
+    def __call__(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Features (batch, dimensions) by layer."""
+        for layer in layers:
+            if layer not in self.paths:
+                raise ValueError(f"unknown layer {layer!r}; choose from {', '.join(self.paths)}")
+        wanted = {self.paths[layer]: self.module.get_submodule(self.paths[layer]) for layer in layers}
+        with evaluating(self.module):
+            found, _ = outputs(self.module, wanted, images)
+        return {layer: found[self.paths[layer]].flatten(1) for layer in layers}
+
+    def __repr__(self) -> str:
+        layers = (name if name == path else f"{name}={path}" for name, path in self.paths.items())
+        return f"<{type(self.module).__name__}: {', '.join(layers)}>"
+
+
+def hook_features(module: nn.Module, layers: Mapping[str, str] | Iterable[str]) -> HookedFeatures:
     """A feature function for attacks and :class:`ask.knn.dknn.DkNN` that reads a module's inner activations.
 
     Args:
         module: any network that takes images (batch, ...). It is in evaluation mode as long as a call runs, and
-            afterwards in the mode that it was in. For speed its parameters should not require gradients:
-            ``module.eval().requires_grad_(False)``.
+            afterwards in the mode that it was in.
         layers: layer name -> path of the submodule whose output it is, as in ``module.named_modules()``; or just
             the paths, or a single one.
 
@@ -71,16 +103,7 @@ def hook_features(
         if path not in known:
             top = ", ".join(name for name, _ in module.named_children())
             raise ValueError(f"{type(module).__name__} has no submodule {path!r}; it consists of: {top}")
-
-    def features(images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        for layer in layers:
-            if layer not in paths:
-                raise ValueError(f"unknown layer {layer!r}; choose from {', '.join(paths)}")
-        with evaluating(module):
-            found, _ = outputs(module, {paths[layer]: known[paths[layer]] for layer in layers}, images)
-        return {layer: found[paths[layer]].flatten(1) for layer in layers}
-
-    return features
+    return HookedFeatures(module, paths)
 
 
 def outputs(

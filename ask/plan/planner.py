@@ -32,8 +32,8 @@ from ask.plan.tasks import Subject, TaskMaker
 SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes", "labels", "comparable")
 """What the report needs of an artifact's document."""
 CONFIG = Path("config")
-if not CONFIG.is_dir():  # in another folder than the project's, as with `snakemake --directory`
-    CONFIG = Path(__file__).resolve().parents[2] / CONFIG
+if not CONFIG.is_dir() and (beside := Path(__file__).resolve().parents[2] / CONFIG).is_dir():
+    CONFIG = beside  # in another folder than the project's, as with `snakemake --directory`
 ARTIFACTS, PAPER = CONFIG / "artifacts", CONFIG / "paper"
 MEASUREMENTS = ("attack", "failures", "timing", "cost", "study")
 """Steps whose records artifacts show."""

@@ -9,7 +9,6 @@ settings are compared themselves. Nor does :mod:`ask.hardware`, which says what 
 import ast
 import hashlib
 import sys
-import sysconfig
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,10 +55,11 @@ def own_code(factory: str) -> str | None:
     if top is None:
         raise ImportError(f"no module {name!r}; put its file into the project's folder, or install its package")
     home = Path(next(iter(top.submodule_search_locations or ()), top.origin or "")).with_suffix("")
+    if not {"site-packages", "dist-packages"}.isdisjoint(home.parts):
+        return None
     if not _file(name, home).is_file():
         raise ImportError(f"no module {name!r} in {home}; mend its spelling")
-    installed = any(home.is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib"))
-    return None if installed else fingerprint((name,), home)
+    return fingerprint((name,), home)
 
 
 def closure(modules: Iterable[str], package: Path = PACKAGE) -> set[str]:
@@ -89,7 +89,7 @@ def read(name: str, package: Path = PACKAGE) -> Module:
         whole.update(text)
         parts[getattr(node, "name", "the module's own level")].update(text)
     hashes = {part: digest.hexdigest()[:12] for part, digest in parts.items()}
-    return Module(frozenset(_imports(tree, name, package)), whole.hexdigest()[:16], hashes)
+    return Module(frozenset(_imports(tree, package)), whole.hexdigest()[:16], hashes)
 
 
 def _behaves(node: ast.AST) -> bool:
@@ -100,18 +100,15 @@ def _behaves(node: ast.AST) -> bool:
     return True
 
 
-def _imports(tree: ast.AST, name: str, package: Path) -> Iterator[str]:
-    parts, is_package = name.split("."), _file(name, package).name == "__init__.py"
+def _imports(tree: ast.AST, package: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         found = []
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = parts[: len(parts) - node.level + is_package] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            # ``from .package import x``: x may be a module, or a name that base defines.
-            members = [f"{base}.{alias.name}" for alias in node.names]
-            found = [member if _file(member, package).is_file() else base for member in members]
+            # ``from package import x``: x may be a module, or a name that the package defines.
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [member if _file(member, package).is_file() else str(node.module) for member in members]
         for one in found:
             if one.split(".")[0] == package.name and _file(one, package).is_file():
                 yield one

@@ -8,13 +8,15 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ask.config.claims import Claim, Part, read_claims
+from ask.config.claims import Claim, Claims, Part
+from ask.config.run import read_spec
 from ask.errors import AskError
 from ask.paths import Run
 from ask.report.captions import NAMES
@@ -54,13 +56,14 @@ class Evidence:
 
     run: Run
     job: Json
-    """See `write_ledger`."""
+    """See `render_claims`."""
     test_images: Mapping[str, int] = field(default_factory=dict)
     """Numbers of test images of the paper's data sets."""
     stored: dict[str, list[Row]] = field(default_factory=dict)
     """Numbers by artifact."""
-    kept: dict[tuple[str, str], NDArray[np.uint8] | None] = field(default_factory=dict)
-    """Predictions by reference and metric."""
+
+    def __post_init__(self) -> None:
+        self.predictions = cache(partial(read_predictions, run=self.run))
 
     def rows(self, artifact: str) -> list[Row]:
         """Numbers of an artifact with their settings, trials and references; of pictures, the rows of their CSV."""
@@ -102,10 +105,8 @@ class Evidence:
 
     def values(self, row: Row) -> NDArray[Any]:
         """A number by training, trial and, where predictions are kept, image (`join_predictions`)."""
-        for reference in (references := (row["reference"], *row.get("over", ()))):
-            if (reference, row["metric"]) not in self.kept:
-                self.kept[reference, row["metric"]] = read_predictions(reference, row["metric"], self.run)
-        return join_predictions([self.kept[reference, row["metric"]] for reference in references], row["trials"])
+        references = (row["reference"], *row.get("over", ()))
+        return join_predictions([self.predictions(one, row["metric"]) for one in references], row["trials"])
 
     def estimate(self, terms: Sequence[tuple[float, Row]], *, of_these_images: bool) -> tuple[Estimate, int | None]:
         """A sum of numbers on one data set (`ask.report.numbers.estimate`).
@@ -185,27 +186,23 @@ def compare(part: Part, evidence: Evidence) -> Iterator[Comparison | Row | str]:
             yield Comparison(label, estimate, *region_of(part), part.unit, trials, images, settings)
 
 
-def write_ledger(job: Json, claims: Path, run: Run) -> Path:
+def render_claims(job: Json, run: Run) -> list[Path]:
     """Judge every claim by the run's tables and figures; one without data says what is missing.
 
     Args:
-        job: ``kinds`` of the run's artifacts by id; ``stand_ins``, ``{"dataset", "eps_scale"}`` in place of the paper's
-            data sets; ``labels`` of data sets; ``command``, which makes whatever is missing.
-        claims: what the paper claims (``config/paper/claims.csv``); how it is judged lies beside it (``claims.yaml``).
+        job: ``claims``, the file of what the paper claims, beside which lies how it is judged (``.yaml``); ``kinds`` of
+            the run's artifacts by id; ``stand_ins``, ``{"dataset", "eps_scale"}`` in place of the paper's data sets;
+            ``labels`` of data sets; ``command``, which makes whatever is missing.
         run: whose tables and figures are read, and where the ledger is written.
     """
-    rules = read_claims(claims.with_suffix(".yaml"))
+    claims = Path(job["claims"])
+    rules = read_spec(Claims, claims.with_suffix(".yaml"))
     stated: list[Any] = read_csv(claims).to_dict("records")
     if unknown := {row["id"] for row in stated} ^ set(rules.claims):
         raise AskError(f"{claims} and its .yaml must hold the same claims; one lacks {', '.join(sorted(unknown))}")
     evidence = Evidence(run, job, rules.test_images)
     rows = [evaluate(row, rules.claims[row["id"]], evidence) for row in stated]
-    return write_csv(run.claims, COLUMNS, rows)
-
-
-def render_claims(job: Json, run: Run) -> list[Path]:
-    """The ledger of a run, from the claims that its job names."""
-    return [write_ledger(job, Path(job["claims"]), run)]
+    return [write_csv(run.claims, COLUMNS, rows)]
 
 
 def evaluate(stated: Json, claim: Claim, evidence: Evidence) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What lies behind the numbers of an artifact: its cells, their settings, whether they can be trusted, and the run."""
 
+import csv
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -16,20 +17,20 @@ MOST_ZERO_GRADIENTS = 0.01
 LEAST_CLEAN_ACCURACY = 0.5
 """Clean accuracy of a classifier below which its robust accuracy says little."""
 
-WORDS = {
-    "models": "training",
-    "index": "indexes",
-    "blocks": "AdvKnn's blocks",
-    "cells": "attacks and analyses",
-    "examples": "pictures",
-}
-"""Folders of a run in words, where not as they are."""
-
 PARAMETERS = {"tau": "τ", "omega": "ω", "alpha": "α", "learning_rate": "learning rate", "guides": "guides"}
 """Calibrated parameters in words."""
 
-STAGES = ("models", "index", "calibration", "blocks", "cells", "examples", "tables", "figures")
-"""Folders of benchmark files, in the order of the workflow."""
+STAGES = {
+    "models": "training",
+    "index": "indexes",
+    "calibration": "calibration",
+    "blocks": "AdvKnn's blocks",
+    "cells": "attacks and analyses",
+    "examples": "pictures",
+    "tables": "tables",
+    "figures": "figures",
+}
+"""Folders of benchmark files, in the order of the workflow, and in words."""
 
 
 def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str, Any]:
@@ -46,13 +47,8 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
         cell.get("setting") or {key: cell[key] for key in PARAMETERS if key in cell}, _at_ends(job, run)
     )
     path = run.cell(*name.split("/"))
-    place = path.relative_to(run.root)
-    files = {
-        "record": place,
-        "predictions": place.with_suffix(".npz"),
-        "log": "logs" / place.with_suffix(".log"),
-        "benchmark": "benchmarks" / place.with_suffix(".tsv"),
-    }
+    files = {"record": path, "predictions": path.with_suffix(".npz")}
+    files |= {"log": run.log(path), "benchmark": run.benchmark(path)}
     largest, without, unsound = (
         validity.get(name) for name in ("max_linf", "zero_gradient_share", "non_finite_gradient_share")
     )
@@ -80,7 +76,7 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
         "attack_seconds": seconds.get("attack") or 0.0,
         "total_seconds": seconds.get("total") or 0.0,
         "facts": [(words, str(fact)) for words, fact in facts.items() if fact not in (None, "")],
-        "files": [(kind, f"../{file}") for kind, file in files.items() if (run.root / file).is_file()],
+        "files": [(kind, f"../{file.relative_to(run.root)}") for kind, file in files.items() if file.is_file()],
         "command": cell.get("command", ""),
         "workflow": f"snakemake --cores all --force {path}" + (f" --configfile {configfile}" if configfile else ""),
     }
@@ -205,18 +201,12 @@ def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[t
 def stages(run: Run) -> list[tuple[str, int, float]]:
     """Stages of the run with their jobs and wall-clock seconds, from the benchmark files that Snakemake wrote."""
     found = []
-    for folder in STAGES:
-        seconds = [
-            _seconds(path.read_text(encoding="utf-8")) for path in (run.root / "benchmarks" / folder).rglob("*.tsv")
-        ]
+    for folder, words in STAGES.items():
+        texts = (path.read_text(encoding="utf-8") for path in (run.root / "benchmarks" / folder).rglob("*.tsv"))
+        seconds = [float(next(csv.DictReader(text.splitlines(), delimiter="\t"))["s"]) for text in texts]
         if seconds:
-            found.append((WORDS.get(folder, folder), len(seconds), sum(seconds)))
+            found.append((words, len(seconds), sum(seconds)))
     return found
-
-
-def _seconds(benchmark: str) -> float:
-    header, values = (line.split("\t") for line in benchmark.splitlines()[:2])
-    return float(dict(zip(header, values, strict=True))["s"])
 
 
 def in_text(value: object) -> str:

@@ -79,7 +79,7 @@ def collect(job: Json, run: Run, *, skip: type[MissingValueError] | tuple[()] = 
             continue
         found |= {"artifact": job["id"], "paper_mean": entry.get("paper_mean"), "paper_ci95": entry.get("paper_ci95")}
         found["reference"] = write_reference(entry)
-        found["over"] = [write_reference({**entry, "cell": cell}) for cell in entry.get("over", ())] or None
+        found["over"] = [write_reference(one) for one in _each(entry)[1:]] or None
         if "baseline" in entry:
             found["baseline"] = write_reference({**entry, **entry["baseline"]})
         rows.append({**dict.fromkeys(columns), **entry["columns"], **found, **place})
@@ -121,7 +121,10 @@ def lookup(entry: Json, run: Run) -> dict[str, Any]:
         EmptyGroupError: no image is of the kind that the metric describes.
     """
     both = [entry] + ([{"over": (), **entry, **entry["baseline"]}] if "baseline" in entry else [])
-    found = [_over_models(one, run) for one in both]
+    found = []
+    for one in both:  # over trials or, where an entry names several models, over models
+        of_models = [_statistic(each, run) for each in _each(one)]
+        found.append(summarise(model["mean"] for model in of_models) if len(of_models) > 1 else of_models[0])
     measured = found[0]
     if "baseline" in entry:
         # One cell may serve another artifact with more trials; the first ones are the same.
@@ -131,7 +134,7 @@ def lookup(entry: Json, run: Run) -> dict[str, Any]:
     alone = ci95 = None if measured["ci95"] is None else scale * measured["ci95"]
     terms = []
     for sign, one, statistic in zip((1.0, -1.0), both, found, strict=False):
-        right = [read_predictions(reference, entry["metric"], run) for reference in _references(one)]
+        right = [read_predictions(write_reference(each), entry["metric"], run) for each in _each(one)]
         by_image = join_predictions(right, [scale * value for value in statistic["trials"]])
         terms.append((sign, {"model": one["cell"]["model"], "metric": entry["metric"]}, by_image))
     if all(by_image.shape[2] > 1 for _, _, by_image in terms):
@@ -145,9 +148,9 @@ def lookup(entry: Json, run: Run) -> dict[str, Any]:
     }
 
 
-def _references(entry: Json) -> list[str]:
-    """What an entry reads: its cell, and those of the other models in ``over``."""
-    return [write_reference({**entry, "cell": cell}) for cell in (entry["cell"], *(entry.get("over") or ()))]
+def _each(entry: Json) -> list[dict[str, Any]]:
+    """An entry of each model that it reads: that of its own cell, and those of the cells in ``over``."""
+    return [{**entry, "cell": cell} for cell in (entry["cell"], *(entry.get("over") or ()))]
 
 
 def read_predictions(reference: str, metric: str, run: Run) -> NDArray[np.uint8] | None:
@@ -211,46 +214,25 @@ def estimate(
     return over_trials_and_images(mean, population, trainings), trials
 
 
-def _over_models(entry: Json, run: Run) -> dict[str, Any]:
-    """An entry's statistic over trials or, where it names the cells of other models in ``over``, over models."""
-    others = entry.get("over") or ()
-    found = [_statistic({**entry, "cell": cell}, run) for cell in (entry["cell"], *others)]
-    return summarise(one["mean"] for one in found) if others else found[0]
-
-
 def _statistic(entry: Json, run: Run) -> dict[str, Any]:
     """Mean, interval and trials of an entry, as its cell holds them."""
     name, wanted, metric = _name(entry["cell"]), entry["classifier"], str(entry["metric"])
     content, kept = load_cell(name, run), METRICS.get(metric, metric)
     result = content.get("network", {}) if metric.startswith("dnn_") else find_result(content, wanted)
-    if metric == "dknn_kept_accuracy" and kept not in result and result:
-        result = {kept: _kept(run.cell(*name.split("/")), content["results"].index(result))}
+    record = run.cell(*name.split("/"))
+    if metric == "dknn_kept_accuracy" and kept not in result and result:  # an older record
+        if (right := read_predictions(write_reference(entry), metric, run)) is None:
+            path = record.with_suffix(".npz")
+            raise MissingValueError(f"{path} is missing; make it again: snakemake --cores all --force {record}")
+        result = {kept: summarise((right > 0).mean(1))}
     if kept in result and result[kept] is None:
         raise EmptyGroupError(f"{name}: no image is among the {metric.partition('.')[0]}")
     if kept not in result:
         of = ", ".join(f"{key} {'+'.join(v) if isinstance(v, list) else v}" for key, v in wanted.items())
         raise MissingValueError(
-            f"{name} holds no {metric} of {of or 'the network'}; "
-            f"make it again: snakemake --cores all --force {run.cell(*name.split('/'))}"
+            f"{name} holds no {metric} of {of or 'the network'}; make it again: snakemake --cores all --force {record}"
         )
     return dict(result[kept])
-
-
-def _kept(record: Path, classifier: int) -> dict[str, Any]:
-    """Share of all images that a record's i-th classifier has right clean and attacked, from its predictions.
-
-    Records hold it themselves since attacks are also compared with clean errors counted as errors.
-
-    Raises:
-        MissingValueError: the predictions are not beside the record.
-    """
-    path = record.with_suffix(".npz")
-    try:
-        with np.load(path) as stored:
-            right = [stored[kind][classifier] == stored["labels"] for kind in ("clean", "robust")]
-    except FileNotFoundError:
-        raise MissingValueError(f"{path} is missing; make it again: snakemake --cores all --force {record}") from None
-    return summarise((right[0] & right[1]).mean(1))
 
 
 def load_cell(name: str, run: Run) -> dict[str, Any]:

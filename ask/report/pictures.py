@@ -4,7 +4,7 @@ Each is written as SVG, PNG and PDF, with what is shown as CSV.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,27 +34,15 @@ ZOOM = 0.17
 """Half the side of the square around the attacked point, of a unit square."""
 
 
-def render_pictures(job: Json, run: Run) -> list[Path]:
-    """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of an image, clean and attacked, and its nearest references.
+def render_drawing(job: Json, run: Run) -> list[Path]:
+    """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of what a run has stored as an example.
+
+    That is an image, clean and attacked, with its nearest references; or decision boundaries, with the accuracies of
+    their models.
 
     Raises:
-        MissingValueError: the images have not been attacked yet.
+        MissingValueError: the images have not been attacked, or the models not been trained, yet.
     """
-    return _render(job, run, neighbours, partial(draw_pictures, job))
-
-
-def render_boundaries(job: Json, run: Run) -> list[Path]:
-    """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of decision boundaries, with the accuracies of their models.
-
-    Raises:
-        MissingValueError: the models have not been trained yet.
-    """
-    return _render(job, run, accuracies, draw_boundaries)
-
-
-def _render(
-    job: Json, run: Run, describe: Callable[[Json, Json], Iterator[Json]], draw: Callable[[Json, Arrays], Figure]
-) -> list[Path]:
     source, path = run.example(job["id"]), run.figure(job["id"])
     try:
         record = json.loads(source.read_text(encoding="utf-8"))
@@ -62,9 +50,10 @@ def _render(
             arrays = dict(stored)
     except FileNotFoundError:
         raise MissingValueError(f"{source} is missing; make it: snakemake --cores all {source}") from None
+    describe, draw = (neighbours, draw_pictures) if job["kind"] == "pictures" else (accuracies, draw_boundaries)
     rows = list(describe(job, record))
     references = map(write_reference, job.get("entries", ()))
-    return [write_csv(path, list(rows[0]), rows), *save(lambda: draw(record, arrays), path, job, references)]
+    return [write_csv(path, list(rows[0]), rows), *save(partial(draw, job, record, arrays), path, job, references)]
 
 
 def neighbours(job: Json, record: Json) -> Iterator[Json]:
@@ -127,7 +116,7 @@ def accuracies(job: Json, record: Json) -> Iterator[Json]:
                 yield {**about, **found, "seeds": len(value["trials"])}
 
 
-def draw_boundaries(record: Json, arrays: Arrays) -> Figure:
+def draw_boundaries(_job: Json, record: Json, arrays: Arrays) -> Figure:
     """The whole square under the first model, then the attacked point's surroundings under each model."""
     models = [result["model"] for result in record["results"]]
     radius = record["job"]["training"]["ask_eps"] / 255
