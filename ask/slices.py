@@ -239,7 +239,8 @@ def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:
     needed, seconds = required(plan.tasks, left), deadline - time.monotonic()
 
     def progress() -> dict[Path, int]:
-        there = [path for path in [*needed, *scratch.rglob("*.safetensors")] if path.is_file()]
+        kept = [*scratch.rglob("*.safetensors"), *scratch.rglob("*.npz")]  # of trainings, and trials of cells
+        there = [path for path in [*needed, *kept] if path.is_file()]
         return {path: path.stat().st_mtime_ns for path in there}
 
     at_start = progress()

@@ -29,8 +29,9 @@ rule batch:
         "../environment.yml"
     threads: lambda wildcards: CONFIG.train_threads if batches().read(wildcards.batch).trains else 1
     resources:
-        mem_mb=8000,
-        runtime=lambda wildcards, attempt: attempt * batches().read(wildcards.batch).minutes,
+        # On a GPU its members run one by one.
+        mem_mb=lambda wildcards, threads: 8000 if GPU else 4000 + 4000 * threads,
+        runtime=lambda wildcards, attempt: min(24 * 60, attempt * batches().read(wildcards.batch).minutes),
         gpu=lambda wildcards: GPU * batches().read(wildcards.batch).gpu,
         batches=1,
     params:

@@ -178,7 +178,7 @@ def _share(task: Task) -> float:
     """Of a finished job's trials, those that were measured when its time was noted: the others were known."""
     if not task.counts_trials:
         return 1.0
-    record = json.loads(task.output.read_text())
+    record = json.loads(task.output.read_text(encoding="utf-8"))
     return 1 - float(record["known"] / record["job"]["trials"]) if "known" in record else 1.0
 
 
