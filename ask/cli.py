@@ -62,7 +62,7 @@ COMMANDS: Mapping[str, Command] = {
         "Say which jobs would run again, and because of which value, function or file.",
     ),
     "repeat": Command(
-        _QUESTIONS, "ask.measure.repeat:repeat", "Measure cells again from their records and weights, and compare."
+        _QUESTIONS, "ask.plan.commands:repeat", "Measure cells again from their records and weights, and compare."
     ),
     "slice": Command(
         _PARTS,

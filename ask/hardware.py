@@ -19,7 +19,7 @@ from ask.paths import Run
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("torch", "numpy", "safetensors", "snakemake")
+PACKAGES = ("torch", "numpy", "safetensors", "snakemake", "faiss-cpu", "faiss-gpu")
 
 
 def pick_device(wanted: str) -> "torch.device":

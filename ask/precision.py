@@ -189,18 +189,23 @@ def expected(wanted: Precision, device: torch.device) -> float:
     return gain if wanted == "bfloat16" or (wanted == "auto" and gain >= GAIN) else 1.0
 
 
-def _rates(device: torch.device) -> dict[Passes, float]:
-    """Floating-point operations a second of a convolution and back to its images; measured once a machine."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ask" / "precision.json"
+def _rates(device: torch.device) -> dict[Any, float]:
+    """Floating-point operations a second of a convolution and back to its images, by precision."""
+    return once_a_machine("precision", device, _measure)
+
+
+def once_a_machine(name: str, device: torch.device, measure: Callable[[torch.device], Any]) -> dict[str, float]:
+    """Rates that are measured once a machine and kept in the user's cache under a name."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ask" / f"{name}.json"
     key = f"{_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         known = json.loads(cache.read_text(encoding="utf-8"))
     if key not in known:
-        known[key] = _measure(device)
+        known[key] = measure(device)
         with suppress(OSError):  # a home folder that cannot be written to
             files.write_json(cache, known)
-    rates: dict[Passes, float] = known[key]
+    rates: dict[str, float] = known[key]
     return rates
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ask.knn.faiss import FaissSearch
 from ask.knn.search import DEFAULT_MEMORY, ExactSearch, Neighbours
 
 from .measure import Case, Contender, Options, floor_peak, take_turns
@@ -42,6 +43,9 @@ def _pair(
     features, labels, asked = (tensor.to(options.device) for tensor in (features, labels, asked))
     ours = ExactSearch(features, labels, n_classes=CLASSES)
     contenders = [Contender(name="ask: one product for both", run=lambda: ours.search(asked, k=K, k_class=K))]
+    theirs = FaissSearch(features, labels, n_classes=CLASSES)
+    again = "ask: by faiss, near ties ranked again"
+    contenders.append(Contender(name=again, run=lambda: theirs.search(asked, k=K, k_class=K)))
     faiss = FaissPair(ours, K)
     contenders.append(Contender(name=f"{faiss.name}: global, then per class", run=lambda: faiss.search(asked)))
     if scikit:
@@ -63,12 +67,14 @@ def _pair(
             facts["of the nearest neighbours, faiss IVF finds"] = f"{float(found):.1%}"
             row.floor = row.result = None
             continue
-        everyone, by_class = row.result
-        same = [
-            _share(mine.indices, ours.order.cpu()[everyone]),
-            _share(mine.class_indices, ours.order.cpu()[by_class]),
-        ]
-        facts[f"ids equal to {row.name.split(':')[0]}"] = f"{same[0]:.4%} global, {same[1]:.4%} per class"
+        if isinstance(row.result, Neighbours):
+            everyone, by_class = row.result.indices.cpu(), row.result.class_indices.cpu()
+        else:
+            everyone, by_class = (ours.order.cpu()[rows] for rows in row.result)
+        same = [_share(mine.indices, everyone), _share(mine.class_indices, by_class)]
+        facts[f"ids equal to {row.name if row.name == again else row.name.split(':')[0]}"] = (
+            f"{same[0]:.4%} global, {same[1]:.4%} per class"
+        )
         row.result = None
     shapes = {"queries": queries, "references": references, "dimensions": dimensions, "classes": CLASSES, "K": K}
     return Case(

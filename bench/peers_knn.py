@@ -41,17 +41,19 @@ class FaissPair:
     def __init__(self, references: ExactSearch, k: int) -> None:
         import faiss
 
+        from ask.knn.faiss import resources
+
         self.k, self.bounds = k, references.bounds
         self.on_gpu = references.features.device.type == "cuda" and hasattr(faiss, "StandardGpuResources")
         self.name = "faiss-gpu Flat" if self.on_gpu else "faiss-cpu Flat"
-        resources = faiss.StandardGpuResources() if self.on_gpu else None
+        shared = resources() if self.on_gpu else None
         faiss.omp_set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
         rows = _rows(references)
 
         def make(part: NDArray[np.float32]) -> "faiss.Index":
             index = faiss.IndexFlatIP(rows.shape[1])
-            if resources is not None:
-                index = faiss.index_cpu_to_gpu(resources, references.features.device.index or 0, index)
+            if shared is not None:
+                index = faiss.index_cpu_to_gpu(shared, references.features.device.index or 0, index)
             index.add(np.ascontiguousarray(part))
             return index
 

@@ -8,14 +8,14 @@ import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from ask.config.run import ConfigError, export_mirror, load_artifacts, load_run, name_run
+from ask.config.run import ConfigError, hand_on, load_artifacts, load_run, name_run
 from ask.measure.journal import tend
 from ask.paths import raw
 from ask.plan.batches import Batches
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run
+from ask.plan.predict import watch as watch_progress
 from ask.plan.preflight import inspect
-from ask.plan.progress import watch as watch_progress
 from ask.plan.why import adopt, remember
 from ask.steps import STEPS
 from ask.worker import start as start_worker
@@ -42,7 +42,7 @@ RUN = PLAN.run
 if workflow.is_main_process:
     adopt(PLAN.tasks, RUN)
 DATA = Path(CONFIG.data.root).expanduser()
-export_mirror(CONFIG)
+hand_on(CONFIG)
 # A GPU job asks for a GPU, so that a cluster grants one and the local scheduler keeps to the profile's cap.
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
 

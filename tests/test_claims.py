@@ -206,6 +206,52 @@ def test_what_no_trial_changes_needs_only_one(tmp_path: Path) -> None:
     assert (row["verdict"], row["measured"], row["interval"]) == ("not reproduced", "2.5 times", "")
 
 
+def judged_by_the_rules(name: str, stored: dict[str, Rows]) -> dict[str, Any]:
+    """The row of one of the paper's claims on given numbers."""
+    stated = dict.fromkeys(["id", "statement", "quantity", "source_section", "operator", "threshold"], "")
+    job = {"kinds": dict.fromkeys(stored, "table"), "stand_ins": {}, "labels": {}, "command": ""}
+    evidence = Evidence(
+        Run(Path()), job, stored={name: [r | r["columns"] for r in rows] for name, rows in stored.items()}
+    )
+    return evaluate(stated, RULES.claims[name], evidence)
+
+
+@pytest.mark.parametrize(
+    ("work", "both", "verdict"),
+    [
+        (2.6, 50.5, "reproduced"),
+        (2.5, 50.5, "not reproduced"),
+        (2.505, 50.5, "not reproduced"),
+        (2.6, 56, "not reproduced"),
+    ],
+)
+def test_a_loss_on_two_layers_costs_more_only_where_its_multiply_adds_are_more(
+    work: float, both: float, verdict: str
+) -> None:
+    layers, cost = [], []
+    for model, mean, times in (("ask-def-conv34", both, work), ("ask-def", 50.0, 2.5)):
+        columns = {"dataset": "cifar10", "model": model}
+        cost.append(number(columns | {"metric": "times_work"}, [times], f"cifar10/{model}/training-cost#"))
+        for layer in ("conv3", "conv4", "conv3+conv4"):
+            shown = columns | {"dknn_layers": layer, "metric": "dknn_robust_accuracy"}
+            layers.append(number(shown, [mean - 0.1, mean, mean + 0.1], f"cifar10/{model}/c#"))
+    assert judged_by_the_rules("C65", {"control-layers": layers, "control-cost": cost})["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("own", "verdict"), [(30.2, "reproduced"), (33.0, "not reproduced")])
+def test_the_paper_s_weights_are_judged_on_both_data_sets(own: float, verdict: str) -> None:
+    rows = [
+        number(
+            {"dataset": dataset, "line": line, "dknn_layers": "conv3+conv4"},
+            [mean - 0.1, mean, mean + 0.1],
+            f"{dataset}/at/c#",
+        )
+        for dataset in ("cifar10", "imagenette")
+        for line, mean in (("the paper's", own if dataset == "imagenette" else 30.0), ("calibrated", 30.0))
+    ]
+    assert judged_by_the_rules("C67", {"paper-parameters": rows})["verdict"] == verdict
+
+
 def test_a_data_set_that_is_missing_leaves_a_claim_undecided(tmp_path: Path) -> None:
     both = DIFFERENCE | {"datasets": ["cifar10", "imagenette"]}
     row = judged(tmp_path, both, pair([50.0, 60.0, 70.0], [49.0, 58.9, 69.1]), labels={"imagenette": "Imagenette"})

@@ -192,6 +192,10 @@ def test_calibration_picks_the_lowest_accuracy_and_cells_use_it(place):
     assert setting.known == {"tau": {"input": found["picked"]["tau"]}, "omega": {"input": 1.0}}
     assert (setting.config.tau, setting.config.omega) == (setting.known["tau"], setting.known["omega"])
     assert run_cell(job, place)[0]["setting"]["tau"] == {"input": found["picked"]["tau"]}
+    two = {"layers": ("conv3", "conv4"), "tau": 0.03}
+    weighed = OPEN.model_copy(update=two | {"omega": {"conv3": 0.1, "conv4": 0.9}})
+    assert Setting(cell(attack=weighed), place).config.omega == {"conv3": 0.1, "conv4": 0.9}
+    assert Setting(cell(attack=OPEN.model_copy(update=two)), place).config.omega == {"conv3": 0.5, "conv4": 0.5}
 
 
 TAU = ({"tau": 0.1}, {"tau": 1.0}, {"tau": 10.0}, {"tau": 100.0})

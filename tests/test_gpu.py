@@ -158,10 +158,10 @@ def test_indexes_of_faiss_share_a_gpus_resources(monkeypatch: pytest.MonkeyPatch
     resources = Mock()
     monkeypatch.setattr(library, "StandardGpuResources", resources, raising=False)
     monkeypatch.setattr(library, "index_cpu_to_gpu", lambda resources, device, index: index, raising=False)
-    ask.knn.faiss._resources.cache_clear()
+    ask.knn.faiss.resources.cache_clear()
     images, _, references, labels = scene("cuda")
     found = FaissSearch(references[10:], labels[10:], similarity="l2").search(images.flatten(1), k=4, k_class=3)
-    ask.knn.faiss._resources.cache_clear()
+    ask.knn.faiss.resources.cache_clear()
     exact = ExactSearch(references[10:], labels[10:], similarity="l2").search(images.flatten(1), k=4, k_class=3)
     assert resources.call_count == 1
     assert torch.equal(found.indices, exact.indices)

@@ -17,7 +17,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+import ask.knn.faiss
+from ask.errors import AskError
 from ask.knn.dknn import DkNN, classify, make_search, votes
+from ask.knn.faiss import searching
 from ask.knn.search import ExactSearch
 from ask.models.hooks import hook_features
 
@@ -126,6 +129,56 @@ def test_faiss_agrees_with_exact_search(backend, similarity):
         torch.testing.assert_close(found.distances, exact.distances, atol=1e-5, rtol=1e-4)
     else:
         assert 0.2 < overlap < 1  # approximate, and not by accident exact
+
+
+@pytest.mark.parametrize("similarity", METRICS)
+@pytest.mark.parametrize("kind", ["plain", "many queries", "coarse", "doubled", "far", "zero"])
+def test_faiss_finds_the_same_references_also_among_ties(kind, similarity):
+    pytest.importorskip("faiss", reason="faiss is an extra")
+    features, labels, queries = problem(3000, 2000 if kind == "many queries" else 60)
+    if kind == "coarse":  # many references at the same distance
+        features, queries = features.round(), queries.round()
+    elif kind == "doubled":
+        features = torch.cat([features[:1500]] * 2)
+    elif kind == "far":  # the queries' own squares drown the distances
+        features, queries = 1 + 1e-3 * features, 1 + 1e-3 * queries
+    elif kind == "zero":
+        features[::7], queries[::5] = 0, 0
+    exact = ExactSearch(features, labels, similarity=similarity).search(queries, k=7, k_class=4)
+    found = make_search(features, labels, similarity, "faiss").search(queries, k=7, k_class=4)
+    assert torch.equal(found.indices, exact.indices)
+    assert torch.equal(found.class_indices, exact.class_indices)
+    assert torch.equal(found.distances, exact.distances)
+    torch.testing.assert_close(found.class_distances, exact.class_distances, atol=1e-3, rtol=1e-3)
+
+
+def test_what_searches_is_wanted_or_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    device, rates = torch.device("cpu"), {"exact": 100.0, "faiss": 119.0}
+    monkeypatch.setattr(ask.knn.faiss, "_measure", lambda _: rates)
+    monkeypatch.setattr(ask.knn.faiss, "find_spec", lambda _: None)
+    monkeypatch.setenv("ASK_SEARCH", "auto")
+    assert searching(device) == "exact"
+    monkeypatch.setenv("ASK_SEARCH", "faiss")
+    with pytest.raises(AskError, match="no faiss is installed"):
+        searching(device)
+    monkeypatch.setattr(ask.knn.faiss, "find_spec", lambda name: name)
+    assert searching(device) == "faiss"
+    monkeypatch.delenv("ASK_SEARCH")
+    assert searching(device) == "exact", "a gain too small"
+    rates["faiss"] = 121.0
+    assert searching(device) == "exact", "measured once a machine"
+    (tmp_path / "ask" / "search.json").unlink()
+    assert searching(device) == "faiss"
+    monkeypatch.setenv("ASK_SEARCH", "exact")
+    assert searching(device) == "exact"
+
+
+def test_both_searches_are_measured():
+    pytest.importorskip("faiss", reason="faiss is an extra")
+    rates = ask.knn.faiss._measure(torch.device("cpu"))
+    assert set(rates) == {"exact", "faiss"}
+    assert min(rates.values()) > 0
 
 
 @pytest.mark.parametrize("backend", ["exact", "faiss"])

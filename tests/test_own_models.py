@@ -96,10 +96,10 @@ def test_three_networks_trained_elsewhere_and_one_trained_here_are_attacked(proj
     with (project / TABLE).open() as file:
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == ["resnet50", "resnet50", "vit", "vit", "wrn", "wrn", "at", "at"]
-    assert {row["dknn_layers"] for row in rows} == {"conv3+conv4", "middle", "conv4", ""}
-    cell = json.loads((project / "results/own/cells/photos/vit/ask-cos-Lmiddle-K3-e8-s3.json").read_text())
+    assert {row["dknn_layers"] for row in rows} == {"conv3+conv4", "middle+late", "conv4", ""}
+    cell = json.loads((project / "results/own/cells/photos/vit/ask-cos-Lmiddle+late-K3-e8-s3.json").read_text())
     assert cell["validity"]["max_linf"] == pytest.approx(8 / 255, abs=1e-6)
-    assert cell["job"]["features"]["network"]["layers"] == {"middle": "blocks.5"}
+    assert cell["job"]["features"]["network"]["layers"] == {"middle": "blocks.5", "late": "blocks.8"}
     assert "my_models:wide_resnet" in (project / "results/own/report/own-models.html").read_text()
     for model, folded in (("resnet50", 53), ("vit", 0), ("wrn", 4)):
         record = yaml.safe_load((project / f"results/own/models/photos/{model}/config.yaml").read_text())
@@ -117,7 +117,7 @@ def test_touched_files_and_unread_names_re_run_nothing(project: Path) -> None:
     overlay, weights = project / "config/own.yaml", project / "data/wrn.pt"
     os.utime(weights)
     os.utime(project / "my_models.py")
-    overlay.write_text(YAML[0].replace("{middle: blocks.5, late: blocks.8}", "{middle: blocks.5, last: norm}"))
+    overlay.write_text(YAML[0].replace("late: blocks.8}", "late: blocks.8, last: norm}"))
     (project / "my_models.py").write_text("# A comment\n" + MY_MODELS)
     assert waiting(project) == {}
     overlay.write_text(YAML[0])

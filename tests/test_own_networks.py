@@ -20,6 +20,7 @@ from ask.models.networks import build, fold_batchnorm, load_network, refold, sav
 from ask.models.own import OwnModelError, OwnNetwork, build_own
 from ask.plan.cost import Shape, reach
 from ask.plan.provenance import closure
+from ask.plan.tasks import _where
 from ask.precision import network_passes
 from ask.steps import modules_of
 
@@ -47,6 +48,8 @@ class Net(nn.Module):
         x = F.adaptive_avg_pool2d(F.relu(self.late(F.relu(x))), 4)
         x = x.view(len(x), -1) if self.kind == "view" else x.flatten(1)
         x = self.fc(self.drop(x))
+        if self.kind == "batch":
+            x = x - x.mean(0)
         if self.kind == "value" and float(x.sum()) > 1e9:
             x = x / 2
         return {"logits": x} if self.kind == "mapping" else x
@@ -208,6 +211,7 @@ def test_other_files_are_refused(state: Any, message: str, tmp_path: Path) -> No
     ("given", "message"),
     [
         (spec("mapping"), "returns a dict, not logits"),
+        (spec("batch"), "differ from pass to pass, or with the images beside it"),
         (spec(layers={"x": "bn3"}), r"layer x: no submodule 'bn3'; it consists of conv1, bn1"),
         (spec().model_copy(update={"options": {"channels": 3}}), "images of 1x32x32 do not pass"),
         (spec().model_copy(update={"options": {"classes": 3}}), r"returns \(2, 3\) for 2 images"),
@@ -308,6 +312,12 @@ def test_code_of_own_networks_counts_for_their_jobs_alone() -> None:
     assert "ask.models.own" in closure(modules_of("attack", own))
     assert "ask.models.own" in closure(modules_of("failures", {"cell": own}))
     assert "ask.models.own" in closure(modules_of("train", {"network": spec().model_dump()}))
+
+
+def test_ids_tell_names_apart() -> None:
+    assert [
+        _where(layers) for layers in (("conv3", "conv4"), ("conv3", "b"), ("ab", "c"), ("a", "bc"), ("input",))
+    ] == [*("34", "conv3+b", "ab+c", "a+bc", "in")]
 
 
 def test_attacks_on_its_output_work() -> None:

@@ -171,7 +171,7 @@ def test_documented_make_commands_exist(page: str) -> None:
     assert named <= make_targets(), f"{page} names {sorted(named - make_targets())}, which the Makefile does not have"
 
 
-@pytest.mark.parametrize("name", ["default", "slurm"])
+@pytest.mark.parametrize("name", ["default", "workstation", "slurm", "kubernetes"])
 def test_profiles_are_valid(name: str) -> None:
     """Snakemake itself reads every key: it knows none that is misspelt."""
     from snakemake.cli import get_argument_parser
@@ -179,7 +179,7 @@ def test_profiles_are_valid(name: str) -> None:
     path = f"profiles/{name}/profile.yaml"
     profile = yaml.safe_load(read(path))
     options = {text.lstrip("-") for action in get_argument_parser()._actions for text in action.option_strings}
-    unknown = {key for key in profile if key not in options and not key.startswith("slurm-")}
+    unknown = {key for key in profile if key not in options and not key.startswith(("slurm-", "kubernetes-"))}
     assert not unknown, f"{path}: snakemake has no option {sorted(unknown)}"
     assert profile["keep-going"] is True
     assert profile["rerun-incomplete"] is True

@@ -108,6 +108,19 @@ def test_a_target_needs_all_that_it_rests_on(tmp_path: Path) -> None:
     assert required(tasks, [plan.run.report]) == set(tasks), "the report shows everything"
 
 
+def test_weights_of_two_layers_are_given_or_searched() -> None:
+    plan = planned("paper")
+    jobs = [task.job for task in plan.of("attack") if task.job.id.startswith("ask-cos-L34-K5-e8-s20")]
+    given = {job.features.dataset: (job.attack, job.omega_from) for job in jobs if job.attack.tau == 0.03}
+    assert {name: attack.omega for name, (attack, _) in given.items()} == {
+        "cifar10": {"conv3": 0.5, "conv4": 0.5},
+        "imagenette": {"conv3": 0.1, "conv4": 0.9},
+    }
+    assert {omega_from for _, omega_from in given.values()} == {None}
+    assert all(job.omega_from and not job.attack.omega for job in jobs if job.attack.tau is None)
+    assert not any(getattr(task.job.attack, "omega", {}) for task in plan.of("calibrate"))
+
+
 def test_evidence_that_came_without_notes_is_put_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clone's files have the times of their arrival: what was measured from them must not be older."""
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from plans import planned
 
-from ask.plan.progress import Progress
+from ask.plan.predict import Progress
 
 
 @pytest.fixture

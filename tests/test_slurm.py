@@ -25,6 +25,7 @@ CONFIG = ("--configfile", "config/tiny.yaml")
 PROFILE = ("--workflow-profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "2")
 TRAINING = TINY["datasets"]["digits-tiny"]["training"] | {"epochs": 12}
 CUT = TINY | {
+    "train_threads": 1,
     "datasets": {"digits-tiny": TINY["datasets"]["digits-tiny"] | {"training": TRAINING}},
     "models": {"at-eps8": {"training": {"eps": 20, "epochs": 1}}},
 }
@@ -184,7 +185,7 @@ def processes(folder):
 def timed(cluster, calm, tmp_path_factory):
     """A training that hangs until its time limit of a minute: begun first, for it takes longest."""
     folder = copied(calm, tmp_path_factory.mktemp("timed") / "project")
-    run = cluster.start(folder, str(WEIGHTS), "--set-resources", "train:runtime=1")
+    run = cluster.start(folder, str(WEIGHTS), "--set-resources", "train:runtime=1+29*(attempt-1)")
     training(cluster, folder)
     for process in processes(folder):
         os.kill(process, signal.SIGSTOP)
@@ -196,7 +197,7 @@ def test_the_profile_gives_the_local_results(timed, cluster, calm, tmp_path):
     project = copied(calm, tmp_path / "a project")
     run = cluster.start(project)
     assert run.wait(500) == 0, said(project)
-    assert said(project).count("with SLURM jobid") >= 5
+    assert "with SLURM jobid" in said(project)
     for pattern in ("**/weights.safetensors", "**/cells/**/*.npz", "**/tables/*.csv"):
         same(project, calm, pattern)
 
@@ -253,13 +254,17 @@ def test_an_allocation_puts_itself_back_before_its_end(cluster, calm, project):
 
 
 def test_allocations_run_side_by_side_in_one_folder(cluster, calm, project):
-    jobs = [
-        cluster.submit(project, str(RUN / f"tables/{name}.csv"), options=[f"--output={name}"])
-        for name in ("small", "other")
-    ]
-    for job, name in zip(jobs, ("small", "other"), strict=True):
+    """Each with targets of its own; of a model that both want, one trains and the other waits."""
+    wanted = {"one": [RUN / "tables/small.csv"], "two": [RUN / "tables/other.csv", WEIGHTS]}
+    jobs = {
+        name: cluster.submit(project, *map(str, targets), options=[f"--output={name}"])
+        for name, targets in wanted.items()
+    }
+    for name, job in jobs.items():
         assert wait_until(lambda job=job: cluster.ended(job)) == "COMPLETED", (project / name).read_text()
-    same(project, calm, "**/tables/*.csv")
+    for pattern in ("**/weights.safetensors", "**/tables/*.csv"):
+        same(project, calm, pattern)
+    assert "at: trained meanwhile" in (project / RUN / "logs/models/digits-tiny/at/train.log").read_text()
 
 
 def test_an_allocation_that_finishes_nothing_gives_up(cluster, project):

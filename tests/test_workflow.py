@@ -249,34 +249,32 @@ def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(projec
     folder, batched = tmp_path / "copy", ("--resources", "batches=4")
     shutil.copytree(project, folder, symlinks=True)
     assert jobs(folder, *batched) == {}
-    small = folder / "config/artifacts/small.yaml"
-    rows = "  - {k: 4, label: K = 4}\n  - {references_per_class: 9000, label: too many}\n  - k: 5"
-    small.write_text(small.read_text().replace("  - k: 5", rows))
-    output = snakemake(folder, "--dry-run", *batched)
+    small, broken = folder / "config/artifacts/small.yaml", folder / "pyautoattack/__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('a package that is not there')\n")
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results/tiny/cells").rglob("*.*")}
+    whole = small.read_text().replace("  - k: 5", "  - {k: 4, label: K = 4}\n  - k: 5")
+    small.write_text(whole.replace("  - attack: ask", "  - {attack: autoattack, label: AutoAttack}\n  - attack: ask"))
+    assert jobs(folder, *batched) == {"batch": 1, "table": 1, "claims": 1, "report": 1}
     (spec,) = (folder / "results/tiny/scratch/batches").glob("*[0-9].json")
     members = json.loads(spec.read_text())["targets"]
-    assert sorted(Path(one).stem for one in members) == [
-        f"ask-cos-L4-{k}" for k in ("K4-e50-s3-step10", "K5-e50-s3-step10-n9000")
-    ]
-    assert f"Batch {spec.stem}, 2 attack: {', '.join(members)}" in output
-    assert jobs(folder, *batched) == {"batch": 1, "table": 1, "claims": 1, "report": 1}
+    assert sorted(Path(one).stem for one in members) == ["ask-cos-L4-K4-e50-s3-step10", "autoattack-e50"]
     manifest = spec.with_suffix(".done")
-    before = {path: path.stat().st_mtime_ns for path in (folder / "results/tiny").rglob("*") if "cells" in path.parts}
     output = python(folder, "ask", "batch", str(spec), "--out", str(manifest), check=False)
-    assert "fewer than references_per_class = 9000" in output
+    assert "AutoAttack and Square need the package pyautoattack" in output
     assert [(folder / member).is_file() for member in sorted(members)] == [True, False]
     assert not manifest.exists(), "tables would be drawn without the cell that failed"
-    small.write_text(small.read_text().replace("references_per_class: 9000", "references_per_class: 50"))
     assert jobs(folder) == {"attack": 1, "table": 1, "claims": 1, "report": 1}
+    small.write_text(whole.replace("  - k: 5", "  - {k: 2, label: K = 2}\n  - k: 5"))
     for path in spec.parent.glob("*"):
         path.unlink()
-    snakemake(folder, "--dry-run", *batched)
+    output = snakemake(folder, "--dry-run", *batched)
     (spec,) = spec.parent.glob("*[0-9].json")
+    assert f"Batch {spec.stem}, 1 attack: results/tiny/cells/digits-tiny/at/ask-cos-L4-K2-e50-s3-step10.json" in output
     python(folder, "ask", "batch", str(spec), "--out", str(manifest))
     assert json.loads(manifest.read_text())["members"] == 1
     assert jobs(folder) == {"table": 1, "claims": 1, "report": 1}
-    for path, changed in before.items():
-        assert path.stat().st_mtime_ns == changed or path.is_dir(), f"{path} was made again"
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "a cell was made again"
 
 
 def test_a_mistake_ends_before_any_job_with_one_message(project, edit):

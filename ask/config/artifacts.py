@@ -70,6 +70,9 @@ class Settings(Spec):
     """Gradient steps."""
     tau: float | None = Field(default=None, gt=0)
     """Fixed temperature; null: from calibration."""
+    omega: float | None = Field(default=None, ge=0, le=1)
+    """Fixed weight of the first of two attacked layers, the other having the rest; null: from calibration or, beside a
+    fixed temperature, the same for both."""
     references_per_class: int | None = Field(default=None, ge=1)
     """Size of the reference set per class; null: the data set's."""
     trials: int | None = Field(default=None, ge=1)

@@ -166,6 +166,9 @@ class RunConfig(Spec):
     precision: Precision = "auto"
     """Of a network's passes in trainings and attacks; features, losses, searches and votes are float32, and so are the
     passes that classify. `auto` takes bfloat16 where it is measured to be at least 1.2 times faster, once a run."""
+    search: Literal["auto", "exact", "faiss"] = "auto"
+    """What finds nearest neighbours: `exact` (torch) or `faiss` (Flat; on a GPU where its CUDA build is installed), the
+    same ones; `auto` takes faiss where it is measured to be at least 1.2 times faster, once a machine."""
     train_threads: int = Field(default=4, ge=1)
     """CPU threads of a training (fewer where a machine has fewer); narrow networks gain nothing from a second one.
     On a CPU, weights repeat bit for bit only at the same number."""
@@ -271,13 +274,15 @@ def read_spec(kind: type[T], path: Path) -> T:
     return _validate(kind, _read(path), str(path))
 
 
-def export_mirror(config: RunConfig) -> None:
-    """Hand the mirror to the jobs through ``ASK_DATA_MIRROR``.
+def hand_on(config: RunConfig) -> None:
+    """Hand the mirror to the jobs through ``ASK_DATA_MIRROR``, and what searches through ``ASK_SEARCH``.
 
-    Not through their slices of the configuration, for where a file comes from does not change what it holds.
+    Not through their slices of the configuration, for where a file comes from does not change what it holds, nor what
+    finds neighbours which these are.
     """
     if config.data.mirror:
         os.environ["ASK_DATA_MIRROR"] = config.data.mirror
+    os.environ["ASK_SEARCH"] = config.search
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

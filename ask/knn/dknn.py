@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ask.knn.search import ExactSearch, Search
+from ask.knn.search import ExactSearch
 from ask.knn.similarity import Similarity
 from ask.lazy import exports
 
@@ -33,15 +33,18 @@ def classify(layer_votes: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(layer_votes)).sum(0).argmax(1)
 
 
-def make_search(features: Tensor, labels: Tensor, similarity: Similarity, backend: str = "exact") -> Search:
+def make_search(
+    features: Tensor, labels: Tensor, similarity: Similarity, backend: str = "exact", *, n_classes: int | None = None
+) -> ExactSearch:
     """A reference set by backend name: ``exact``, ``faiss`` or ``faiss-ivf``."""
     if backend == "exact":
-        return ExactSearch(features, labels, similarity=similarity)
+        return ExactSearch(features, labels, n_classes=n_classes, similarity=similarity)
     from ask.knn.faiss import FaissSearch
 
     if backend not in ("faiss", "faiss-ivf"):
         raise ValueError(f"backend={backend!r} is not one of exact, faiss, faiss-ivf")
-    return FaissSearch(features, labels, similarity=similarity, approximate=backend == "faiss-ivf")
+    approximate = backend == "faiss-ivf"
+    return FaissSearch(features, labels, n_classes=n_classes, similarity=similarity, approximate=approximate)
 
 
 def numbers(classes: NDArray[Any], device: torch.device | None = None) -> Tensor | None:

@@ -1,22 +1,28 @@
-"""The search interface of :mod:`ask.knn.search` over faiss: Flat (exact) or, as an explicit choice, IVF (approximate).
+"""The search of :mod:`ask.knn.search` by faiss: Flat (the same ids) or, as an explicit choice, IVF (approximate).
 
 faiss-cpu and faiss-gpu share the module name ``faiss``; where the installed one has GPU support and the
-references are on a GPU, the index lives there. Flat ranks by float32 scores without the second look of
-:class:`ask.knn.search.ExactSearch`, so near ties can come in another order; ties are in faiss's order.
+references are on a GPU, the indexes live there. Flat finds candidates, whose near ties are then ranked in float64 as
+:class:`ask.knn.search.ExactSearch` ranks them, so that ids are the same.
 """
 
+import math
+import os
+import time
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ask.knn.search import Neighbours, Search
+from ask.errors import AskError
+from ask.knn.search import ExactSearch, Neighbours
 from ask.knn.similarity import Similarity
+from ask.precision import GAIN, once_a_machine, products_read_as
 
 
-class FaissSearch(Search):
+class FaissSearch(ExactSearch):
     """Neighbours under cosine similarity or l2 distance by faiss; arguments as :class:`ask.knn.search.ExactSearch`.
 
     Args:
@@ -34,25 +40,45 @@ class FaissSearch(Search):
         approximate: bool = False,
     ) -> None:
         super().__init__(features.float(), labels, n_classes=n_classes, similarity=similarity)
-        self._global = self._index(self._compared, approximate)
+        self._lists = self._index(self._compared, True) if approximate else None
         self._by_class: list[Any] = []
 
+    @products_read_as("ieee")
     def _nearest(self, queries: Tensor, k: int, k_class: int) -> Neighbours:
         """As :class:`ask.knn.search.Search`."""
-        array = np.ascontiguousarray(queries.detach().cpu().numpy())
-        distances, ids = self._ask(self._global, array, k)
-        if k_class and not self._by_class:
+        if self._lists is None:
+            return super()._nearest(queries, k, k_class)
+        found = super()._nearest(queries, 0, k_class)
+        scores, ids = self._ask(self._lists, queries, k)
+        if (ids < 0).any():
+            raise ValueError(f"the approximate index found fewer than {k} neighbours of a query; use backend 'faiss'")
+        distances = 1 - scores if self.similarity == "cosine" else scores.clamp_min(0).sqrt()
+        return Neighbours(self.order[ids], distances, found.class_indices, found.class_distances)
+
+    def _search(
+        self, queries: Tensor, k: int, k_class: int, _blocks: list[tuple[int, int]], _buffer: Tensor
+    ) -> tuple[Tensor, ...]:
+        """As :class:`ask.knn.search.ExactSearch`, without the scores of all references."""
+        if not self._by_class:
             self._by_class = [self._index(self._compared[start:end], False) for start, end in self.bounds]
-        found = [self._ask(index, array, k_class) for index in self._by_class or [None] * self.n_classes]
-        class_ids = torch.stack([own + start for (_, own), (start, _) in zip(found, self.bounds, strict=True)], 1)
-        class_distances = torch.stack([own for own, _ in found], 1)
-        device = self.features.device
-        return Neighbours(
-            self.order[ids.to(device)],
-            distances.to(device),
-            self.order[class_ids.to(device)],
-            class_distances.to(device),
-        )
+        tolerance, squares = self._tolerance(queries), queries.square().sum(1, keepdim=True)
+        per_class, per_class_scores, class_ids, class_scores = [], [], [], []
+        for index, (start, end) in zip(self._by_class, self.bounds, strict=True):
+            best, place = self._ask(index, queries, min(max(k, k_class) + 1, end - start))
+            best, ids = best - 0.5 if self.similarity == "cosine" else (squares - best) / 2, place + start
+            per_class.append(ids)
+            per_class_scores.append(best)
+            ids = ids[:, : k_class + 1]
+            class_ids.append(self._settle(queries, None, best[:, : k_class + 1], ids, tolerance, k_class, (start, end)))
+            class_scores.append(best[:, :k_class])
+        stacked = torch.stack(class_ids, 1)
+        distances = self._score_distances(queries, torch.cat(class_scores, 1)).reshape(stacked.shape)
+        return *self._of_all(queries, per_class, per_class_scores, None, tolerance, k), self.order[stacked], distances
+
+    def _largest(self, norms: Tensor) -> Tensor:
+        """As :class:`ask.knn.search.ExactSearch`; faiss' l2 scores hold the query's own square."""
+        largest = super()._largest(norms)
+        return largest if self.similarity == "cosine" else torch.maximum(largest, norms.square())
 
     def _index(self, features: Tensor, approximate: bool) -> Any:
         import faiss
@@ -68,22 +94,49 @@ class FaissSearch(Search):
             index.nprobe = max(1, lists // 16)
             index.train(array)
         if features.device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):
-            index = faiss.index_cpu_to_gpu(_resources(), features.device.index or 0, index)
+            index = faiss.index_cpu_to_gpu(resources(), features.device.index or 0, index)
         index.add(array)
         return index
 
-    def _ask(self, index: Any, queries: np.ndarray[Any, Any], k: int) -> tuple[Tensor, Tensor]:
+    def _ask(self, index: Any, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """An index's ``k`` best scores of each query, and their rows."""
         if not k:
-            return torch.empty((len(queries), 0)), torch.empty((len(queries), 0), dtype=torch.int64)
-        scores, ids = index.search(queries, k)
-        if (ids < 0).any():
-            raise ValueError(f"the approximate index found fewer than {k} neighbours of a query; use backend 'faiss'")
-        distances = 1 - scores if self.similarity == "cosine" else np.sqrt(np.maximum(scores, 0))
-        return torch.from_numpy(distances), torch.from_numpy(ids)
+            return queries.new_empty((len(queries), 0)), self.order.new_empty((len(queries), 0))
+        scores, ids = index.search(np.ascontiguousarray(queries.detach().cpu().numpy()), k)
+        return torch.from_numpy(scores).to(queries.device), torch.from_numpy(ids).to(queries.device)
+
+
+def searching(device: torch.device) -> str:
+    """What a run's searches on a device use, ``exact`` or ``faiss``: ``ASK_SEARCH``, which may be ``auto``.
+
+    Raises AskError where faiss is wanted and not installed.
+    """
+    wanted, there = os.environ.get("ASK_SEARCH") or "auto", find_spec("faiss") is not None
+    if wanted == "faiss" and not there:
+        raise AskError("search: faiss, but no faiss is installed; run `make env`, or set search: exact")
+    if wanted != "auto":
+        return wanted
+    rates = once_a_machine("search", device, _measure) if there else {}
+    return "faiss" if rates and rates["faiss"] >= GAIN * rates["exact"] else "exact"
+
+
+def _measure(device: torch.device) -> dict[str, float]:
+    """Queries a second of both searches, at a fifth of a cell's size; the best of three rounds in turns."""
+    generator = torch.Generator().manual_seed(0)
+    references, queries = (torch.rand((count, 2048), generator=generator).to(device) for count in (4000, 1000))
+    labels = (torch.arange(len(references)) % 10).to(device)
+    searches = {"exact": ExactSearch(references, labels), "faiss": FaissSearch(references, labels)}
+    best = dict.fromkeys(searches, math.inf)
+    for _ in range(4):
+        for name, search in searches.items():
+            began = time.perf_counter()
+            float(search.search(queries, k=5, k_class=5).distances.sum())  # waits for the device
+            best[name] = min(best[name], time.perf_counter() - began)
+    return {name: len(queries) / seconds for name, seconds in best.items()}
 
 
 @cache
-def _resources() -> Any:
+def resources() -> Any:
     """Of all indexes on GPUs: each such object takes 1.5 GiB of a card for its temporary memory."""
     import faiss
 

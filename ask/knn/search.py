@@ -237,11 +237,8 @@ class ExactSearch(Search):
 
     def _search(
         self, queries: Tensor, k: int, k_class: int, blocks: list[tuple[int, int]], buffer: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # How far rounding can move one score (queries, 1); tested against float64.
-        rounding = torch.finfo(queries.dtype).eps * (4 + queries.shape[1] ** 0.5 / 8)
-        norms = queries.norm(dim=1, keepdim=True)
-        tolerance = torch.maximum(norms * self._max_norm, self._max_norm.square() / 2) * rounding
+    ) -> tuple[Tensor, ...]:
+        tolerance = self._tolerance(queries)
         per_class, per_class_scores, class_ids, class_scores = [], [], [], []
         for first, last in blocks:
             begin, stop = self.bounds[first][0], self.bounds[last - 1][1]
@@ -255,21 +252,42 @@ class ExactSearch(Search):
                 per_class.append(ids)
                 per_class_scores.append(best)
                 ids = self._settle(
-                    queries, own, best[:, : k_class + 1], ids[:, : k_class + 1], tolerance, k_class, start
+                    queries, own, best[:, : k_class + 1], ids[:, : k_class + 1], tolerance, k_class, (start, end)
                 )
                 class_ids.append(ids)
                 class_scores.append(own.gather(1, ids - start))
-        indices = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
-        distances = torch.empty((len(queries), 0), device=queries.device)
-        if k:
-            all_place = torch.cat(per_class, 1)
-            best, column = torch.cat(per_class_scores, 1).topk(min(k + 1, all_place.shape[1]), dim=1)
-            ids = all_place.gather(1, column)
-            ids = self._settle(queries, scores if len(blocks) == 1 else None, best, ids, tolerance, k, 0)
-            indices, distances = self.order[ids], self._distances(queries, ids)
+        whole = scores if len(blocks) == 1 else None
+        found = self._of_all(queries, per_class, per_class_scores, whole, tolerance, k)
         stacked = torch.stack(class_ids, 1)
         class_distances = self._score_distances(queries, torch.cat(class_scores, 1))
-        return indices, distances, self.order[stacked], class_distances.reshape(stacked.shape)
+        return *found, self.order[stacked], class_distances.reshape(stacked.shape)
+
+    def _tolerance(self, queries: Tensor) -> Tensor:
+        """How far rounding can move one score (queries, 1); tested against float64."""
+        rounding: float = torch.finfo(queries.dtype).eps * (4 + queries.shape[1] ** 0.5 / 8)
+        return self._largest(queries.norm(dim=1, keepdim=True)) * rounding
+
+    def _largest(self, norms: Tensor) -> Tensor:
+        """Largest terms of scores, of queries with these norms (queries, 1)."""
+        return torch.maximum(norms * self._max_norm, self._max_norm.square() / 2)
+
+    def _of_all(
+        self,
+        queries: Tensor,
+        per_class: list[Tensor],
+        per_class_scores: list[Tensor],
+        scores: Tensor | None,
+        tolerance: Tensor,
+        k: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Positions and distances (queries, k) of the nearest of all, from the rows of each class's nearest k + 1."""
+        if not k:
+            empty = torch.empty((len(queries), 0), device=queries.device)
+            return empty.long(), empty
+        best, column = torch.cat(per_class_scores, 1).topk(min(k + 1, sum(ids.shape[1] for ids in per_class)), dim=1)
+        ids = torch.cat(per_class, 1).gather(1, column)
+        ids = self._settle(queries, scores, best, ids, tolerance, k, (0, len(self.features)))
+        return self.order[ids], self._distances(queries, ids)
 
     def _score_distances(self, queries: Tensor, scores: Tensor) -> Tensor:
         """Distances from scores (queries, m): cheap, and good to float32 of the squared norms."""
@@ -278,22 +296,30 @@ class ExactSearch(Search):
         return (queries.square().sum(1, keepdim=True) - 2 * scores).clamp_min_(0).sqrt_()
 
     def _settle(
-        self, queries: Tensor, scores: Tensor | None, best: Tensor, ids: Tensor, tolerance: Tensor, k: int, start: int
+        self,
+        queries: Tensor,
+        scores: Tensor | None,
+        best: Tensor,
+        ids: Tensor,
+        tolerance: Tensor,
+        k: int,
+        rows: tuple[int, int],
     ) -> Tensor:
         """The first ``k`` of ``ids``, with near ties among ``best`` ranked again in float64.
 
-        ``scores`` are those of the references from ``start`` on, or None for all references, whose scores are not kept.
+        ``scores`` are those of the references in ``rows``, or None where they are not kept.
         """
+        start, end = rows
         if not k or best.shape[1] < 2:
             return ids[:, :k]
         doubtful = (best[:, :-1] - best[:, 1:] <= 2 * tolerance).any(1).nonzero().squeeze(1)
         ids = ids[:, :k].contiguous()
-        step = len(queries) if scores is not None else max(1, self.memory // (4 * len(self.features)))
+        step = len(queries) if scores is not None else max(1, self.memory // (4 * (end - start)))
         for some in doubtful.split(step) if len(doubtful) else ():
-            rows = self._scores(queries[some], 0, len(self.features)) if scores is None else scores[some]
-            count = rows.shape[1]
+            own = self._scores(queries[some], start, end) if scores is None else scores[some]
+            count = own.shape[1]
             wanted = min(k + _SHORTLIST, count)
-            short_scores, short = rows.topk(wanted, dim=1)
+            short_scores, short = own.topk(wanted, dim=1)
             settled = self._rank(queries[some], short + start, k)
             if wanted < count:
                 # Do more references than the shortlist holds vie for the k-th place?

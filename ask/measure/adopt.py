@@ -20,7 +20,7 @@ def adopt(job: AdoptJob, place: Place) -> None:
     """Make the network, load its weights, and keep both in the form of a trained model."""
     dataset, spec = job.features.dataset, job.features.network
     assert spec is not None
-    facts = json.loads((prepared(place.data, job.features) / "facts.json").read_text())
+    facts = json.loads((prepared(place.data, job.features) / "facts.json").read_text(encoding="utf-8"))
     channels, height, width = facts["image_shape"]
     if height != width:
         raise AskError(f"{dataset}: images of {width} x {height} pixels; set `datasets.{dataset}.image_size`")

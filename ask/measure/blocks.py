@@ -12,7 +12,8 @@ from ask.attacks.advknn import fit_blocks, vote_distributions
 from ask.config.jobs import BlockJob
 from ask.data.arrays import load
 from ask.hardware import weights_read
-from ask.knn.search import ExactSearch
+from ask.knn.dknn import make_search
+from ask.knn.faiss import searching
 from ask.knn.similarity import unit
 from ask.measure.cells import reference_seed
 from ask.measure.evaluator import draw_references
@@ -60,7 +61,7 @@ def _fit(job: BlockJob, place: Place, trials: range) -> list[Tensor]:
     for trial in trials:
         chosen = draw_references(labels, job.references_per_class, reference_seed(job, trial))
         classes = torch.from_numpy(labels[chosen]).to(place.device)
-        search = ExactSearch(pool[chosen], classes, similarity=job.similarity)
+        search = make_search(pool[chosen], classes, job.similarity, searching(place.device))
         targets.append(vote_distributions(search, job.k))
         rows.append(torch.from_numpy(chosen).to(place.device)[search.order])
     more = (trials.start,) if trials.start else ()

@@ -204,7 +204,7 @@ class Measured:
         predictions = [self._predict(*found) for found in zip(numbers, trials, clean, robust, classes, strict=True)]
         seconds["total"], self.since = time.perf_counter() - self.since, time.perf_counter()
         shares = {name: value / len(numbers) for name, value in seconds.items()}
-        about = {"seconds": shares, "hardware": hardware(self.place.device)}
+        about = {"seconds": shares, "hardware": hardware(self.place.device), "search": evaluator.searching}
         return [
             Trial({"trial": number, **about, "blocks": setting.digest(number), **one.counts()}, predicted)
             for number, one, predicted in zip(numbers, seen, predictions, strict=True)
@@ -345,7 +345,7 @@ class Setting:
             if attack.tau is None:
                 picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
                 tau = dict(zip(layers, picked, strict=True))
-            shares = [1 / len(layers)] * len(layers)
+            shares = [attack.omega.get(layer, 0.0) if attack.omega else 1 / len(layers) for layer in layers]
             if job.omega_from:
                 shares = _shares(read_picked(place.run, job, job.omega_from)["omega"])
             self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}

@@ -17,7 +17,8 @@ from ask.config.base import Precision, Similarity
 from ask.config.jobs import ClassifierSpec, FeatureSpec
 from ask.data.arrays import load
 from ask.errors import AskError
-from ask.knn.dknn import classify, votes
+from ask.knn.dknn import classify, make_search, votes
+from ask.knn.faiss import searching
 from ask.knn.search import ExactSearch, Neighbours, Search
 from ask.knn.similarity import SIMILARITIES
 from ask.measure.place import FORWARD_BATCH, Place, load_subject, to_float
@@ -71,6 +72,7 @@ class Evaluator:
         self.labels = torch.from_numpy(np.array(labels[chosen])).to(place.device)
         self.pool_labels = np.array(load(folder, "train")[1])
         self.n_classes = int(self.pool_labels.max()) + 1
+        self.searching = searching(place.device)
         self.pools = {
             layer: np.load(place.run.index(features.dataset, features.model, layer), mmap_mode="r")
             for layer in self.layers
@@ -88,8 +90,8 @@ class Evaluator:
             features = torch.from_numpy(self.pools[layer][chosen]).to(self.place.device)
             for similarity in SIMILARITIES:
                 if (similarity, layer) in wanted:
-                    searches[similarity, layer] = ExactSearch(
-                        features, labels, n_classes=self.n_classes, similarity=similarity
+                    searches[similarity, layer] = make_search(
+                        features, labels, similarity, self.searching, n_classes=self.n_classes
                     )
         return Trial(self, labels, searches)
 

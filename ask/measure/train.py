@@ -4,6 +4,7 @@ import json
 from contextlib import ExitStack
 
 import torch
+import yaml
 
 from ask.config.training import TrainJob
 from ask.data.arrays import load
@@ -18,7 +19,8 @@ from ask.training.loop import train
 def train_model(job: TrainJob, place: Place) -> None:
     """Train a model on a prepared data set; continues where an earlier call was interrupted.
 
-    One training at a time writes a model: a second one, as of a run whose predecessor was killed, waits.
+    One training at a time writes a model: a second one, as of a run whose predecessor was killed or of one beside it,
+    waits, and keeps what has been made meanwhile.
     """
     lock = place.run.root / "scratch" / job.dataset / f"{job.model}.lock"
     with ExitStack() as stack:
@@ -27,9 +29,19 @@ def train_model(job: TrainJob, place: Place) -> None:
         except BlockingIOError:
             place.log(f"{job.model}: waiting for another training of it to end ({lock})")
             stack.enter_context(locked(lock))
+            if _made(job, place):
+                place.log(f"{job.model}: trained meanwhile")
+                return
         except OSError as error:  # as on some network file systems
             place.log(f"{job.model}: cannot be locked against another training of it ({error})")
         _train(job, place)
+
+
+def _made(job: TrainJob, place: Place) -> bool:
+    """Whether this very training has ended: its record is written last."""
+    path = place.run.model(job.dataset, job.model) / "config.yaml"
+    record = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record.get("job") == job.model_dump(mode="json") and record["fingerprint"] == place.code
 
 
 def _train(job: TrainJob, place: Place) -> None:

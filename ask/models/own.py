@@ -98,20 +98,27 @@ class OwnNetwork(Network):
             except AttributeError:
                 there = ", ".join(name for name, _ in self.module.named_children())
                 raise OwnModelError(f"{who}layer {layer}: no submodule {path!r}; it consists of {there}") from None
-        with ExitStack() as hooks, torch.enable_grad():
-            hooks.enter_context(evaluating(self))
-            for name, part in self.named_modules():
-                if name.startswith("module.") and not list(part.children()):
-                    hooks.enter_context(part.register_forward_hook(lambda m, i, o, n=name: ran.append((n, m, i, o))))
-            shape = "x".join(map(str, images.shape[1:]))
+        with evaluating(self), torch.enable_grad(), ExitStack() as hooks:
             try:
+                alone = self(images[:1])
+                for name, part in self.named_modules():
+                    if name.startswith("module.") and not list(part.children()):
+                        hooks.enter_context(
+                            part.register_forward_hook(lambda m, i, o, n=name: ran.append((n, m, i, o)))
+                        )
                 logits, features = self.forward_with_features(images, tuple(self.spec.layers))
-            except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, IndexError) as error:
+            except Exception as error:
+                shape = "x".join(map(str, images.shape[1:]))
                 raise OwnModelError(f"{who}images of {shape} do not pass: {error}") from error
         if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < self.num_classes:
             raise OwnModelError(
                 f"{who}returns {tuple(logits.shape)} for 2 images, not logits (2, {self.num_classes} or more): give the"
                 " number of classes in `options`, or wrap the module"
+            )
+        if not (alone - logits[:1]).abs().max() <= 1e-3 * logits.abs().max():
+            raise OwnModelError(
+                f"{who}an image's logits differ from pass to pass, or with the images beside it: attacks need a network"
+                " that is a function of each image alone (no batch statistics, nothing random in evaluation mode)"
             )
         readers = _readers([logits, *features.values()])
         runs = Counter(name for name, *_ in ran)

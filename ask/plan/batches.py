@@ -5,6 +5,7 @@ as those of a local run: they are recorded alike, each is finished as soon as it
 when one fails or the job is killed.
 """
 
+import heapq
 import json
 import math
 import os
@@ -22,11 +23,11 @@ from ask import files
 from ask.errors import AskError
 from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, in_order
-from ask.plan.planner import Plan, load
+from ask.plan.planner import Plan
 from ask.plan.predict import Predictor, Speed, gain_of
-from ask.plan.why import reasons
+from ask.plan.why import SNAKEFILE, to_run
 
-MEASURE = ("index", "calibrate", "blocks", "attack")
+MEASURE = ("adopt", "index", "calibrate", "blocks", "attack")
 """Steps that a model's batch begins with, in this order."""
 MEMBERS = ("train", *MEASURE, "failures", "timing", "example", "cost", "study", "plane")
 SHORTEST, LONGEST = 120.0, 4 * 3600.0
@@ -35,6 +36,8 @@ KEPT = 30 * 24 * 3600.0
 """Seconds after which descriptions of batches go."""
 WARM = {"CPU": 0.5}
 """Seconds of a job beside its arithmetic when its process forks from the warm worker, by kind of machine."""
+NOTICE = 90.0
+"""Seconds from a job's end until what waits for it is sent: Snakemake asks the queue ever more rarely, up to 3 min."""
 START = 25.0
 """Seconds until a cluster job's first member begins: two starts of Snakemake, and torch."""
 
@@ -139,7 +142,7 @@ def _batch(tasks: Sequence[Task], seconds: Mapping[Path, float]) -> Batch:
 
 
 def to_do(config: Path, targets: Iterable[Path]) -> set[Path]:
-    """Main outputs of the jobs that a local Snakemake would run to make targets; asked in a process of its own."""
+    """Outputs of the jobs that a local Snakemake would run to make targets; asked in a process of its own."""
     command = [sys.executable, "-m", "ask.plan.batches", str(config), *map(str, targets)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -207,9 +210,10 @@ def batch_command(
     began = time.time()
     config = spec.with_name(f"{spec.stem.rpartition('-')[0]}.config.json")
     targets = json.loads(spec.read_text())["targets"]
-    command = [sys.executable, "-m", "snakemake", *targets, "--executor", "local", "--cores", str(cores), "--nolock"]
+    command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(SNAKEFILE), "--configfile", str(config)]
+    command += ["--executor", "local", "--cores", str(cores), "--nolock"]
     environment = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
-    status = subprocess.call([*command, "--configfile", str(config)], env=environment)
+    status = subprocess.call(command, env=environment)
     if not status:
         files.write_json(out, {"members": len(targets), "seconds": round(time.time() - began, 1)})
     return status
@@ -241,12 +245,12 @@ class Forecast:
 
 
 def forecast(plan: Plan, todo: set[Path], kind: str, count: int, widths: Iterable[int] = (1, 4, 8)) -> Forecast:
-    """Cut what is to do, and let so many jobs at once work it off, the longest way to the end first."""
+    """Cut what is to do, and let so many jobs at once work it off, as they come."""
     seconds = predicted(plan, kind)
     found = cut(plan, todo, seconds, count)
     inside = {Path(target) for batch in found for target in batch.targets}
     alone = [task for path, task in plan.tasks.items() if path in todo - inside and task.name in ("prepare", "train")]
-    jobs = [*found, *(_batch([task], seconds) for task in alone)]
+    jobs = [*(_batch([task], seconds) for task in alone), *found]
     return Forecast(jobs, len(found), {width: _wall(jobs, width) for width in widths})
 
 
@@ -254,29 +258,25 @@ def _wall(jobs: Sequence[Batch], width: int) -> float:
     """Seconds until the last of some jobs has ended, when so many run at once."""
     maker = {target: number for number, job in enumerate(jobs) for target in job.targets}
     before = [{maker[need] for need in job.needs if need in maker} for job in jobs]
-    after: list[list[int]] = [
-        [number for number, needs in enumerate(before) if one in needs] for one in range(len(jobs))
-    ]
     took = [job.seconds + START for job in jobs]
-    way: dict[int, float] = {}
-
-    def to_the_end(number: int) -> float:
-        if number not in way:
-            way[number] = took[number] + max((to_the_end(other) for other in after[number]), default=0.0)
-        return way[number]
-
-    now, ends, done, waiting = 0.0, dict[int, float](), set[int](), set(range(len(jobs)))
-    while waiting or ends:
-        ready = sorted((number for number in waiting if before[number] <= done), key=to_the_end, reverse=True)
-        for number in ready[: width - len(ends)]:
-            ends[number] = now + took[number]
+    last, free, done, waiting = 0.0, width, set[int](), set(range(len(jobs)))
+    events: list[tuple[float, bool, int]] = []  # when, whether it is only noticed then, of which job
+    now = 0.0
+    while waiting or events:
+        ready = sorted(number for number in waiting if before[number] <= done)
+        for number in ready[:free]:
+            heapq.heappush(events, (now + took[number], False, number))
             waiting.remove(number)
-        first = min(ends, key=lambda number: ends[number])
-        now = ends.pop(first)
-        done.add(first)
-    return now
+            free -= 1
+        now, noticed, number = heapq.heappop(events)
+        if noticed:
+            done.add(number)
+        else:
+            last, free = now, free + 1
+            heapq.heappush(events, (now + NOTICE, True, number))
+    return last
 
 
 if __name__ == "__main__":
     _overlay, *_targets = map(Path, sys.argv[1:])
-    sys.stdout.write(json.dumps([str(path) for path in reasons(load([_overlay]).tasks, _targets, [_overlay])]))
+    sys.stdout.write(json.dumps([output for outputs, _ in to_run(_targets, [_overlay]) for output in outputs]))

@@ -9,7 +9,6 @@ settings are compared themselves. Nor does :mod:`ask.hardware`, which says what 
 import ast
 import hashlib
 import sys
-import sysconfig
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,10 +55,11 @@ def own_code(factory: str) -> str | None:
     if top is None:
         raise ImportError(f"no module {name!r}; put its file into the project's folder, or install its package")
     home = Path(next(iter(top.submodule_search_locations or ()), top.origin or "")).with_suffix("")
+    if not {"site-packages", "dist-packages"}.isdisjoint(home.parts):
+        return None
     if not _file(name, home).is_file():
         raise ImportError(f"no module {name!r} in {home}; mend its spelling")
-    installed = any(home.is_relative_to(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib"))
-    return None if installed else fingerprint((name,), home)
+    return fingerprint((name,), home)
 
 
 def closure(modules: Iterable[str], package: Path = PACKAGE) -> set[str]:

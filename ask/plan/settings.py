@@ -50,6 +50,7 @@ class Resolver:
             "step_size": default.step_size,
             "steps": default.steps,
             "tau": None,
+            "omega": None,
             "references_per_class": None,
             "trials": default.trials,
             "training_seeds": default.training_seeds,
@@ -69,6 +70,8 @@ class Resolver:
         full["classifier_similarity"] = full["classifier_similarity"] or full["similarity"]
         if default.max_training_seeds:
             full["training_seeds"] = min(full["training_seeds"], default.max_training_seeds)
+        if full["omega"] is not None and (attack != "ask" or len(full["attack_layers"]) != 2):
+            raise ConfigError("`omega` weighs two layers that ASK-Atk attacks; set it where `layers` are two")
         if isinstance(full["step_size"], str):
             full["step_size"] = full["eps"] / int(full["step_size"].removeprefix("eps/"))
         return full

@@ -86,7 +86,7 @@ class TaskMaker:
         layers = tuple(getattr(attack, "layers", ()))
         if attack and attack.name == "ask" and attack.tau is None:
             given["tau_from"] = tuple(self._calibration("tau", subject, attack, asked, (layer,)) for layer in layers)
-            if len(layers) == 2:
+            if len(layers) == 2 and not attack.omega:
                 given["omega_from"] = self._calibration("omega", subject, attack, asked, layers, given["tau_from"])
         elif attack and attack.name == "dknn":
             what = "guides" if _searches_guides(attack) else "alpha"
@@ -278,7 +278,7 @@ class TaskMaker:
             "eps": {"eps": round(default.eps * scale, 6) / PIXEL},
             "step_size": {"step_size": round(default.step_size * scale, 6) / PIXEL},
         }
-        changes: dict[str, Any] = {"layers": layers, "steps": default.steps}
+        changes: dict[str, Any] = {"layers": layers, "steps": default.steps, "omega": {}}
         changes |= dict.fromkeys(("k", "k_in", "k_out"), default.k)
         for name, values in usual.items():
             if name not in grid.own:
@@ -362,6 +362,8 @@ class TaskMaker:
         given |= VARIANTS[name][asked["variant"]]
         wanted = {key: asked[key] for key in ("k_in", "k_out", "steps", "tau")}
         wanted |= {"layers": asked["attack_layers"], "k": asked["k_in"], "alpha": None, "learning_rate": None}
+        if (first := asked["omega"]) is not None:
+            wanted["omega"] = dict(zip(asked["attack_layers"], (first, round(1 - first, 9)), strict=True))
         wanted |= {key: round(asked[key] * scale.eps_scale, 6) / PIXEL for key in ("eps", "step_size")}
         kind = ATTACKS[name]
         return kind(**given, **{key: value for key, value in wanted.items() if key in kind.model_fields})
@@ -375,9 +377,9 @@ class TaskMaker:
         if attack.name in ("autoattack", "square"):
             return _attack_id(attack, similarity, k) + suffix
         k += f"x{asked['k_out']}" if asked["k_out"] != asked["k_in"] else ""
-        tau = f"-t{asked['tau']:g}" if asked["tau"] is not None else ""
+        fixed = "".join(f"-{name[0]}{asked[name]:g}" for name in ("tau", "omega") if asked[name] is not None)
         step = self._step_id(attack, subject.scale)
-        return f"{_attack_id(attack, similarity, k)}-s{attack.steps}{step}{tau}{suffix}"
+        return f"{_attack_id(attack, similarity, k)}-s{attack.steps}{step}{fixed}{suffix}"
 
     def _step_id(self, attack: Any, scale: StandIn) -> str:
         default = round(self.config.evaluation.step_size * scale.eps_scale, 6)

@@ -26,6 +26,8 @@ from ask.steps import LAST, RENDERED
 
 MISSING = object()
 _PLACE = re.compile(r"\[\d+\]")
+SNAKEFILE = Path(__file__).resolve().parents[2] / "Snakefile"
+"""Of this checkout."""
 CODE = Path(".snakemake/ask-code.json")
 """What fingerprints stood for."""
 
@@ -33,8 +35,20 @@ CODE = Path(".snakemake/ask-code.json")
 def reasons(tasks: Tasks, targets: Iterable[Path] = (), overlays: Sequence[Path] = ()) -> dict[Path, str]:
     """Why each job would run to make targets, upstream first; jobs that are up to date have no entry.
 
+    ``tasks`` are of the run that the overlays configure; the others are as for :func:`to_run`.
+    """
+    known, owners = read_code(), {str(output): task for task in tasks.values() for output in task.outputs}
+    found: dict[Path, str] = {}
+    for outputs, reason in to_run(targets, overlays):
+        if task := next((owners[output] for output in outputs if output in owners), None):
+            found[task.output] = in_words(task, reason, known)
+    return found
+
+
+def to_run(targets: Iterable[Path] = (), overlays: Sequence[Path] = ()) -> list[tuple[list[str], Any]]:
+    """Outputs of each job that a local Snakemake would run, upstream first, and its reason.
+
     Args:
-        tasks: of the run that the overlays configure.
         targets: files to make, from the project's folder; none: all of the run.
         overlays: configuration files, as for snakemake.
 
@@ -52,12 +66,10 @@ def reasons(tasks: Tasks, targets: Iterable[Path] = (), overlays: Sequence[Path]
     )
     from snakemake_interface_common.exceptions import WorkflowError
 
-    known, owners = read_code(), {str(output): task for task in tasks.values() for output in task.outputs}
-    found: dict[Path, str] = {}
     try:
         with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
             config = ConfigSettings(configfiles=list(overlays))
-            parsed = api.workflow(ResourceSettings(cores=1), config_settings=config, snakefile=Path("Snakefile"))
+            parsed = api.workflow(ResourceSettings(cores=1), config_settings=config, snakefile=SNAKEFILE)
             # As the profiles have it: names of inputs follow from a job's settings, or are a cluster's batches.
             triggers = frozenset(RerunTrigger.all()) - {RerunTrigger.INPUT}
             asked = DAGSettings(targets=set(map(str, targets)), rerun_triggers=triggers, force_incomplete=True)
@@ -65,12 +77,11 @@ def reasons(tasks: Tasks, targets: Iterable[Path] = (), overlays: Sequence[Path]
             workflow = parsed._workflow
             workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=True)
             workflow._build_dag()
-            for job in (job for level in workflow.dag.toposorted() for job in level if workflow.dag.needrun(job)):
-                if task := next((owners[output] for output in job.output if output in owners), None):
-                    found[task.output] = in_words(task, workflow.dag.reason(job), known)
+            dag = workflow.dag
+            jobs = (job for level in dag.toposorted() for job in level if dag.needrun(job))
+            return [(list(map(str, job.output)), dag.reason(job)) for job in jobs]
     except WorkflowError as error:
         raise AskError(f"snakemake cannot plan this run: {error}") from None
-    return found
 
 
 def adopt(tasks: Tasks, run: Run) -> None:

@@ -118,8 +118,13 @@ def listed(values: Iterable[str], unit: str = "") -> str:
 
 
 def _network(spec: Json) -> str:
-    width = spec.get("width", 1)
-    return spec.get("factory") or worded(spec["name"]) + ("" if width == 1 else f" at width 1/{1 / width:g}")
+    width, options = (
+        spec.get("width", 1),
+        ", ".join(f"{name} {value}" for name, value in spec.get("options", {}).items()),
+    )
+    if factory := spec.get("factory"):
+        return f"{factory} ({options})" if options else str(factory)
+    return worded(spec["name"]) + ("" if width == 1 else f" at width 1/{1 / width:g}")
 
 
 def _jobs(cells: Iterable[Json]) -> Iterator[dict[str, Any]]:

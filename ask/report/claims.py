@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ class Evidence:
     """Numbers of test images of the paper's data sets."""
     stored: dict[str, list[Row]] = field(default_factory=dict)
     """Numbers by artifact."""
-    kept: dict[tuple[str, str], NDArray[np.uint8] | None] = field(default_factory=dict)
-    """Predictions by reference and metric."""
+
+    def __post_init__(self) -> None:
+        self.predictions = cache(partial(read_predictions, run=self.run))
 
     def rows(self, artifact: str) -> list[Row]:
         """Numbers of an artifact with their settings, trials and references; of pictures, the rows of their CSV."""
@@ -103,10 +105,8 @@ class Evidence:
 
     def values(self, row: Row) -> NDArray[Any]:
         """A number by training, trial and, where predictions are kept, image (`join_predictions`)."""
-        for reference in (references := (row["reference"], *row.get("over", ()))):
-            if (reference, row["metric"]) not in self.kept:
-                self.kept[reference, row["metric"]] = read_predictions(reference, row["metric"], self.run)
-        return join_predictions([self.kept[reference, row["metric"]] for reference in references], row["trials"])
+        references = (row["reference"], *row.get("over", ()))
+        return join_predictions([self.predictions(one, row["metric"]) for one in references], row["trials"])
 
     def estimate(self, terms: Sequence[tuple[float, Row]], *, of_these_images: bool) -> tuple[Estimate, int | None]:
         """A sum of numbers on one data set (`ask.report.numbers.estimate`).

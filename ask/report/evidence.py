@@ -17,20 +17,20 @@ MOST_ZERO_GRADIENTS = 0.01
 LEAST_CLEAN_ACCURACY = 0.5
 """Clean accuracy of a classifier below which its robust accuracy says little."""
 
-WORDS = {
-    "models": "training",
-    "index": "indexes",
-    "blocks": "AdvKnn's blocks",
-    "cells": "attacks and analyses",
-    "examples": "pictures",
-}
-"""Folders of a run in words, where not as they are."""
-
 PARAMETERS = {"tau": "τ", "omega": "ω", "alpha": "α", "learning_rate": "learning rate", "guides": "guides"}
 """Calibrated parameters in words."""
 
-STAGES = ("models", "index", "calibration", "blocks", "cells", "examples", "tables", "figures")
-"""Folders of benchmark files, in the order of the workflow."""
+STAGES = {
+    "models": "training",
+    "index": "indexes",
+    "calibration": "calibration",
+    "blocks": "AdvKnn's blocks",
+    "cells": "attacks and analyses",
+    "examples": "pictures",
+    "tables": "tables",
+    "figures": "figures",
+}
+"""Folders of benchmark files, in the order of the workflow, and in words."""
 
 
 def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str, Any]:
@@ -201,11 +201,11 @@ def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[t
 def stages(run: Run) -> list[tuple[str, int, float]]:
     """Stages of the run with their jobs and wall-clock seconds, from the benchmark files that Snakemake wrote."""
     found = []
-    for folder in STAGES:
+    for folder, words in STAGES.items():
         texts = (path.read_text(encoding="utf-8") for path in (run.root / "benchmarks" / folder).rglob("*.tsv"))
         seconds = [float(next(csv.DictReader(text.splitlines(), delimiter="\t"))["s"]) for text in texts]
         if seconds:
-            found.append((WORDS.get(folder, folder), len(seconds), sum(seconds)))
+            found.append((words, len(seconds), sum(seconds)))
     return found
 
 
