@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ask.lazy import exports
 
 if TYPE_CHECKING:
+    from ask import zoo
     from ask.attacks.advknn import AdvKnn
     from ask.attacks.ask import ASKAttack
     from ask.attacks.dknn_atk import DkNNAttack
@@ -29,6 +30,7 @@ __all__ = [
     "hook_features",
     "identity_features",
     "train",
+    "zoo",
 ]
 __getattr__ = exports(
     __name__,
@@ -42,5 +44,6 @@ __getattr__ = exports(
         "hook_features": "models.hooks",
         "identity_features": "attacks.references",
         "train": "training.loop",
+        "zoo": "zoo",
     },
 )

@@ -62,7 +62,7 @@ COMMANDS: Mapping[str, Command] = {
         "Say which jobs would run again, and because of which value, function or file.",
     ),
     "repeat": Command(
-        _QUESTIONS, "ask.measure.repeat:repeat", "Measure cells again from their records and weights, and compare."
+        _QUESTIONS, "ask.plan.commands:repeat", "Measure cells again from their records and weights, and compare."
     ),
     "slice": Command(
         _PARTS,
@@ -251,7 +251,7 @@ def perform(name: str, text: str, place: "Place") -> None:
         text: its job, a JSON document.
         place: where it reads, writes and computes.
     """
-    from ask.hardware import describe, usage, weights_read
+    from ask.hardware import describe, unverified, usage, weights_read
 
     job, document = _read(name, text)
     found = find(STEPS[name].does)(job, place)
@@ -266,6 +266,7 @@ def perform(name: str, text: str, place: "Place") -> None:
 
         files.write(output.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **arrays))
     about = {**describe(place.device), "weights": weights_read(document, place.run), "usage": used, "code": place.code}
+    about |= {"data": origin} if (origin := unverified(document, place.data)) else {}
     given = text if len(text.encode()) <= LONGEST else f"@{output}"
     command = f"python -m ask {name} --run {shlex.quote(str(place.run.root))} --job {shlex.quote(given)}"
     files.write_json(output, {"id": job.id, **about, **record, "job": document, "command": command})

@@ -1,5 +1,6 @@
 """What a result was made with: device, versions, code and weights, for the record beside every number."""
 
+import json
 import os
 import platform
 import shutil
@@ -10,11 +11,13 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ask import __version__, files
+from ask.data.sources import PUBLISHED
 from ask.errors import AskError
-from ask.paths import Run
+from ask.paths import Run, prepared
 
 if TYPE_CHECKING:
     import torch
@@ -169,9 +172,24 @@ def processor() -> str:
 
 def weights_read(job: Mapping[str, Any], run: Run) -> dict[str, str]:
     """SHA-256 of the weights that a measurement reads, by ``dataset/model``; none on raw pixels."""
-    parts = [part["features"] for part in (job, job.get("cell") or {}, *job.get("cells", ())) if part.get("features")]
-    read = {f"{f['dataset']}/{f['model']}": run.weights(f["dataset"], f["model"]) for f in parts if f["network"]}
+    found = _features_read(job)
+    read = {f"{f['dataset']}/{f['model']}": run.weights(f["dataset"], f["model"]) for f in found if f["network"]}
     return {name: digest_of(path) for name, path in read.items() if path.is_file()}
+
+
+def unverified(job: Mapping[str, Any], data: Path) -> dict[str, str]:
+    """What arrays that a measurement reads say of their origin, by data set, if it is not the published files."""
+    found = {}
+    for features in _features_read(job):
+        facts = prepared(data, SimpleNamespace(**{"data": "", **features})) / "facts.json"
+        known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {"source": ""}
+        if known["source"] in PUBLISHED and known["note"] == PUBLISHED[known["source"]].image_zip_note != "":
+            found[features["dataset"]] = known["note"]
+    return found
+
+
+def _features_read(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [part["features"] for part in (job, job.get("cell") or {}, *job.get("cells", ())) if part.get("features")]
 
 
 def digest_of(path: Path) -> str:

@@ -93,6 +93,6 @@ def _held(folder: Path) -> Iterator[int]:
                 flock(stream, LOCK_EX | LOCK_NB)
                 path.unlink(missing_ok=True)
         except BlockingIOError:
-            yield int(path.read_text())
+            yield int(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue  # given back meanwhile

@@ -1,9 +1,14 @@
 """What all tests share: where the repository is, and which tests this machine can run."""
 
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+SET_UP = Path(__file__).parent / "set_up"
+"""What this machine's builds need, for the PYTHONPATH of processes that tests start."""
+runpy.run_path(str(SET_UP / "sitecustomize.py"))
 
 
 @pytest.fixture(scope="session")

@@ -64,8 +64,8 @@ def test_help_lists_every_command_in_its_group():
     groups = dict(zip(GROUPS, re.split(r"^\S.*:$", shown, flags=re.MULTILINE)[1:], strict=True))
     listed = {group: re.findall(r"^  (\S+) +\S", text, re.MULTILINE) for group, text in groups.items()}
     assert listed["Steps of the workflow"] == list(STEPS)
-    assert listed["Questions about a run"] == ["check", "plan", "status", "why"]
-    assert listed["A run in parts"] == ["slice", "pack", "merge", "render"]
+    assert listed["Questions about a run"] == ["check", "plan", "status", "why", "repeat"]
+    assert listed["A run in parts"] == ["slice", "batch", "pack", "merge", "render"]
     assert listed["Tools"] == ["demo", "bench", "reference"]
 
 

@@ -1,6 +1,7 @@
 """Configuration: what loads, what is refused and with which words, and that its documents are true."""
 
 import copy
+import os
 
 import jsonschema
 import pytest
@@ -8,7 +9,7 @@ import yaml
 from plans import PAPER, ROOT, jobs, planned
 
 from ask.config import reference
-from ask.config.run import ConfigError, load_artifacts, load_run, merge, read_run
+from ask.config.run import ConfigError, hand_on, load_artifacts, load_run, merge, read_run
 from ask.plan.planner import entries, plan_run
 
 RUNS = {
@@ -324,3 +325,14 @@ def test_every_task_comes_after_those_that_it_needs(run):
 
 def test_both_runs_make_the_same_artifacts():
     assert list(planned("paper").artifacts) == list(planned("demo").artifacts)
+
+
+def test_jobs_hear_of_the_mirror_and_of_what_searches_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ASK_DATA_MIRROR", "ASK_SEARCH"):
+        monkeypatch.setenv(name, "before")
+    config = read_run([ROOT / "config/config.yaml"])
+    data = config.data.model_copy(update={"mirror": "/there"})
+    hand_on(config.model_copy(update={"search": "faiss", "data": data}))
+    assert (os.environ["ASK_DATA_MIRROR"], os.environ["ASK_SEARCH"]) == ("/there", "faiss")
+    hand_on(config)
+    assert (os.environ["ASK_DATA_MIRROR"], os.environ["ASK_SEARCH"]) == ("/there", "auto")

@@ -294,6 +294,18 @@ def test_accuracy_outside_the_calibration_is_that_of_the_other_images(place):
     assert "outside" not in run_cell(cell(calibration_images=60), place)[0]["results"][0], "there are no others"
 
 
+@pytest.mark.parametrize("attack", [ATTACK, DkNNAttackConfig(layers=("input",), eps=40 / 255, steps=5)])
+def test_cells_are_the_same_whatever_searches(place, monkeypatch, attack):
+    pytest.importorskip("faiss", reason="faiss is an extra")
+    found = {}
+    for search in ("exact", "faiss"):
+        monkeypatch.setenv("ASK_SEARCH", search)
+        record, found[search] = run_cell(cell(attack=attack), place)
+        assert {row["search"] for row in record["by_trial"]} == {search}
+    for name, predictions in found["exact"].items():
+        assert np.array_equal(found["faiss"][name], predictions)
+
+
 def test_the_report_marks_what_lies_at_an_end_and_tells_the_accuracy_outside(place):
     path = place.run.calibration("digits", "raw", "end")
     path.parent.mkdir(parents=True, exist_ok=True)

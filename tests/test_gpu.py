@@ -27,6 +27,7 @@ from ask.cli import main, perform
 from ask.knn.dknn import DkNN
 from ask.knn.faiss import FaissSearch
 from ask.knn.search import ExactSearch
+from ask.measure.evaluator import hold
 from ask.measure.place import Place
 from ask.paths import Run as Folder
 from ask.precision import in_force, settle
@@ -287,3 +288,16 @@ def test_a_cut_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         perform(task.name, job.model_dump_json(), place)
     made = {path.stem.partition("-")[0] for path in (tmp_path / "run/cells").rglob("*.json")}
     assert made == {"ask", "dknn", "advknn", "pgd"}
+
+
+@pytest.mark.parametrize("free", [2**36, 0])
+def test_features_of_all_training_images_stay_on_a_gpu_where_they_fit(
+    free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, free))
+    index = np.arange(24, dtype=np.float32).reshape(6, 4)
+    np.save(tmp_path / "index.npy", index)
+    place = Place(Folder(tmp_path), tmp_path, torch.device("cuda"))
+    pool = hold({"conv4": tmp_path / "index.npy"}, place)["conv4"]
+    assert pool.device.type == ("cuda" if free else "cpu")
+    assert np.array_equal(pool.cpu().numpy(), index)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ask.models.hooks import hook_features, import_torchvision
+from ask.models.hooks import hook_features
 
 
 @pytest.fixture
@@ -81,7 +81,6 @@ def test_no_hook_stays_behind_even_after_an_error(network):
 
 
 def test_equals_torchvisions_resnet():
-    import_torchvision()
     from torchvision.models import resnet18
 
     torch.manual_seed(0)

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ask.config.training import NetworkSpec
-from ask.models.hooks import import_torchvision
 from ask.models.networks import (
     BLOCKS,
     Network,
@@ -117,7 +116,6 @@ def test_input_is_the_identity_feature_and_an_unknown_layer_is_refused() -> None
 
 
 def test_resnet18_equals_torchvisions() -> None:
-    import_torchvision()
     from torchvision.models import resnet18
 
     ours = lived_in(build(NetworkSpec(name="resnet18"), in_channels=3, image_size=64, num_classes=10))

@@ -20,7 +20,9 @@ from ask import cli, files
 from ask.config.data import DataSpec
 from ask.config.run import ConfigError, load_artifacts, load_run, merge, read_run
 from ask.config.training import NetworkSpec
+from ask.data.sources import PUBLISHED
 from ask.data.trees import fingerprint
+from ask.hardware import unverified
 from ask.models.networks import build
 from ask.paths import Run
 from ask.plan.cost import shape_of
@@ -137,6 +139,16 @@ def test_gradients_that_are_not_finite_are_told(tmp_path):
     )
     cell["validity"]["non_finite_gradient_share"] = 0.0
     assert warn(["a/b/c"], {"a/b/c": cell}) == []
+
+
+def test_data_that_are_not_the_published_files_are_a_reason_to_doubt(tmp_path):
+    note = PUBLISHED["cifar10"].image_zip_note
+    job = {"cell": {"features": {"dataset": "cifar10", "model": "at", "network": None}}}
+    for told, expected in ((note, {"cifar10": note}), ("", {})):
+        files.write_json(tmp_path / "prepared/cifar10/facts.json", {"source": "cifar10", "note": told})
+        assert unverified(job, tmp_path) == expected
+        doubts = warn(["a/b/c"], {"a/b/c": {"results": [], "data": expected}})
+        assert doubts == [f"cifar10: {note[:-1]}"] * len(expected)
 
 
 # What is looked at before a run.
@@ -273,6 +285,46 @@ def test_a_long_job_travels_in_a_file(tmp_path, monkeypatch, capsys):
     assert "--job @nothing.json: no readable JSON document" in capsys.readouterr().err
 
 
+# Parameters of an attack of one's own.
+
+
+def test_what_an_attack_declares_is_calibrated_before_it_attacks(monkeypatch, tmp_path):
+    import torch
+
+    from ask.config.attacks import AdvKnnConfig
+    from ask.data import prepare
+    from ask.measure.cells import run_calibration, run_cell
+    from ask.measure.place import Place, build_index
+
+    monkeypatch.setattr(AdvKnnConfig, "grid", {"ce_weight": (0.0, 2.0), "steps": (1.0, 2.0)})
+    table = yaml.safe_load((ROOT / "config/artifacts/table05.yaml").read_text()) | {
+        "settings": {"dataset": "digits", "model": "raw", "similarity": "l2", "attack": "advknn", "eps": 60},
+        "rows": [{"values": [{"label": "K = 5"}]}],
+        "columns": [{"values": [{"label": "AdvKnn"}]}],
+        "paper_table": None,
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(table))
+    digits = {"label": "Digits", "source": "digits", "references_per_class": 20, "test_images": 12}
+    evaluation = {"max_trials": 1, "steps": 2, "advknn": {"block": {"epochs": 1}}}
+    overlay = {"datasets": {"digits": digits}, "evaluation": evaluation, "calibration": {"images": 8}}
+    plan = plan_of(overlay, [str(tmp_path / "mine.yaml")])
+    (searched,), (cell,) = (task.job for task in plan.of("calibrate")), (task.job for task in plan.of("attack"))
+    assert list(searched.grid) == [{"ce_weight": a, "steps": b} for a in (0.0, 2.0) for b in (1.0, 2.0)]
+    assert cell.alpha_from == searched.id
+    assert (
+        plan.run.calibration("digits", "raw", searched.id) in plan.tasks[plan.run.cell("digits", "raw", cell.id)].needs
+    )
+    place = Place(Run(tmp_path / "run"), tmp_path / "data", torch.device("cpu"))
+    prepare(DataSpec(source="digits"), place.data, "digits")
+    build_index(next(task.job for task in plan.of("index")), place)
+    found = run_calibration(searched, place)
+    assert found["picked"] in found["grid"]
+    files.write_json(place.run.calibration("digits", "raw", searched.id), found)
+    measured, _ = run_cell(cell.model_copy(update={"blocks_from": ()}), place)
+    assert measured["setting"] == found["picked"]
+    assert isinstance(measured["setting"]["steps"], int)
+
+
 # Terminals, locales and other users.
 
 
@@ -396,6 +448,7 @@ def test_a_newcomers_images_go_from_check_to_report(tmp_path):
     own |= {"network": {"name": "resnet18", "width": 0.0625}, "training": training}
     overlay = {
         "run": "mine",
+        "precision": "float32",
         "data": {"root": "~/askdata"},
         "datasets": {"flowers": own},
         "stand_ins": {"cifar10": {"dataset": "flowers", "eps_scale": 4}},

@@ -14,7 +14,7 @@ from plans import ROOT
 from ask.cli import main
 from ask.errors import AskError
 from ask.hardware import hardware
-from ask.measure.repeat import ALIKE, repeat
+from ask.plan.commands import ALIKE, repeat
 from ask.plan.planner import load
 
 CELLS = 3

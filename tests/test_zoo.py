@@ -6,6 +6,7 @@ import pytest
 import torch
 from training_jobs import load_images, make_job, run
 
+import ask
 from ask import zoo
 from ask.errors import AskError
 
@@ -26,6 +27,7 @@ def test_a_network_is_found_by_run_data_set_and_model(tmp_path: Path, monkeypatc
 
 
 def test_the_committed_ones_load() -> None:
+    assert ask.zoo is zoo
     assert "digits/digits-vgg/at" in zoo.names()
     for name in zoo.names():
         network = zoo.load(name)

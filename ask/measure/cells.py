@@ -152,7 +152,7 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
 def _trials_of(record: Path) -> int | None:
     """How many trials a finished record holds; one of the same number is measured again if it is asked for."""
     with suppress(OSError, ValueError, KeyError):
-        return int(json.loads(record.read_text())["job"]["trials"])
+        return int(json.loads(record.read_text(encoding="utf-8"))["job"]["trials"])
     return None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -73,10 +74,9 @@ class Evaluator:
         self.pool_labels = np.array(load(folder, "train")[1])
         self.n_classes = int(self.pool_labels.max()) + 1
         self.searching = searching(place.device)
-        self.pools = {
-            layer: np.load(place.run.index(features.dataset, features.model, layer), mmap_mode="r")
-            for layer in self.layers
-        }
+        self.pools = hold(
+            {layer: place.run.index(features.dataset, features.model, layer) for layer in self.layers}, place
+        )
         self.clean_features, self.clean_classes = self.look(self.images)
 
     def draw(self, per_class: int, seed: int) -> "Trial":
@@ -87,7 +87,7 @@ class Evaluator:
         wanted: set[tuple[str, str]] = {(c.similarity, layer) for c in self.classifiers for layer in c.layers}
         wanted |= {(self.similarity, layer) for layer in self.attacked}
         for layer in self.layers:
-            features = torch.from_numpy(self.pools[layer][chosen]).to(self.place.device)
+            features = self.pools[layer][torch.from_numpy(chosen).to(self.pools[layer].device)].to(self.place.device)
             for similarity in SIMILARITIES:
                 if (similarity, layer) in wanted:
                     searches[similarity, layer] = make_search(
@@ -213,6 +213,18 @@ def draw_references(labels: NDArray[np.int64], per_class: int, seed: int) -> NDA
             )
         chosen.append(np.sort(generator.choice(pool, per_class, replace=False)))
     return np.concatenate(chosen)
+
+
+def hold(indexes: Mapping[str, Path], place: Place) -> dict[str, Tensor]:
+    """Features of all training images, by layer, that trials draw their references from.
+
+    Mapped from disk; on a GPU that has eight times as much to spare they are kept there, instead of gathered and copied
+    for each trial.
+    """
+    pools = {layer: torch.from_numpy(np.load(path, mmap_mode="c")) for layer, path in indexes.items()}
+    if place.device.type != "cuda" or 8 * sum(pool.nbytes for pool in pools.values()) > torch.cuda.mem_get_info()[0]:
+        return pools
+    return {layer: pool.to(place.device) for layer, pool in pools.items()}
 
 
 def pick_test_images(available: int, wanted: int | None, dataset: str) -> NDArray[np.int64] | slice:

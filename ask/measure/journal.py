@@ -57,7 +57,7 @@ class Journal:
         for path in (*sorted(self.folder.glob("*.json")), *([record] if record else [])):
             # What is not whole is measured again.
             with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
-                entry = json.loads(path.read_text())
+                entry = json.loads(path.read_text(encoding="utf-8"))
                 if entry.get("key") != self.key:
                     continue
                 with np.load(path.with_suffix(".npz")) as stored:
@@ -122,7 +122,7 @@ def known(output: Path, job: Mapping[str, Any], code: str) -> set[int]:
     numbers = set()
     for path in (*folder_of(output).glob("*.json"), output):
         with suppress(OSError, ValueError, KeyError):
-            entry = json.loads(path.read_text())
+            entry = json.loads(path.read_text(encoding="utf-8"))
             if entry["code"] == code and without_trials(entry["job"]) == without_trials(job):
                 numbers |= {about["trial"] for about in entry["by_trial"]}
     return {number for number in numbers if number < job["trials"]}
@@ -137,7 +137,9 @@ def tend(jobs: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
     for output, job in jobs:
         folder = folder_of(output)
         with suppress(OSError, ValueError, KeyError):  # not measured yet, or before trials could be told apart
-            held = _header(output) if output.suffix == ".safetensors" else json.loads(output.read_text())
+            held = (
+                _header(output) if output.suffix == ".safetensors" else json.loads(output.read_text(encoding="utf-8"))
+            )
             if without_trials(held["job"]) != without_trials(job) or "key" not in held:
                 continue
             count, wanted = held["job"]["trials"], job["trials"]
@@ -168,7 +170,9 @@ def _trials(path: Path) -> int:
     """Highest trial of an entry, counted from one."""
     if path.suffix == ".safetensors":
         return int(_header(path)["job"]["trials"])
-    return int(max((about["trial"] for about in json.loads(path.read_text())["by_trial"]), default=-1)) + 1
+    return (
+        int(max((about["trial"] for about in json.loads(path.read_text(encoding="utf-8"))["by_trial"]), default=-1)) + 1
+    )
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -1,11 +1,8 @@
 """``python -m ask repeat``: measure cells again from their records and the weights beside them."""
 
 import json
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -19,34 +16,16 @@ from ask.measure.place import Place, build_index
 from ask.paths import Run, prepared
 from ask.precision import settle
 
-ALIKE = 0.99
-"""Least share of predictions that are equal on another kind of machine, where arithmetic rounds otherwise."""
 
-
-def repeat(
-    cells: Annotated[Sequence[Path], "records of cells, results/<run>/cells/<dataset>/<model>/<cell>.json"],
-    *,
-    trials: Annotated[int | None, "measure the first so many trials only"] = None,
-    data: Annotated[Path, "folder of the data (default: data)"] = Path("data"),
-) -> int:
-    """Measure cells again and print the share of equal predictions; 1 if it is below 99 % for any of them.
+def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
+    """Measure a cell again, or its first trials: the share of equal predictions, and what the record was measured on.
 
     Raises:
-        AskError: the weights are not those that the record names, the data are not prepared, or a cell's attack needs
+        AskError: the weights are not those that the record names, the data are not prepared, or the cell's attack needs
             blocks of AdvKnn, which are not kept.
     """
     settle()
     torch.set_flush_denormal(True)  # as a step does
-    shares = []
-    for record in cells:
-        share, machine = _again(record, trials, data)
-        shares.append(share)
-        sys.stdout.write(f"{record}: {share:.2%} of predictions equal (measured on {machine})\n")
-    return int(min(shares) < ALIKE)
-
-
-def _again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
-    """Share of equal predictions, and what the record was measured on."""
     record = json.loads(path.read_text(encoding="utf-8"))
     job, run = CellJob.model_validate_json(json.dumps(current(record["job"]))), Run(path.parents[3])
     if job.blocks_from:

@@ -182,7 +182,7 @@ class Batches:
 
     def read(self, name: str) -> Batch:
         """A batch as it was written."""
-        return Batch(**json.loads((self.folder / f"{name}.json").read_text()))
+        return Batch(**json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
 
     def summary(self, name: str) -> str:
         """Its members by step; few ones by name."""
@@ -205,7 +205,7 @@ def batch_command(
     """Make a batch's members with a Snakemake of its own; what is made stays, whatever else fails."""
     began = time.time()
     config = spec.with_name(f"{spec.stem.rpartition('-')[0]}.config.json")
-    targets = json.loads(spec.read_text())["targets"]
+    targets = json.loads(spec.read_text(encoding="utf-8"))["targets"]
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(SNAKEFILE), "--configfile", str(config)]
     command += ["--executor", "local", "--cores", str(cores), "--nolock"]
     environment = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}

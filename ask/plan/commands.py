@@ -26,6 +26,8 @@ Time is the sum over jobs, some of which run side by side; on a CPU, of one core
 there counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs.
 Assumed: CPU 150 GFLOP/s a core in training, 105 in attacks; GPU 280 TFLOP/s in training (35 % of 800 in
 bf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20."""
+ALIKE = 0.99
+"""Least share of predictions that are equal on another kind of machine, where arithmetic rounds otherwise."""
 Overlays = Annotated[Sequence[Path], "overlays, as for snakemake"]
 
 
@@ -108,7 +110,7 @@ def status(
     for name, paths in targets.items():
         needs = [planned.tasks[path] for path in required(planned.tasks, paths) - set(paths)]
         measured = [task for task in needs if task.step.stage in ("attacks", "analyses")]
-        trained = [task for task in needs if task.step.stage == "training"]
+        trained = [task for task in needs if task.name in ("train", "adopt")]
         rendered = "yes" if all(planned.tasks[path].done for path in paths) else "no"
         rows.append((name, _of(trained), _of(measured), rendered))
     print(_table(("artifact", "models", "measurements", "rendered"), rows))
@@ -141,6 +143,23 @@ def why(
     left = {path: cost_left(tasks[path], counted[path]).flop for path in found}
     took = sum(known.speed(tasks[path].group).seconds(flop) for path, flop in left.items())
     print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
+
+
+def repeat(
+    cells: Annotated[Sequence[Path], "records of cells, results/<run>/cells/<dataset>/<model>/<cell>.json"],
+    *,
+    trials: Annotated[int | None, "measure the first so many trials only (default: all)"] = None,
+    data: Annotated[Path, "folder of the data (default: data)"] = Path("data"),
+) -> int:
+    """Measure cells again and print the share of equal predictions; 1 if it is below 99 % for any of them."""
+    from ask.measure.repeat import again
+
+    shares = []
+    for record in cells:
+        share, machine = again(record, trials, data)
+        shares.append(share)
+        print(f"{record}: {share:.2%} of predictions equal (measured on {machine})", flush=True)
+    return int(min(shares) < ALIKE)
 
 
 def _targets(planned: Plan, names: Sequence[str]) -> dict[str, list[Path]]:
@@ -181,7 +200,11 @@ def _elsewhere(run: Run, gain: float) -> Iterator[Measured]:
 def _batches_of(profile: str) -> int:
     """About how many batches a profile asks for; raises ConfigError for one that is not there or asks for none."""
     path = Path("profiles") / profile / "profile.yaml"
-    asked = (yaml.safe_load(path.read_text()).get("resources") or {}).get("batches") if path.is_file() else None
+    asked = (
+        (yaml.safe_load(path.read_text(encoding="utf-8")).get("resources") or {}).get("batches")
+        if path.is_file()
+        else None
+    )
     if not asked:
         raise ConfigError(f"--profile {profile}: {path} names no `resources: batches`; take slurm, or a copy of it")
     return int(asked)

@@ -32,7 +32,7 @@ Measured = Mapping[str, Sequence[tuple[float, float]]]
 """Operations and seconds of finished jobs, by group (:attr:`Task.group`)."""
 ON_NETWORKS = ("training", "calibration", "attacks", "analyses")
 """Groups of jobs of which most is passes that may be in bfloat16."""
-LIGHT = ("data", RENDERED, LAST)
+LIGHT = ("data", "networks trained elsewhere", RENDERED, LAST)
 """Groups of jobs that take a second whatever the machine, and do not speak for it."""
 EVERY = 300.0
 """Seconds between two lines about a run in progress."""
@@ -178,7 +178,7 @@ def _share(task: Task) -> float:
     """Of a finished job's trials, those that were measured when its time was noted: the others were known."""
     if not task.counts_trials:
         return 1.0
-    record = json.loads(task.output.read_text())
+    record = json.loads(task.output.read_text(encoding="utf-8"))
     return 1 - float(record["known"] / record["job"]["trials"]) if "known" in record else 1.0
 
 

@@ -152,7 +152,11 @@ def recorded(task: Task) -> tuple[dict[str, Any] | None, str | None]:
     Without them Snakemake, too, goes by the files' times alone.
     """
     record = _notes(task.output)
-    params = [_plain(text) for text in json.loads(record.read_text()).get("params", ())] if record.is_file() else []
+    params = (
+        [_plain(text) for text in json.loads(record.read_text(encoding="utf-8")).get("params", ())]
+        if record.is_file()
+        else []
+    )
     before = next((value for value in params if isinstance(value, dict)), None)
     codes = (value for value in params if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value))
     return before, next(codes, None)

@@ -157,6 +157,7 @@ def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
     warnings = []
     for name, classifier in map(read_reference, references):
         cell = cells[name]
+        warnings += [f"{dataset}: {note.rstrip('.')}" for dataset, note in (cell.get("data") or {}).items()]
         validity = cell.get("validity") or {}
         share, unsound = validity.get("zero_gradient_share"), validity.get("non_finite_gradient_share")
         if share is not None and share > MOST_ZERO_GRADIENTS:

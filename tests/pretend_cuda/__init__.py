@@ -73,6 +73,7 @@ def _replacements() -> dict[str, Callable[..., Any]]:
         "is_current_stream_capturing": lambda: device.capture is not None,
         "memory_allocated": lambda *_: 0,
         "max_memory_allocated": lambda *_: 0,
+        "mem_get_info": lambda *_: (2**36, 2**36),
         "reset_peak_memory_stats": lambda *_: None,
         "is_bf16_supported": lambda *_, **__: True,
         "manual_seed": seed,
