@@ -21,7 +21,7 @@ import fcntl, os, sys, time
 from pathlib import Path
 from ask.leases import lease
 folder, need, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-with lease({"one": 24, "two": 24}, need or None, folder / "leases") as card, (folder / "seen").open("a") as seen:
+with lease({"one": 24, "two": 24}, need or None, folder / "leases", str) as card, (folder / "seen").open("a") as seen:
     for what in ("takes", "gives"):
         fcntl.flock(seen, fcntl.LOCK_EX)
         print(what, card, need or 24, os.getpid(), file=seen, flush=True)
