@@ -14,9 +14,9 @@ from ask.files import locked
 
 WAIT = 0.2
 """Seconds between two looks for a free card, by the one whose turn it is."""
-NEEDED = 16.0
-"""GiB for a job on a full-width network: an attack's largest batch takes some 10 of them, references most of the rest.
-A narrower one takes its share, and every process 2 GiB of its own."""
+NEEDED = 20.0
+"""GiB for a job on a full-width network: an attack's largest batch takes some 10, references and features most of the
+rest. A narrower one takes its share, and every process 2 GiB of its own."""
 
 
 def needed(name: str, job: Any) -> int | None:

@@ -157,8 +157,8 @@ def job(width):
 def test_needs_grow_with_the_network_and_timing_is_alone():
     several, one = SimpleNamespace(cells=[job(1)]), SimpleNamespace(cell=job(1))
     assert needed("timing", several) is None
-    assert needed("transfer", several) == needed("failures", one) == needed("attack", job(1)) == 16 * 1024
-    assert needed("train", job(1).features) == 16 * 1024
+    assert needed("transfer", several) == needed("failures", one) == needed("attack", job(1)) == 20 * 1024
+    assert needed("train", job(1).features) == 20 * 1024
     assert needed("attack", job(0)) == 2048 < needed("attack", job(0.25)) < needed("attack", job(1))
 
 
