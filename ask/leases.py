@@ -1,7 +1,4 @@
-"""Which card a job computes on: a lease in a file's lock, which the kernel frees however its holder ends.
-
-Jobs of one user share a card as far as its memory goes; who needs one alone waits until it is free, not overtaken.
-"""
+"""Which card a job computes on: a lease in a file's lock, which the kernel frees however its holder ends."""
 
 import os
 import tempfile
@@ -17,9 +14,9 @@ from ask.files import locked
 
 WAIT = 0.2
 """Seconds between two looks for a free card, by the one whose turn it is."""
-NEEDED = 16.0
-"""GiB for a job on a full-width network: an attack's largest batch takes some 10 of them, references most of the rest.
-A narrower one takes its share, and every process 2 GiB of its own."""
+NEEDED = 20.0
+"""GiB for a job on a full-width network: an attack's largest batch takes some 10, references and features most of the
+rest. A narrower one takes its share, and every process 2 GiB of its own."""
 
 
 def needed(name: str, job: Any) -> int | None:
@@ -44,27 +41,20 @@ def card(need: int | None, say: Callable[[str], object] = str) -> Iterator[int]:
     if len(visible) == 1 and "SLURM_JOB_ID" in os.environ:
         yield 0
         return
-    about = [torch.cuda.get_device_properties(index) for index in visible]
-    names = [str(one.uuid) for one in about]
+    cards = {str(one.uuid): int(one.total_memory) // 2**20 for one in map(torch.cuda.get_device_properties, visible)}
     folder = Path(tempfile.gettempdir(), f"ask-cards-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    cards = {name: int(one.total_memory) // 2**20 for name, one in zip(names, about, strict=True)}
     with lease(cards, need, folder, say) as name:
-        torch.cuda.set_device(names.index(name))
-        yield names.index(name)
+        index = list(cards).index(name)
+        torch.cuda.set_device(index)
+        yield index
 
 
 @contextmanager
-def lease(
-    cards: Mapping[str, int], need: int | None, folder: Path, say: Callable[[str], object] = str
-) -> Iterator[str]:
-    """Hold memory of the card that has most to spare; waits in turn until one has enough.
+def lease(cards: Mapping[str, int], need: int | None, folder: Path, say: Callable[[str], object]) -> Iterator[str]:
+    """Hold memory of the card (MiB by name) that has most to spare; waits in turn until one has enough.
 
-    Args:
-        cards: memory (MiB) by name.
-        need: MiB; None, or more than a card has: that card alone.
-        folder: where all who share these cards keep their leases.
-        say: takes a line if there is none free.
+    ``need`` is in MiB; None, or more than a card has: that card alone. All who share the cards have one ``folder``.
     """
     wanted = {name: size if need is None else min(need, size) for name, size in cards.items()}
     with locked(folder / "turn"):  # held while waiting: the first to come is the first to go
@@ -76,10 +66,9 @@ def lease(
                 say(f"waiting for a GPU: MiB to spare are {list(spare.values())}, wanted {list(wanted.values())}")
             time.sleep(WAIT)
         best = max(enough, key=lambda name: spare[name])
-        held = tempfile.NamedTemporaryFile("w", prefix=f"{os.getpid()}-", dir=folder / best)  # noqa: SIM115
+        held = tempfile.NamedTemporaryFile("w", 1, prefix=f"{os.getpid()}-", dir=folder / best)  # noqa: SIM115
         flock(held, LOCK_EX)
-        held.write(str(wanted[best]))
-        held.flush()
+        held.write(f"{wanted[best]}\n")  # the buffer is a line
     with held:
         yield best
 
@@ -91,7 +80,7 @@ def _held(folder: Path) -> Iterator[int]:
         try:
             with path.open() as stream:
                 flock(stream, LOCK_EX | LOCK_NB)
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except BlockingIOError:
             yield int(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

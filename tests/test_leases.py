@@ -1,17 +1,23 @@
-"""GPU leases: racing processes never take more than a card has, each in turn, and the dead give theirs back."""
+"""GPU leases: racing processes never take more than a card has, each in turn, and the dead give theirs back.
+
+And the lock on a training.
+"""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from ask.config.training import NetworkSpec
+from ask.files import locked
 from ask.leases import card, lease, needed
 from ask.paths import Run
 
@@ -19,9 +25,10 @@ CARDS = {"one": 24, "two": 24}
 HOLDER = """
 import fcntl, os, sys, time
 from pathlib import Path
+from ask.files import locked
 from ask.leases import lease
 folder, need, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-with lease({"one": 24, "two": 24}, need or None, folder / "leases") as card, (folder / "seen").open("a") as seen:
+with lease({"one": 24, "two": 24}, need or None, folder / "leases", str) as card, (folder / "seen").open("a") as seen:
     for what in ("takes", "gives"):
         fcntl.flock(seen, fcntl.LOCK_EX)
         print(what, card, need or 24, os.getpid(), file=seen, flush=True)
@@ -150,8 +157,8 @@ def job(width):
 def test_needs_grow_with_the_network_and_timing_is_alone():
     several, one = SimpleNamespace(cells=[job(1)]), SimpleNamespace(cell=job(1))
     assert needed("timing", several) is None
-    assert needed("transfer", several) == needed("failures", one) == needed("attack", job(1)) == 16 * 1024
-    assert needed("train", job(1).features) == 16 * 1024
+    assert needed("transfer", several) == needed("failures", one) == needed("attack", job(1)) == 20 * 1024
+    assert needed("train", job(1).features) == 20 * 1024
     assert needed("attack", job(0)) == 2048 < needed("attack", job(0.25)) < needed("attack", job(1))
 
 
@@ -172,3 +179,25 @@ def test_a_step_computes_on_the_card_that_it_holds(two_cards, monkeypatch, tmp_p
     assert main(["index", "--job", text, "--run", str(Run(tmp_path).root), "--device", "cuda", "--code", "x"]) == 0
     assert held == [2048]
     assert not list((tmp_path / f"ask-cards-{os.getuid()}").glob("GPU-*/*"))
+
+
+@pytest.mark.parametrize(("code", "trained"), [("same", 0), ("other", 1)])
+def test_a_training_that_waited_keeps_what_was_made_meanwhile(tmp_path, monkeypatch, code, trained):
+    """The very training of another process, but not one of other code."""
+    from ask.measure import train as step
+
+    document = {"name": "of the first"}
+    job = SimpleNamespace(dataset="d", model="m", model_dump=lambda mode: document)
+    said, begun = [], []
+    place = SimpleNamespace(run=Run(tmp_path), code="same", log=said.append)
+    monkeypatch.setattr(step, "_train", lambda *_: begun.append(1))
+    with locked(tmp_path / "scratch/d/m.lock"):
+        second = threading.Thread(target=step.train_model, args=(job, place))
+        second.start()
+        wait_until(lambda: said)
+        (tmp_path / "models/d/m").mkdir(parents=True)
+        (tmp_path / "models/d/m/config.yaml").write_text(yaml.safe_dump({"job": document, "fingerprint": code}))
+        assert not begun
+    second.join(20)
+    assert len(begun) == trained
+    assert ("m: trained meanwhile" in said) == (not trained)

@@ -19,8 +19,7 @@ from ask.training.loop import train
 def train_model(job: TrainJob, place: Place) -> None:
     """Train a model on a prepared data set; continues where an earlier call was interrupted.
 
-    One training at a time writes a model: a second one, as of a run whose predecessor was killed or of one beside it,
-    waits, and keeps what has been made meanwhile.
+    One at a time writes a model: a second one, of a run beside it or after it, waits and keeps what the first has made.
     """
     lock = place.run.root / "scratch" / job.dataset / f"{job.model}.lock"
     with ExitStack() as stack:
