@@ -49,3 +49,16 @@ rule all:
         RUN.report,
         [PLAN.shown(name) for name in PLAN.artifacts],
     localrule: True
+
+
+# One model's part of a run, as a target: all that is measured on it. For several allocations side by side (docs/cluster.md).
+rule model:
+    input:
+        lambda wildcards: [
+            task.output
+            for task in PLAN.of("attack", "failures", "timing")
+            if task.output.parent == RUN.cell(wildcards.dataset, wildcards.model, "").parent
+        ],
+    output:
+        touch(RUN.root / "scratch/{dataset}/{model}.done"),
+    localrule: True

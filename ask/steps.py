@@ -71,7 +71,7 @@ STEPS: Mapping[str, Step] = {
     ),
     "prepare": _measure("data", "data:prepare_arrays", jobs.PrepareJob, _CHECKED, also=_ARRAYS, device=False),
     "train": _measure("training", "train:train_model", TrainJob, _TRAINED, **_MODEL),
-    "adopt": _measure("training", "adopt:adopt", jobs.AdoptJob, _ADOPTED, also=("config.yaml",)),
+    "adopt": _measure("networks trained elsewhere", "adopt:adopt", jobs.AdoptJob, _ADOPTED, also=("config.yaml",)),
     "index": _measure(
         "indexes", "place:build_index", jobs.IndexJob, "Compute all training images' features at a layer."
     ),

@@ -19,6 +19,8 @@ from ask.plan.planner import Plan
 GIB = 2**30
 BASE_HOST = 1.5 * GIB
 """Interpreter, torch with its CUDA libraries, code."""
+CARD = 24 * GIB
+"""The smallest GPU that is reckoned with. One keeps the features of all training images if an eighth holds them."""
 BASE_GPU = 1.0 * GIB
 """CUDA context, cuDNN's and cuBLAS' workspaces."""
 FLOAT = 4
@@ -58,6 +60,8 @@ def needs(plan: Plan) -> list[Need]:
         # Features of clean and adversarial images, and the references under each similarity, with a copy on the way.
         references = cell.references_per_class * shape.classes
         held = FLOAT * sum(widths) * (2 * images + 3 * references) + 4 * picture * images + DEFAULT_MEMORY
+        pool = FLOAT * sum(widths) * shape.train
+        kept = pool if 8 * pool <= CARD else 0.0
         one = 0.0 if features.network is None else activations(features.network, shape)
         vectors = 2**28  # what an attack's references may take in a batch
         # Batch norm is folded and stores nothing: half of it all, and as much again for gradients on their way.
@@ -66,7 +70,7 @@ def needs(plan: Plan) -> list[Need]:
             Need(
                 stage=f"attack {cell.features.dataset}/{cell.features.model}",
                 host=BASE_HOST + held + one * on_cpu + vectors,
-                gpu=BASE_GPU + held + one * on_gpu + vectors,
+                gpu=BASE_GPU + held + kept + one * on_gpu + vectors,
             )
         )
     for block in (task.job for task in plan.of("blocks")):

@@ -116,6 +116,12 @@ stop() {
         sleep 0.1
     done
     end TERM slurmd-n1 slurmd-n2 slurmctld munged
+    # Steps of a node that was declared down are nobody's.
+    for path in /proc/[0-9]*; do
+        if [ "${path#/proc/}" != $$ ] && grep -qzxF "SLURM_CONF=$SLURM_CONF" "$path/environ" 2>/dev/null; then
+            kill -KILL "${path#/proc/}" 2>/dev/null || true
+        fi
+    done
     rm -rf "$here"
 }
 

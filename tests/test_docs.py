@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
+from own_images import draw
 
 ROOT = Path(__file__).parent.parent
 MADE = ("api.md", "configuration.md")
@@ -54,6 +55,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config/mine.yaml").write_text(yamls["own-data"])
     (folder / "config/artifacts/steps.yaml").write_text(yamls["add-a-table"])
     (folder / "data").mkdir()
+    draw(folder / "flowers", train=240, test=5)
+    shutil.make_archive(str(folder / "data/flowers"), "zip", folder / "flowers")
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     subprocess.run(["git", "add", "-A"], cwd=folder, check=True)
     identity = ["-c", "user.name=t", "-c", "user.email=t@t"]

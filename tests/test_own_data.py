@@ -448,6 +448,7 @@ def test_a_newcomers_images_go_from_check_to_report(tmp_path):
     own |= {"network": {"name": "resnet18", "width": 0.0625}, "training": training}
     overlay = {
         "run": "mine",
+        "precision": "float32",
         "data": {"root": "~/askdata"},
         "datasets": {"flowers": own},
         "stand_ins": {"cifar10": {"dataset": "flowers", "eps_scale": 4}},

@@ -255,24 +255,36 @@ def test_an_allocation_puts_itself_back_before_its_end(cluster, calm, project):
 
 def test_allocations_run_side_by_side_in_one_folder(cluster, calm, project):
     """Each with targets of its own; of a model that both want, one trains and the other waits."""
-    wanted = {"one": [RUN / "tables/small.csv"], "two": [RUN / "tables/other.csv", WEIGHTS]}
+    wanted = {"one": [RUN / "scratch/digits-tiny/at.done"], "two": [RUN / "tables/other.csv", WEIGHTS]}
     jobs = {
         name: cluster.submit(project, *map(str, targets), options=[f"--output={name}"])
         for name, targets in wanted.items()
     }
     for name, job in jobs.items():
         assert wait_until(lambda job=job: cluster.ended(job)) == "COMPLETED", (project / name).read_text()
-    for pattern in ("**/weights.safetensors", "**/tables/*.csv"):
+    for pattern in ("**/weights.safetensors", "**/cells/**/*.npz", "**/tables/other.csv"):
         same(project, calm, pattern)
     assert "at: trained meanwhile" in (project / RUN / "logs/models/digits-tiny/at/train.log").read_text()
 
 
 def test_an_allocation_that_finishes_nothing_gives_up(cluster, project):
-    job = cluster.submit(project, str(WEIGHTS), ASK_LAST_SECONDS="100000")
-    wait_until(lambda: "Building DAG" in said(project) if (project / "said").exists() else False)
+    job = cluster.submit(project, str(WEIGHTS), options=["--gpus=2"], ASK_LAST_SECONDS="100000")
+    wait_until(lambda: (project / "said").exists() and "Provided resources" in said(project))
     cluster.say("scancel", "--batch", "--signal=USR1", job)
     assert wait_until(lambda: cluster.ended(job)) == "FAILED"
     assert "give it more --time" in said(project)
+    assert "2 cores, 2 GPUs" in said(project)  # and two jobs a card, which ask for leases
+    assert 'Resource("gpu", 4)' in said(project)
+
+
+def test_a_cancelled_allocation_ends_for_good(cluster, project):
+    job = cluster.submit(project, str(WEIGHTS))
+    training(cluster, project)
+    cluster.say("scancel", job)
+    assert wait_until(lambda: cluster.ended(job)) == "CANCELLED"
+    wait_until(lambda: not processes(project))
+    assert "stopping at once" in said(project)
+    assert list((project / RUN / "scratch").rglob("*.safetensors"))
 
 
 def test_a_time_limit_that_cuts_is_no_end(timed, cluster, calm):

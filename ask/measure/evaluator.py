@@ -218,11 +218,11 @@ def draw_references(labels: NDArray[np.int64], per_class: int, seed: int) -> NDA
 def hold(indexes: Mapping[str, Path], place: Place) -> dict[str, Tensor]:
     """Features of all training images, by layer, that trials draw their references from.
 
-    Mapped from disk; on a GPU that has four times as much to spare they are kept there, instead of gathered and copied
+    Mapped from disk; on a GPU that has eight times as much to spare they are kept there, instead of gathered and copied
     for each trial.
     """
     pools = {layer: torch.from_numpy(np.load(path, mmap_mode="c")) for layer, path in indexes.items()}
-    if place.device.type != "cuda" or 4 * sum(pool.nbytes for pool in pools.values()) > torch.cuda.mem_get_info()[0]:
+    if place.device.type != "cuda" or 8 * sum(pool.nbytes for pool in pools.values()) > torch.cuda.mem_get_info()[0]:
         return pools
     return {layer: pool.to(place.device) for layer, pool in pools.items()}
 

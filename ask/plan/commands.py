@@ -110,7 +110,7 @@ def status(
     for name, paths in targets.items():
         needs = [planned.tasks[path] for path in required(planned.tasks, paths) - set(paths)]
         measured = [task for task in needs if task.step.stage in ("attacks", "analyses")]
-        trained = [task for task in needs if task.step.stage == "training"]
+        trained = [task for task in needs if task.name in ("train", "adopt")]
         rendered = "yes" if all(planned.tasks[path].done for path in paths) else "no"
         rows.append((name, _of(trained), _of(measured), rendered))
     print(_table(("artifact", "models", "measurements", "rendered"), rows))

@@ -32,7 +32,7 @@ Measured = Mapping[str, Sequence[tuple[float, float]]]
 """Operations and seconds of finished jobs, by group (:attr:`Task.group`)."""
 ON_NETWORKS = ("training", "calibration", "attacks", "analyses")
 """Groups of jobs of which most is passes that may be in bfloat16."""
-LIGHT = ("data", RENDERED, LAST)
+LIGHT = ("data", "networks trained elsewhere", RENDERED, LAST)
 """Groups of jobs that take a second whatever the machine, and do not speak for it."""
 EVERY = 300.0
 """Seconds between two lines about a run in progress."""
