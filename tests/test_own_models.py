@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import SET_UP
 from PIL import Image
 from safetensors.torch import save_file
 from test_workflow import PARTS, ROOT
@@ -41,7 +42,7 @@ def eval_page() -> dict[str, Any]:
 
 def run(folder: Path, *command: str, check: bool = True) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "PATH": path}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{SET_UP}", "PATH": path}
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )

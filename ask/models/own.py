@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ask.config.training import NetworkSpec
 from ask.errors import AskError
-from ask.models.hooks import evaluating, import_torchvision, outputs
+from ask.models.hooks import evaluating, outputs
 from ask.models.networks import Network, build, fold_batchnorm
 from ask.tensorfile import load_others
 
@@ -173,10 +173,10 @@ def make(spec: NetworkSpec) -> nn.Module:
     if not {"", os.getcwd()} & set(sys.path):  # noqa: PTH109  # as sys.path has it
         sys.path.append(os.getcwd())  # noqa: PTH109
     try:
-        factory: Any = _import(module_name)
+        factory: Any = import_module(module_name)
         for part in name.split("."):
             factory = getattr(factory, part)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the second: a torchvision that was built for another torch
         raise OwnModelError(f"factory {spec.factory}: {error}; install its package, or add its file here") from error
     except AttributeError:
         raise OwnModelError(f"factory {spec.factory}: {module_name} has no {name!r}; mend its spelling") from None
@@ -188,15 +188,6 @@ def make(spec: NetworkSpec) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise OwnModelError(f"factory {spec.factory} returns a {type(module).__name__}, not a torch.nn.Module")
     return module
-
-
-def _import(name: str) -> Any:
-    try:
-        return import_module(name)
-    except RuntimeError as error:
-        if "torchvision::nms" in str(error):  # it was built for another torch, and packages of networks import it
-            import_torchvision()
-    return import_module(name)
 
 
 def build_own(
