@@ -161,6 +161,33 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, dtype=torch.bfloat16) if _passes.get() == "bfloat16" else nullcontext()
 
 
+def trainable(network: nn.Module, image: torch.Tensor) -> bool:
+    """Whether weight gradients of passes in bfloat16 can be trusted, for images like one (channels, side, side).
+
+    On a CPU they cannot where a convolution takes strides longer than its input: torch 2.13 (oneDNN 3.12) then reads
+    memory that nobody wrote, and finds another gradient each time. A ResNet18 does so at side 16.
+    """
+    if image.device.type != "cpu":
+        return True
+    too_long: list[bool] = []
+
+    def see(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        too_long.append(any(s > n for s, n in zip(layer.stride, inputs[0].shape[2:], strict=True)))
+
+    hooks = [layer.register_forward_pre_hook(see) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network.eval()(image[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    return not any(too_long)
+
+
 def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
     """The precision of a run's network passes on the way.
 

@@ -22,7 +22,7 @@ from ask.measure.place import Place, build_index
 from ask.models.networks import build, fold_batchnorm, load_network
 from ask.paths import Run
 from ask.plan.planner import plan_run
-from ask.precision import GAIN, autocast, network_passes, settled
+from ask.precision import GAIN, autocast, network_passes, settled, trainable
 
 CPU = torch.device("cpu")
 
@@ -97,6 +97,24 @@ def test_trainings_in_both_precisions_end_alike(trained: dict[str, Path]) -> Non
 def test_a_record_names_the_precision(trained: dict[str, Path]) -> None:
     for passes, folder in trained.items():
         assert f"\npasses: {passes}\n" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(("side", "fits"), [(16, False), (32, True)])
+def test_a_network_whose_gradients_bfloat16_garbles_is_trained_in_float32(
+    tmp_path: Path, side: int, fits: bool
+) -> None:
+    """A stride of 2 on a single pixel: on processors made for bfloat16, torch finds other gradients each time."""
+    network = NetworkSpec(name="resnet18", width=1 / 16)
+    built = build(network, in_channels=1, image_size=side, num_classes=10)
+    assert trainable(built, torch.zeros(1, side, side)) == fits
+    assert built.training, "and it is as it was"
+    images, labels = load_images()
+    data = images[:200, :, :: 32 // side, :: 32 // side].copy(), labels[:200]
+    for attempt in ("one", "other"):
+        run(make_job(network=network, epochs=1), data, tmp_path / attempt, passes="bfloat16")
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+    passes = "bfloat16" if fits else "float32"
+    assert f"\npasses: {passes}\n" in (tmp_path / "one/config.yaml").read_text()
 
 
 def test_stored_weights_may_be_rounded(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ask.config.training import TrainingSpec, TrainJob
 from ask.errors import AskError
 from ask.models.networks import build, fold_batchnorm, refold
-from ask.precision import Passes, network_passes
+from ask.precision import Passes, network_passes, trainable
 from ask.seeds import derive_seed
 from ask.training.images import Arrays, ResidentImages, seeded, split_holdout
 from ask.training.methods import Batch, Crafting, as_it_comes, make_method
@@ -81,6 +81,8 @@ class Run:
         self.losses = torch.zeros(self.steps, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.best: dict[str, Tensor] = {}
+        if passes == "bfloat16" and not trainable(self.network, torch.zeros(images.shape[1:], device=device)):
+            passes = "float32"
         self.state = State(passes=passes)
         self._order: Tensor | None = None
         self._started = time.monotonic()
