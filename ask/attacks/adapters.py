@@ -227,9 +227,8 @@ def to_art(attack: ImageAttack, estimator: Any, *, targeted: bool = False) -> "E
     Raises:
         ImportError: ART is not installed.
 
-    >>> judge = PyTorchClassifier(
-    ...     DkNNModule(classifier), nn.CrossEntropyLoss(), images.shape[1:], 10, clip_values=(0, 1)
-    ... )
+    >>> module, loss = DkNNModule(classifier), nn.CrossEntropyLoss()
+    >>> judge = PyTorchClassifier(module, loss, (3, 32, 32), 10, clip_values=(0, 1))
     >>> adversarial = to_art(ASKAttack(classifier, eps=8 / 255), judge).generate(images, labels)
     """
     try:
