@@ -707,7 +707,7 @@ def test_all_rules_select_by_their_own_images(few: Arrays, tmp_path: Path) -> No
         ({"regulariser": "snn", "snn": {"temperature": 0}}, r"snn\.temperature: input should be greater than 0"),
         ({"regulariser": "snn", "snn": {"learn_temperature": "no way"}}, r"learn_temperature: input should be a valid"),
         ({"regulariser": "snn", "snn": {"similarity": "l1"}}, r"snn\.similarity: input should be 'cosine' or 'l2'"),
-        ({"regulariser": "snn", "snn": {"layer": "head"}}, r"snn\.layer: input should be"),
+        ({"regulariser": "snn", "snn": {"layer": "conv-4"}}, r"snn\.layer: string should match pattern"),
         ({"base": "trades", "trades": {"beta": -6}}, r"trades\.beta: input should be greater than or equal to 0"),
         ({"base": "trades", "trades": {"eps": 256}}, r"trades\.eps: input should be less than or equal to 255"),
         ({"base": "trades", "trades": {"start_noise": 0}}, r"start_noise: input should be greater than 0"),
