@@ -99,6 +99,15 @@ def test_a_mistake_in_an_artifact_names_its_file(raw, tmp_path, path, value, mes
         plan_run(load_run(raw), load_artifacts(tmp_path, "all"))
 
 
+@pytest.mark.parametrize("layer", ["conv6", "input"])
+def test_a_layer_to_train_by_must_be_the_networks(raw, tmp_path, layer):
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(altered(TABLE, "settings.model", "ask-def")))
+    wrong = load_run(altered(raw, "models.ask-def.ask", {"layer": layer}))
+    message = f"training of model 'ask-def' reads layer '{layer}', and datasets.cifar10.network has conv1, .*conv5; set"
+    with pytest.raises(ConfigError, match=message):
+        plan_run(wrong, load_artifacts(tmp_path, "all"))
+
+
 def test_unknown_artifacts_and_broken_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no file .*table99\.yaml; known artifacts: .*table05"):
         load_artifacts(ROOT / "config/artifacts", ["table99"])
