@@ -1,5 +1,5 @@
 """Feature functions at the path where earlier versions had them."""
 
-from ask.models.hooks import hook_features, import_torchvision
+from ask.models.hooks import hook_features
 
-__all__ = ["hook_features", "import_torchvision"]
+__all__ = ["hook_features"]

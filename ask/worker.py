@@ -75,7 +75,13 @@ def start() -> None:
     short = len(os.fsencode(tempfile.gettempdir())) < 80
     address = f"{tempfile.mkdtemp(prefix=_prefix(), dir=None if short else '/tmp')}/worker"
     # Passive waiting: see __main__.
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "MPLBACKEND": "agg"}
+    environment = {
+        "OMP_WAIT_POLICY": "passive",
+        **os.environ,
+        **dict.fromkeys(_ONE_THREAD, "1"),
+        "MPLBACKEND": "agg",
+        "PYTHONIOENCODING": ":replace",
+    }
     server = subprocess.Popen(
         [sys.executable, "-m", "ask.worker", address],
         stdin=subprocess.PIPE,  # its end tells the server that this process is gone
@@ -241,7 +247,8 @@ def settle() -> None:
     Snakemake cannot stop its jobs when it is killed itself; a second run would start the same ones beside them.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        with suppress(OSError):  # the server's, which began so and cannot be changed on a pipe
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     starter = os.environ.get(STARTER, "")
     if starter.isdigit() and _runs(int(starter)):  # a container may not see it
         import threading

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ask.paths import Run
-from ask.plan.batches import LONGEST, START, Batches, cut, forecast, predicted
+from ask.plan.batches import LONGEST, NOTICE, START, Batches, cut, forecast, predicted
 from ask.plan.graph import required
 from ask.plan.planner import load
 
@@ -73,7 +73,8 @@ def test_the_paper_run_in_few_full_jobs(paper):
     assert found["start_share"] <= 0.1
     assert found["efficiency"][8] >= 0.7
     assert found["wall"][8] < found["wall"][4] < found["wall"][1]
-    assert found["wall"][1] == pytest.approx(found["jobs"] * START + found["efficiency"][1] * found["wall"][1])
+    work = found["efficiency"][1] * found["wall"][1]
+    assert work + START * found["jobs"] <= found["wall"][1] <= work + (START + NOTICE) * found["jobs"]
     assert forecast(paper, everything(paper), "CPU", 32).batches > 32, "no batch is longer than queues take"
     longest = max(batch.seconds for batch in cut(paper, everything(paper), predicted(paper, "CPU"), 1))
     slowest = max(predicted(paper, "CPU")[path] for path in everything(paper) if paper.tasks[path].name == "attack")

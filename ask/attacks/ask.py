@@ -181,8 +181,11 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
 build = ASKAttack.build
 
 _FEW = 32
+"""Images that a temperature is chosen on."""
 _FACTORS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Temperatures tried, over the images' mean distance to their nearest references."""
 _LEAST_ACCURACY = 0.5
+"""Of a clean DkNN, below which its robust accuracy says little."""
 _warned: WeakSet[object] = WeakSet()
 
 

@@ -69,7 +69,7 @@ class ReferenceAttack(GradientAttack[R]):
         self.classifier: DkNN | None = known[0] if known else None
         features, references = _aim(features, references)
         draws = {name: options.pop(name) for name in ("generator", "seed", "on_gradient") if name in options}
-        config = self.configured(config, options, **self._defaults(references))
+        config = self.configured(config, options, **({} if config else self._defaults(references)))
         missing = [layer for layer in config.layers if layer not in references]
         if missing:
             raise ValueError(f"no references for attacked layers {missing}; given: {sorted(references)}")

@@ -106,21 +106,17 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
 
     @overload
     def kneighbors(
-        self, X: ArrayLike | Tensor, n_neighbors: int | None = ..., *, layer: str | None = ...
-    ) -> tuple[Array, Array]: ...
-    @overload
-    def kneighbors(
-        self, X: ArrayLike | Tensor, n_neighbors: int | None, return_distance: Literal[True], *, layer: str | None = ...
-    ) -> tuple[Array, Array]: ...
-    @overload
-    def kneighbors(
         self,
         X: ArrayLike | Tensor,
         n_neighbors: int | None = ...,
+        return_distance: Literal[True] = ...,
         *,
-        return_distance: Literal[False],
         layer: str | None = ...,
-    ) -> Array: ...
+    ) -> tuple[Array, Array]: ...
+    @overload
+    def kneighbors(
+        self, X: ArrayLike | Tensor, n_neighbors: int | None = ..., *, return_distance: bool, layer: str | None = ...
+    ) -> Any: ...
 
     def kneighbors(
         self,

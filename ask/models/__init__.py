@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from ask.lazy import exports
 
 if TYPE_CHECKING:
-    from ask.models.hooks import hook_features, import_torchvision
+    from ask.models.hooks import hook_features
     from ask.models.networks import Network, build, load_network
 
-__all__ = ["Network", "build", "hook_features", "import_torchvision", "load_network"]
-_HOOKS = dict.fromkeys(("hook_features", "import_torchvision"), "hooks")
-__getattr__ = exports(__name__, _HOOKS | dict.fromkeys(("Network", "build", "load_network"), "networks"))
+__all__ = ["Network", "build", "hook_features", "load_network"]
+__getattr__ = exports(
+    __name__, {"hook_features": "hooks"} | dict.fromkeys(("Network", "build", "load_network"), "networks")
+)

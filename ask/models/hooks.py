@@ -1,14 +1,11 @@
 """Feature functions of any PyTorch module, by forward hooks: nothing of the module has to change."""
 
-import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -70,7 +67,7 @@ class HookedFeatures:
 
 
 def hook_features(module: nn.Module, layers: Mapping[str, str] | Iterable[str]) -> HookedFeatures:
-    """A feature function for attacks and :class:`ask.knn.dknn.DkNN` that reads a module's inner activations.
+    """A feature function for attacks and :class:`ask.knn.classifier.DkNN` that reads a module's inner activations.
 
     Args:
         module: any network that takes images (batch, ...). It is in evaluation mode as long as a call runs, and
@@ -139,31 +136,3 @@ def outputs(
     if missing:
         raise ValueError(f"the forward pass does not run submodule {missing[0]!r}; take another one")
     return found, result
-
-
-_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-_library: torch.library.Library | None = None
-
-
-def import_torchvision() -> ModuleType:
-    """``torchvision``, importable even where its extension does not fit the installed torch.
-
-    A torchvision wheel built for another torch fails at import with *operator torchvision::nms does not exist*, for it
-    registers shape functions of two box operators that only the extension defines. The networks and transforms need
-    neither, so that on this failure alone, both schemas are declared (calling them still fails) and the import is
-    tried again. Any other error passes through.
-    """
-    global _library
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error) or _library is not None:
-            raise
-        # The declarations live as long as this object.
-        _library = torch.library.Library("torchvision", "DEF")
-        for schema in _SCHEMAS:
-            _library.define(schema)
-        return importlib.import_module("torchvision")

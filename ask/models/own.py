@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ask.config.training import NetworkSpec
 from ask.errors import AskError
-from ask.models.hooks import evaluating, import_torchvision, outputs
+from ask.models.hooks import evaluating, outputs
 from ask.models.networks import Network, build, fold_batchnorm
 from ask.tensorfile import load_others
 
@@ -52,8 +52,7 @@ class OwnNetwork(Network):
                 raise OwnModelError(f"{name} has {len(values)} values, but images have {in_channels} channels")
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self._pairs: list[tuple[str, str]] = []
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand((2, in_channels, image_size, image_size), generator=generator)
+        images = torch.rand((2, in_channels, image_size, image_size), generator=torch.Generator().manual_seed(0))
         # Many forward passes flatten by view(), which channels_last forbids.
         for self.memory_format in (torch.channels_last, torch.contiguous_format):
             self.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # torch's stubs lack it
@@ -174,34 +173,21 @@ def make(spec: NetworkSpec) -> nn.Module:
     if not {"", os.getcwd()} & set(sys.path):  # noqa: PTH109  # as sys.path has it
         sys.path.append(os.getcwd())  # noqa: PTH109
     try:
-        factory: Any = _import(module_name)
+        factory: Any = import_module(module_name)
         for part in name.split("."):
             factory = getattr(factory, part)
-    except ImportError as error:
-        raise OwnModelError(
-            f"factory {spec.factory}: {error}; install its package, or put its file into the project's folder"
-        ) from error
+    except (ImportError, RuntimeError) as error:  # the second: a torchvision that was built for another torch
+        raise OwnModelError(f"factory {spec.factory}: {error}; install its package, or add its file here") from error
     except AttributeError:
         raise OwnModelError(f"factory {spec.factory}: {module_name} has no {name!r}; mend its spelling") from None
     try:
         module = factory(**spec.options)
     except Exception as error:
-        raise OwnModelError(
-            f"factory {spec.factory} fails with options {spec.options}: {type(error).__name__}: {error}"
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise OwnModelError(f"factory {spec.factory} fails with options {spec.options}: {what}") from error
     if not isinstance(module, nn.Module):
         raise OwnModelError(f"factory {spec.factory} returns a {type(module).__name__}, not a torch.nn.Module")
     return module
-
-
-def _import(name: str) -> Any:
-    try:
-        return import_module(name)
-    except RuntimeError as error:  # some packages of networks import a torchvision that was built for another torch
-        if "torchvision::nms" not in str(error):
-            raise
-        import_torchvision()
-        return import_module(name)
 
 
 def build_own(
@@ -238,7 +224,7 @@ def count(spec: str, path: str | None, channels: int, side: int) -> tuple[float,
             module = make(NetworkSpec.model_validate_json(spec)).eval()
             wanted = {path: module.get_submodule(path)} if path else {}
             found, result = outputs(module, wanted, torch.empty(1, channels, side, side), whole=path is None)
-    except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
+    except Exception as error:
         raise OwnModelError(f"a network of one's own can't be counted: {error}") from error
     shown: Tensor = found[path] if path else result
     return counted.get_total_flops() / 2, shown.numel(), sum(parameter.numel() for parameter in module.parameters())
@@ -258,14 +244,8 @@ def load_own(network: OwnNetwork, path: Path) -> None:
     for prefix in PREFIXES:
         if state.keys() - own.keys() and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is not of this network" for name in state if name not in own]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise OwnModelError(f"{path} does not fit {network.spec.factory}: {'; '.join(wrong[:3])}{more}")
-    network.module.load_state_dict(state)
+    try:
+        network.module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:400]
+        raise OwnModelError(f"{path} does not fit {network.spec.factory}: {reason}") from error

@@ -87,18 +87,14 @@ def cut(plan: Plan, todo: Collection[Path], seconds: Mapping[Path, float], count
     length = min(LONGEST, max(SHORTEST, total / count))
     members = [task for task in members if task.name != "train" or seconds[task.output] <= length / 4]
     groups: dict[Any, list[Task]] = {}
-    rest: list[Task] = []
     home: dict[Path, Any] = {}
     for task in members:
         near = {home[need] for need in task.needs if need in home}
         subject = _subject(task) if task.name in ("train", *MEASURE) else None
-        place = subject or (next(iter(near)) if len(near) == 1 else None if near else "apart")
-        if place is None or "rest" in near:
-            place = "rest"
-            rest.append(task)
-        else:
-            groups.setdefault(place, []).append(task)
-        home[task.output] = place
+        alone = "rest" if near or task.name == "cost" else "apart"  # a comparison waits for trainings
+        home[task.output] = subject or (near.pop() if len(near) == 1 else alone)
+        groups.setdefault(home[task.output], []).append(task)
+    rest = groups.pop("rest", [])
     parts: list[list[Task]] = [[]]
     for own in groups.values():
         whole = _time(own, seconds)
