@@ -213,7 +213,7 @@ def _step(
 
     settle()
     if step.device:
-        # A softmax over classes is full of denormal numbers, on which a CPU is twenty times slower. Set before the
+        # A softmax over classes may be full of denormal numbers, on which CPUs can be many times slower. Set before the
         # first parallel operation, for its threads inherit the setting.
         torch.set_flush_denormal(True)
     where, (kind, document) = pick_device(device if step.device else "cpu"), _read(name, job)

@@ -96,7 +96,7 @@ def tried_kernels() -> Iterator[None]:
 def undisturbed(device: torch.device | str | None = None) -> Iterator[None]:
     """What attacks and searches compute in: no inference mode around it, and no denormal numbers on a CPU.
 
-    A softmax over classes is full of numbers below float32's normal range, on which a CPU is up to twenty times slower.
+    A softmax over classes may be full of numbers below float32's normal range, on which CPUs can be many times slower.
     They count as 0 as long as the block lasts; afterwards each of torch's threads has the setting that it had. Where
     the caller has them count as 0 already, nothing is set.
     """

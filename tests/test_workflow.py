@@ -280,7 +280,7 @@ def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(projec
 def test_a_mistake_ends_before_any_job_with_one_message(project, edit):
     edit("config/artifacts/small.yaml", "- conv4", "- conv6")
     output = snakemake(project, "--dry-run", check=False)
-    assert "small.yaml: settings.layers.0: input should be" in output
+    assert "small.yaml: model 'at' has no layer 'conv6'; choose from conv1" in output
     assert "Traceback" not in output
     assert "Job stats" not in output
 
