@@ -63,6 +63,13 @@ def keep_memory() -> None:
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
+def use_checkout(folder: str) -> None:
+    """Let the commands of a run elsewhere (``snakemake --directory``) still be those of its checkout."""
+    if os.getcwd() != folder:  # noqa: PTH109  # pathlib takes a client as long as all else
+        paths = [folder, os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+
 def start() -> None:
     """Start a server that lives as long as this process, and name it in the environment; does nothing on failure."""
     os.environ[STARTER] = str(os.getpid())

@@ -1,7 +1,6 @@
 """The plan of the run, made once from the configuration, and what all rules ask of it."""
 
 import functools
-import os
 import re
 import shutil
 import sys
@@ -19,10 +18,10 @@ from ask.plan.preflight import inspect
 from ask.plan.why import adopt, remember
 from ask.steps import STEPS
 from ask.worker import start as start_worker
+from ask.worker import use_checkout
 
 HERE = Path(workflow.basedir)
-if Path.cwd() != HERE:  # with `--directory`, commands shall still be those of this checkout
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+use_checkout(str(HERE))
 
 try:
     if workflow.overwrite_configfiles:
