@@ -260,6 +260,8 @@ def settle() -> None:
     if starter.isdigit() and _runs(int(starter)):  # a container may not see it
         import threading
 
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a run that a script has put in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Thread(target=_end_with_run, args=(int(starter),), daemon=True).start()
 
 

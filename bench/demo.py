@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ask.plan.planner import load
+
 from .dag import REPOSITORY, python
 from .measure import Case, Contender, Options, Row, take_turns
 
@@ -33,7 +35,8 @@ def cases(options: Options) -> Iterator[Case]:
         contenders.append(Contender(name="snakemake -n", run=lambda: python(*dry, folder=copy)))
         parts = take_turns(contenders, options, warm_up=False)
         cores = str(os.cpu_count() or 1)
-        target = ["data/prepared/digits-raw/facts.json"] if options.small else []
+        data = (task.output for task in load([Path("config/demo.yaml")]).of("prepare"))
+        target = [str(next(data))] if options.small else []
         began = time.perf_counter()
         python("-m", "snakemake", *target, "--cores", cores, *CONFIG, folder=copy)
         whole = Row(name="the demo" if not target else "one job of the demo", seconds=[time.perf_counter() - began])

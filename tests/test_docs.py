@@ -132,7 +132,7 @@ def test_yaml_blocks_are_the_ones_that_are_tried() -> None:
         "own-model",
         "add-a-table",
     }
-    assert {block.language for block in blocks()} <= {"sh", "python", "yaml"}
+    assert {block.language for block in blocks()} <= {"sh", "python", "yaml", "text"}
 
 
 def test_the_site_names_every_page() -> None:

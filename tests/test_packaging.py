@@ -15,6 +15,7 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
+from inspect import ismodule
 from pathlib import Path
 from typing import Any
 
@@ -565,7 +566,8 @@ def test_links_to_the_reference_reach_its_headings() -> None:
 
 
 def test_every_public_name_is_in_the_reference() -> None:
-    homes = {f"{getattr(ask, name).__module__}.{name}" for name in ask.__all__}
+    values = {name: getattr(ask, name) for name in ask.__all__}
+    homes = {f"{value.__module__}.{name}" for name, value in values.items() if not ismodule(value)}
     documented = set(api.subjects())
     assert len(homes) > 5
     assert not {home for home in homes if not documented & {home, home.rpartition(".")[0]}}

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ask.config.jobs import CellJob, IndexJob
 from ask.config.stored import current
@@ -14,7 +13,7 @@ from ask.hardware import hardware, pick_device, weights_read
 from ask.measure.cells import layers_of, run_cell
 from ask.measure.place import Place, build_index
 from ask.paths import Run, prepared
-from ask.precision import settle
+from ask.precision import settle, undisturbed
 
 
 def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
@@ -25,7 +24,6 @@ def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
             blocks of AdvKnn, which are not kept.
     """
     settle()
-    torch.set_flush_denormal(True)  # as a step does
     record = json.loads(path.read_text(encoding="utf-8"))
     job, run = CellJob.model_validate_json(json.dumps(current(record["job"]))), Run(path.parents[3])
     if job.blocks_from:
@@ -39,9 +37,10 @@ def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
         place = Place(Run(Path(folder)), data, pick_device(record["device"]))
         for part in ("models", "calibration"):
             (place.run.root / part).symlink_to((run.root / part).resolve())
-        for layer in sorted({*layers_of(job.attack), *(layer for one in job.classifiers for layer in one.layers)}):
-            build_index(IndexJob(features=job.features, layer=layer), place)
-        _, measured = run_cell(job, place)
+        with undisturbed(place.device):
+            for layer in sorted({*layers_of(job.attack), *(layer for one in job.classifiers for layer in one.layers)}):
+                build_index(IndexJob(features=job.features, layer=layer), place)
+            _, measured = run_cell(job, place)
     with np.load(path.with_suffix(".npz")) as stored:
         equal = [measured[kind] == stored[kind][:, : job.trials] for kind in ("clean", "robust")]
         if "network_robust" in stored:
