@@ -572,3 +572,15 @@ def test_renderings_stay_light_and_apart(module: str) -> None:
     ours = {name for name in loaded if name.startswith("ask.") and not name.startswith(("ask.report", "ask.config"))}
     light = {"ask.errors", "ask.files", "ask.lazy", "ask.paths", "ask.statistics"}
     assert ours == light | ({"ask.grids"} if module == "site" else set())
+
+
+def test_low_clean_accuracy_is_told_once_a_network() -> None:
+    from ask.report.evidence import warn
+
+    poor = {"similarity": "cosine", "layers": ["conv4"], "k": 5, "clean": {"mean": 0.3}}
+    cell = {"results": [poor], "network": {"clean": {"mean": 0.4}}}
+    cells = {name: cell for name in ("digits/at/one", "digits/at/other", "digits/ask-def/one")}
+    found = warn([f"{name}#cosine/conv4/5" for name in cells], cells)
+    assert len(found) == 4, found
+    assert sum(line.startswith("digits/at: clean accuracy of the network is 40.0%") for line in found) == 1
+    assert sum(line.startswith("digits/ask-def: clean accuracy of the DkNN") for line in found) == 1

@@ -153,8 +153,9 @@ def _outside(cell: Json) -> str:
 
 
 def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
-    """Reasons to doubt the numbers that references name, in words."""
-    warnings = []
+    """Reasons to doubt the numbers that references name, in words; low clean accuracy once a network and classifier."""
+    warnings: list[str] = []
+    low: dict[tuple[str, str], str] = {}
     for name, classifier in map(read_reference, references):
         cell = cells[name]
         warnings += [f"{dataset}: {note.rstrip('.')}" for dataset, note in (cell.get("data") or {}).items()]
@@ -179,8 +180,9 @@ def warn(references: Iterable[str], cells: Mapping[str, Json]) -> list[str]:
         for who, so, clean in doubts:
             if clean and clean["mean"] < LEAST_CLEAN_ACCURACY:
                 below = f"{clean['mean']:.1%}, below {LEAST_CLEAN_ACCURACY:.0%}"
-                warnings.append(f"{name}: clean accuracy of {who} is {below}, so {so}")
-    return list(dict.fromkeys(warnings))
+                model = name.rpartition("/")[0]
+                low.setdefault((model, who), f"{model}: clean accuracy of {who} is {below}, so {so}")
+    return list(dict.fromkeys([*warnings, *low.values()]))
 
 
 def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[tuple[str, str]]:
