@@ -579,7 +579,7 @@ def test_low_clean_accuracy_is_told_once_a_network() -> None:
 
     poor = {"similarity": "cosine", "layers": ["conv4"], "k": 5, "clean": {"mean": 0.3}}
     cell = {"results": [poor], "network": {"clean": {"mean": 0.4}}}
-    cells = {name: cell for name in ("digits/at/one", "digits/at/other", "digits/ask-def/one")}
+    cells = dict.fromkeys(("digits/at/one", "digits/at/other", "digits/ask-def/one"), cell)
     found = warn([f"{name}#cosine/conv4/5" for name in cells], cells)
     assert len(found) == 4, found
     assert sum(line.startswith("digits/at: clean accuracy of the network is 40.0%") for line in found) == 1
