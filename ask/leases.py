@@ -66,7 +66,7 @@ def lease(cards: Mapping[str, int], need: int | None, folder: Path, say: Callabl
                 say(f"waiting for a GPU: MiB to spare are {list(spare.values())}, wanted {list(wanted.values())}")
             time.sleep(WAIT)
         best = max(enough, key=lambda name: spare[name])
-        held = tempfile.NamedTemporaryFile("w", 1, prefix=f"{os.getpid()}-", dir=folder / best)  # noqa: SIM115
+        held = tempfile.NamedTemporaryFile("w", 1, prefix=f"{os.getpid()}-", dir=folder / best)  # noqa: SIM115  # the lease is held
         flock(held, LOCK_EX)
         held.write(f"{wanted[best]}\n")  # the buffer is a line
     with held:

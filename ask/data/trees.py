@@ -131,7 +131,7 @@ def splits(
         classes = classes or tuple(sorted(found[top]))
         if unknown := sorted(found[top].keys() - set(classes)):
             raise DataError(f"{where}: {top}/{unknown[0]} is none of the classes {', '.join(classes)}; remove it")
-        files[split] = [sorted(found[top][name], key=lambda member: member.name) for name in classes]  # type: ignore[index]
+        files[split] = [sorted(found[top][name], key=lambda member: member.name) for name in classes]  # type: ignore[index]  # set above
     return classes, files
 
 

@@ -129,7 +129,9 @@ def draw_labels(panel: Axes, lines: Mapping[str, pd.DataFrame], looks: Mapping[s
             textcoords=panel.get_yaxis_transform(),
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": looks[label][0], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4},
+            # From the label's left end, not from its middle, through the others.
+            arrowprops={"arrowstyle": "-", "color": looks[label][0], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4}
+            | {"relpos": (0, 0.5)},
         )
 
 
