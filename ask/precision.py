@@ -237,7 +237,7 @@ def once_a_machine(name: str, device: torch.device, measure: Callable[[torch.dev
 
 
 def _measure(device: torch.device) -> dict[Passes, float]:
-    """The best of three rounds, in turns, of the first pass after one that warms up."""
+    """Operations a second by precision: the best of four rounds in which both take turns; the first one warms up."""
     images, channels, side = (512, 256, 32) if device.type == "cuda" else (64, 128, 16)
     block = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
     block.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
