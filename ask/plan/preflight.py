@@ -109,13 +109,13 @@ def _counts(plan: Plan, name: str, found: Counts) -> Iterator[str]:
                 fix = "lower it; with 0 the last epoch is kept"
                 yield f"{where}.training.holdout: {holdout} images over {classes} classes {which}; {fix}"
                 break
-        name = job.network.name or job.network.factory
+        network = job.network.name or job.network.factory
         least_side, step = SIDES.get(job.network.name or "", (1, 1))
         height, width = found.sides or (0, 0)
         if height and (height != width or height < least_side or height % step):
             wanted = f"a side that is a multiple of {step}" if step > 1 else f"a side of at least {least_side}"
             yield (
-                f"{where}.image_size: {name} needs square images with {wanted}, not {height} x {width};"
+                f"{where}.image_size: {network} needs square images with {wanted}, not {height} x {width};"
                 f" set it, e.g. to {max(least_side, -(-height // step) * step)}, to which all are resized"
             )
 
