@@ -37,6 +37,7 @@ onstart:
     )  # so that `python -m ask why` can name what changed since
     # Trials of cells that are to hold more or fewer, before their outputs are deleted; and none that records hold.
     tend((task.output, task.document) for task in PLAN.of("attack", "blocks"))
+    share(RUN.root, ((task.after, task.document) for task in PLAN.of("attack") if task.after))
 
 
 onsuccess:

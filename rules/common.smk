@@ -8,9 +8,10 @@ import sys
 sys.path.insert(0, workflow.basedir)
 
 from ask.config.run import ConfigError, hand_on, load_artifacts, load_run, name_run
-from ask.measure.journal import tend
+from ask.measure.journal import share, tend
 from ask.paths import raw
 from ask.plan.batches import Batches
+from ask.plan.graph import required
 from ask.plan.paper import Paper
 from ask.plan.planner import plan_run
 from ask.plan.predict import watch as watch_progress
@@ -53,11 +54,21 @@ def batches():
     chosen = asked.forceall or asked.forcerun or asked.forcetargets or asked.until or asked.omit_from
     if chosen or not (workflow.is_main_process and workflow.non_local_exec_or_dryrun):
         count = 0
-    named = [Path(name) for name in asked.targets]
+    return Batches(PLAN, config, int(count), targets(), "GPU" if GPU else "CPU")
+
+
+def targets():
+    """Main outputs that are asked for."""
+    named = [Path(name) for name in workflow.dag_settings.targets]
     makers = {output: path for path, task in PLAN.tasks.items() for output in task.outputs}
     every = [RUN.report, *(PLAN.shown(name) for name in PLAN.artifacts)]
-    targets = [makers[name] for name in named] if named and all(name in makers for name in named) else every
-    return Batches(PLAN, config, int(count), targets, "GPU" if GPU else "CPU")
+    return [makers[name] for name in named] if named and all(name in makers for name in named) else every
+
+
+@functools.cache
+def wanted():
+    """Main outputs of all that is asked for and of what it needs."""
+    return required(PLAN.tasks, targets())
 
 
 class Made:
@@ -71,8 +82,11 @@ class Made:
         return PLAN.tasks[Path(str(self.pattern).format(**dict(wildcards.items())))]
 
     def needs(self, wildcards):
-        """Files that it reads, or manifests of the batches that make them."""
-        return batches().instead(self.task(wildcards).needs)
+        """Files that it reads, or manifests of the batches that make them; and what shall be made before."""
+        task = self.task(wildcards)
+        # It is there, and `ancient`, or so is nothing that it could make look old.
+        first = [path for path in [task.after] if path in wanted() and (path.is_file() or not task.done)]
+        return batches().instead(task.needs) + [ancient(str(path)) for path in first]
 
     def step(self, wildcards):
         """Its command."""

@@ -13,7 +13,8 @@ from ask.config.jobs import CalibrationJob, CellJob, ClassifierSpec, FeatureSpec
 from ask.data import download, prepare
 from ask.errors import AskError
 from ask.grids import beyond, ends
-from ask.measure.cells import InvalidAttackError, Setting, Validity, run_calibration, run_cell
+from ask.measure.cells import Setting, run_calibration, run_cell
+from ask.measure.climb import InvalidAttackError, Validity
 from ask.measure.evaluator import Evaluator, draw_references, pick_test_images
 from ask.measure.place import Place, build_index
 from ask.paths import Run

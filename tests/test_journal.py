@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,3 +258,36 @@ def test_a_killed_process_continues(place):
     assert f"{known} of 9 trials are known" in done.stdout
     with np.load(output.with_suffix(".npz")) as stored:
         equal({name: stored[name] for name in stored}, calm)
+
+
+@pytest.mark.parametrize("images", [100, 300], ids=["two attacks in a batch", "an attack in two batches"])
+@pytest.mark.parametrize("kind", [ASK, ADVKNN], ids=["ask", "advknn"])
+def test_an_ascent_measures_the_cells_that_it_passes_through(place, attacked, images, kind):
+    def job(steps, **changes):
+        attack = kind.model_copy(update={"steps": steps})
+        return cell(changes.pop("trials", 3), **{"id": f"s{steps}", "attack": attack, "test_images": images} | changes)
+
+    longest, looked = job(5), {"s2": job(2, trials=2, classifiers=CLASSIFIERS[:1]), "s4": job(4)}
+    alone = {name: measure(one, place) for name, one in looked.items()}
+    whole = measure(longest, place)
+    shutil.rmtree(place.run.root / "scratch")
+    shutil.rmtree(place.run.root / "cells")
+    outputs = {name: place.run.cell("digits", "raw", name) for name in ("s2", "s4", "s5")}
+    other = job(3, similarity="cosine").model_dump(mode="json")  # another ascent, listed by mistake
+    listed = [*(one.model_dump(mode="json") for one in looked.values()), other]
+    journal.share(place.run.root, [(outputs["s5"], one) for one in listed])
+    before = len(attacked)
+    again = measure(longest, place)
+    assert len(attacked) > before
+    equal(whole[1], again[1])
+    before = len(attacked)
+    for name, one in looked.items():
+        assert left(one, place) == 0
+        record, predictions = measure(one, place)
+        equal(alone[name][1], predictions)
+        assert record["known"] == one.trials
+        assert {row["passed_by"] for row in record["by_trial"]} == {"s5"}
+        assert record["validity"] == alone[name][0]["validity"]
+        assert record["results"] == alone[name][0]["results"]
+    assert len(attacked) == before
+    assert not journal.folder_of(place.run.cell("digits", "raw", "s3")).exists()

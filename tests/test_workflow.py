@@ -244,6 +244,26 @@ def test_more_trials_measure_what_is_missing(project, tmp_path):
         assert json.loads(path.with_suffix(".json").read_text())["known"] == 2
 
 
+def test_cells_of_fewer_steps_come_after_the_one_whose_ascent_passes_through_them(project, tmp_path):
+    """They are measured with it if it is made at all; what there is stays as it is."""
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder, symlinks=True)
+    small = folder / "config/artifacts/small.yaml"
+    rows = "".join(f"  - {{k: 5, steps: {steps}, label: After {steps}}}\n" for steps in (2, 6))
+    small.write_text(small.read_text().replace("  - k: 5", f"{rows}  - k: 5"))
+    cells = folder / "results/tiny/cells/digits-tiny/at"
+    few, known, most = (cells / f"ask-cos-L4-K5-e50-s{steps}-step10.json" for steps in (2, 3, 6))
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*.*")}
+    assert known in before
+    assert jobs(folder, str(few.relative_to(folder))) == {"attack": 1}
+    snakemake(folder, "--cores", "2")
+    record = json.loads(few.read_text())
+    assert record["known"] == 2
+    assert {row["passed_by"] for row in record["by_trial"]} == {most.stem}
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "a cell was made again"
+    assert jobs(folder) == {}
+
+
 def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(project, tmp_path):
     """New cells alone go to a batch; one that fails takes no other along, and its tables wait; nothing is repeated."""
     folder, batched = tmp_path / "copy", ("--resources", "batches=4")

@@ -31,7 +31,8 @@ from ask.knn.dknn import DkNN
 from ask.knn.search import ExactSearch
 from ask.losses.ask import class_wise, instance_wise
 from ask.losses.snn import pairwise_distance
-from ask.measure.cells import Validity, compact, run_cell
+from ask.measure.cells import compact, run_cell
+from ask.measure.climb import Validity
 from ask.measure.place import Place, build_index
 from ask.models.hooks import hook_features
 from ask.paths import Run

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ask.attacks.linf import Ascent, FeatureLoss, GradientAttack, LossFunction, random_start
+from ask.attacks.linf import Ascent, FeatureLoss, GradientAttack, LossFunction
 from ask.attacks.validation import check_labels, checked
 from ask.config.attacks import PGDConfig
 from ask.models.hooks import evaluating
@@ -52,7 +52,7 @@ class PGD(GradientAttack[PGDConfig]):
             own = labels[part]
             return lambda found: sign * F.cross_entropy(found["logits"], own, reduction="none")
 
-        return Ascent(self, images, random_start(images, self.config.eps, self.generator), losses)
+        return Ascent(self, images, self.start(images), losses)
 
 
 @dataclass(frozen=True)

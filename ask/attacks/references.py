@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttack, random_start
+from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttack
 from ask.attacks.validation import check_labels, checked, positions
 from ask.config.attacks import ReferenceAttackConfig
 from ask.knn.search import Neighbours, Search
@@ -122,7 +122,7 @@ class ReferenceAttack(GradientAttack[R]):
     def ready(self, images: Tensor, labels: Tensor, neighbours: Mapping[str, Neighbours], targeted: bool) -> Ascent:
         """As :meth:`ascent`, of images that are checked, with positions of their classes as labels."""
         losses = (self.targeted_losses if targeted else self.losses)(neighbours, labels)
-        return Ascent(self, images, random_start(images, self.config.eps, self.generator), losses)
+        return Ascent(self, images, self.start(images), losses)
 
     def search(self, images: Tensor) -> dict[str, Neighbours]:
         """Neighbours of clean images (batch, ...) at each layer."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ask.attacks.linf import Unsound
+from ask.attacks.linf import DrawnAhead, GradientAttack
 from ask.config.jobs import BlockJob, CalibrationJob, CellJob
 from ask.data.arrays import load
-from ask.errors import AskError
 from ask.grids import beyond, ends
 from ask.hardware import hardware, weights_read
 from ask.knn.search import Neighbours
+from ask.measure.climb import Validity, WatchedClimb, Waypoints
 from ask.measure.evaluator import Attack, Evaluator, passes_of, pick_test_images
 from ask.measure.evaluator import Trial as ReferenceTrial
-from ask.measure.journal import Journal, Trial, data_read, key_of, together
+from ask.measure.journal import Journal, Trial, data_read, key_of, passed, together
 from ask.measure.place import Place
 from ask.paths import Run, prepared
 from ask.seeds import derive_seed
@@ -36,12 +36,8 @@ from ask.statistics import summarise
 
 Neighbourhood = Mapping[tuple[str, str], Neighbours]
 """By similarity and layer."""
-ROUNDING = 1e-6
-"""How far float32 may carry an image beyond the eps-ball."""
-
-
-class InvalidAttackError(AskError):
-    """An attack left the eps-ball or the range of images; its result must not be used."""
+Attacked = tuple[int, ReferenceTrial, Neighbourhood, WatchedClimb]
+"""A trial as it is attacked: its number, its references, the clean images' neighbours, and what was seen of it."""
 
 
 def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
@@ -104,29 +100,23 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
         (classifiers, trials, images), ``network_robust`` (trials, images) and ``network_clean`` (images,) where there
         is a network, and ``labels`` (images,).
     """
-    setting = Setting(job, place)
-    document, output = job.model_dump(mode="json"), place.run.cell(job.features.dataset, job.features.model, job.id)
+    setting, document = Setting(job, place), job.model_dump(mode="json")
     passes = passes_of(job.features, job.precision, place) if job.attack else "float32"
-    data = data_read(place.data, job.features)
-    key = key_of(
-        document, weights_read(document, place.run), setting.known, data, passes, place.device.type, place.code
-    )
-    journal, measured = Journal(output, key), Measured(job, setting, place)
-    found = {
-        number: trial
-        for number, trial in journal.read(None if _trials_of(output) == job.trials else output).items()
-        if number < job.trials and trial.about["blocks"] == setting.digest(number)
-    }
+    read = (setting.known, data_read(place.data, job.features), passes, place.device.type, place.code)
+    cell = Cell(document, setting, read)
+    found, output = cell.known(), cell.output
     before = len(found)
     if before:
         place.log(f"{before} of {job.trials} trials are known")
+    others = [Cell(one, setting, read) for one in passed(place.run.root, output, document)]
+    measured = Measured(cell, [one for one in others if len(one.known()) < one.job.trials], place)
     missing = [number for number in range(job.trials) if number not in found]
     while missing:
         trials = measured.measure(missing)
         found |= {trial.about["trial"]: trial for trial in trials}
         missing = [number for number in missing if number not in found]
         if missing:  # the last ones go straight into the record
-            journal.add(trials, document, place.code)
+            cell.keep(trials)
     trials = [found[number] for number in range(job.trials)]
     predictions, rows = together(trials), [trial.about for trial in trials]
     record: dict[str, Any] = {
@@ -134,7 +124,7 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
         "validity": Validity.over(rows),
         "seconds": {name: sum(row["seconds"][name] for row in rows) for name in ("attack", "search", "total")},
         "setting": setting.known,
-        "key": key,
+        "key": cell.journal.key,
         "by_trial": rows,
     }
     if before:
@@ -156,18 +146,62 @@ def _trials_of(record: Path) -> int | None:
     return None
 
 
-class Measured:
-    """A cell's trials, as many at a time as :attr:`Evaluator.attacks_at_once` says."""
+class Cell:
+    """A cell as its trials are measured: its record, and the journal of what that lacks.
 
-    def __init__(self, job: CellJob, setting: "Setting", place: Place) -> None:
-        self.job, self.setting, self.place, self.since = job, setting, place, time.perf_counter()
+    Args:
+        document: its job.
+        setting: of it and of all that share its ascent.
+        read: what decides its trials besides (:func:`ask.measure.journal.key_of`).
+    """
+
+    def __init__(self, document: Mapping[str, Any], setting: "Setting", read: tuple[object, ...]) -> None:
+        self.document, self.setting, self.job = document, setting, CellJob.model_validate_json(json.dumps(document))
+        features, run = self.job.features, setting.place.run
+        self.output = run.cell(features.dataset, features.model, self.job.id)
+        self.journal = Journal(self.output, key_of(document, weights_read(document, run), *read))
+
+    @property
+    def steps(self) -> int:
+        """Of its attack; 0 where it has none."""
+        return int(getattr(self.job.attack, "steps", 0))
+
+    def known(self) -> dict[int, Trial]:
+        """Its trials that need not be measured."""
+        entries = self.journal.read(None if _trials_of(self.output) == self.job.trials else self.output)
+        return {
+            number: trial
+            for number, trial in entries.items()
+            if number < self.job.trials and trial.about["blocks"] == self.setting.digest(number)
+        }
+
+    def keep(self, trials: Sequence[Trial]) -> None:
+        """Write trials into the journal, as far as they are wanted."""
+        if wanted := [trial for trial in trials if trial.about["trial"] < self.job.trials]:
+            self.journal.add(wanted, self.document, self.setting.place.code)
+
+
+class Measured:
+    """A cell's trials, as many at a time as :attr:`Evaluator.attacks_at_once` says.
+
+    Args:
+        cell: to be measured.
+        passed: cells of fewer steps, whose images its ascent passes through.
+        place: where it reads and computes.
+    """
+
+    def __init__(self, cell: Cell, passed: Sequence[Cell], place: Place) -> None:
+        self.cell, self.passed, self.place, self.since = cell, passed, place, time.perf_counter()
+        self.job, self.setting = cell.job, cell.setting
+        self.ahead: dict[int, DrawnAhead] = {}
 
     @cached_property
     def evaluator(self) -> Evaluator:
         """Made when the first trial is measured."""
         job, attacked = self.job, layers_of(self.job.attack)
+        looking = dict.fromkeys(one for cell in (self.cell, *self.passed) for one in cell.job.classifiers)
         return Evaluator(
-            job.features, attacked, job.similarity, job.classifiers, job.test_images, self.place, job.precision
+            job.features, attacked, job.similarity, tuple(looking), job.test_images, self.place, job.precision
         )
 
     def measure(self, missing: Sequence[int]) -> list[Trial]:
@@ -178,46 +212,86 @@ class Measured:
         """
         job, evaluator, setting = self.job, self.evaluator, self.setting
         seconds = {"attack": 0.0, "search": 0.0}
-        numbers = [n for n in missing if n // evaluator.attacks_at_once == missing[0] // evaluator.attacks_at_once]
+        groups = [list(group) for _, group in groupby(missing, lambda number: number // evaluator.attacks_at_once)]
+        numbers = groups[0]
         trials = [evaluator.draw(job.references_per_class, reference_seed(job, number)) for number in numbers]
-        seen = [Validity() for _ in numbers]
+        climbs = [WatchedClimb([one.steps for one in (*self.passed, self.cell)]) for _ in numbers]
         attacks: list[Attack] = []
         if job.attack is not None:
             attacks = [
-                trial.attack(setting.config, start_seed(job, number), setting.blocks(number), one.see_gradient)
-                for number, trial, one in zip(numbers, trials, seen, strict=True)
+                trial.attack(setting.config, start_seed(job, number), setting.blocks(number), climb.see_gradient)
+                for number, trial, climb in zip(numbers, trials, climbs, strict=True)
             ]
+        climbing = [attack for attack in attacks if isinstance(attack, GradientAttack)]
+        passed = self.passed if climbing else []
+        waypoints = Waypoints(one.steps for one in passed)
+        if passed:
+            waypoints.follow(climbing)
+        for attack, number in zip(climbing, numbers, strict=False):
+            attack.ahead = self.ahead.pop(number, None)
+        if climbing and self.place.device.type == "cuda":
+            following = groups[1] if len(groups) > 1 else []
+            self.ahead = {n: DrawnAhead(start_seed(job, n), evaluator.images.shape) for n in following}
         with _Clock(seconds, "search", self.place.device):
             clean = [
                 trial.neighbours(evaluator.clean_features, attack) for trial, attack in zip_longest(trials, attacks)
             ]
-        robust, classes = clean, [evaluator.clean_classes] * len(numbers)
+        group, found = list(zip(numbers, trials, clean, climbs, strict=True)), list[Tensor]()
         if attacks:
             with _Clock(seconds, "attack", self.place.device):
-                adversarial = evaluator.run(attacks, clean)
-            for one, images in zip(seen, adversarial, strict=True):
-                one.see_images(evaluator.images, images, setting.config.eps)
-            with _Clock(seconds, "search", self.place.device):
+                found = evaluator.run(attacks, clean)
+        measured = self._look(self.cell, group, found, seconds)
+        for other in passed:
+            images = waypoints.images(other.steps, len(evaluator.images))
+            share = {"attack": seconds["attack"] * other.steps / self.cell.steps, "search": 0.0}
+            other.keep(self._look(other, group, images, share))
+        self.since = time.perf_counter()
+        return measured
+
+    def _look(
+        self, cell: Cell, group: Sequence[Attacked], adversarial: Sequence[Tensor], seconds: dict[str, float]
+    ) -> list[Trial]:
+        """Trials of a cell from its adversarial images, or without any; adds the seconds that this takes."""
+        evaluator, place, began = self.evaluator, self.place, time.perf_counter()
+        seen = [climb.seen[cell.steps] for *_, climb in group]
+        for one, images in zip(seen, adversarial, strict=False):
+            one.see_images(evaluator.images, images, self.setting.config.eps)
+        robust, classes = [clean for _, _, clean, _ in group], [evaluator.clean_classes] * len(group)
+        if adversarial:
+            with _Clock(seconds, "search", place.device):
                 looks = [evaluator.look(images) for images in adversarial]
-                robust = [trial.neighbours(features) for trial, (features, _) in zip(trials, looks, strict=True)]
+                robust = [trial.neighbours(look[0]) for (_, trial, *_), look in zip(group, looks, strict=True)]
                 classes = [found for _, found in looks]
-        predictions = [self._predict(*found) for found in zip(numbers, trials, clean, robust, classes, strict=True)]
-        seconds["total"], self.since = time.perf_counter() - self.since, time.perf_counter()
-        shares = {name: value / len(numbers) for name, value in seconds.items()}
-        about = {"seconds": shares, "hardware": hardware(self.place.device), "search": evaluator.searching}
+        predictions = [
+            self._predict(cell, number, trial, clean, attacked, found)
+            for (number, trial, clean, _), attacked, found in zip(group, robust, classes, strict=True)
+        ]
+        if cell is self.cell:
+            seconds["total"] = time.perf_counter() - self.since
+        else:
+            seconds["total"] = seconds["attack"] + time.perf_counter() - began
+        shares = {name: value / len(group) for name, value in seconds.items()}
+        about = {"seconds": shares, "hardware": hardware(place.device), "search": evaluator.searching}
+        about |= {} if cell is self.cell else {"passed_by": self.cell.job.id}
         return [
-            Trial({"trial": number, **about, "blocks": setting.digest(number), **one.counts()}, predicted)
-            for number, one, predicted in zip(numbers, seen, predictions, strict=True)
+            Trial({"trial": number, **about, "blocks": self.setting.digest(number), **one.counts()}, predicted)
+            for (number, *_), one, predicted in zip(group, seen, predictions, strict=True)
         ]
 
     def _predict(
-        self, number: int, trial: ReferenceTrial, clean: Neighbourhood, robust: Neighbourhood, classes: Tensor | None
+        self,
+        cell: Cell,
+        number: int,
+        trial: ReferenceTrial,
+        clean: Neighbourhood,
+        robust: Neighbourhood,
+        classes: Tensor | None,
     ) -> dict[str, NDArray[np.int64]]:
         """A trial's predictions from the neighbours of clean and attacked images, and the network's classes."""
         evaluator, found = self.evaluator, dict[str, NDArray[np.int64]]()
-        shape = (len(self.job.classifiers), len(evaluator.labels))
+        shape = (len(cell.job.classifiers), len(evaluator.labels))
         for kind, neighbours in (("clean", clean), ("robust", robust)):
-            votes = [trial.classify(neighbours, classifier).cpu().numpy() for classifier in self.job.classifiers]
+            votes = [trial.classify(neighbours, classifier).cpu().numpy() for classifier in cell.job.classifiers]
             found[kind] = np.array(votes, np.int64).reshape(shape)
         if evaluator.clean_classes is not None and classes is not None:
             found["network_clean"] = evaluator.clean_classes.cpu().numpy()
@@ -225,7 +299,8 @@ class Measured:
         found["labels"] = evaluator.labels.cpu().numpy()
         shown = found["robust"] if len(found["robust"]) else found["network_robust"][None]
         accuracies = ", ".join(f"{100 * (one == found['labels']).mean():.2f} %" for one in shown)
-        self.place.log(f"trial {number + 1}/{self.job.trials}: accuracy {accuracies}")
+        after = "" if cell is self.cell else f", after {cell.steps} steps"
+        self.place.log(f"trial {number + 1}/{cell.job.trials}{after}: accuracy {accuracies}")
         return found
 
 
@@ -277,60 +352,6 @@ def reference_seed(job: CellJob | BlockJob, trial: int) -> int:
 def start_seed(job: CellJob, trial: int) -> int:
     """Seed of a trial's random starts, likewise."""
     return derive_seed(job.seed, job.features.dataset, "start", trial)
-
-
-class Validity:
-    """Largest perturbation, range, and shares of image gradients that vanish or are not finite, over a cell's steps."""
-
-    def __init__(self) -> None:
-        self.max_linf, self.low, self.high = 0.0, 1.0, 0.0
-        self.zeros: Tensor | float = 0.0
-        self.gradients = 0
-        self.unsound = Unsound()
-
-    def see_gradient(self, gradient: Tensor) -> None:
-        """Count the images whose gradient is zero everywhere, or holds NaN or infinity; stays on the device."""
-        self.unsound.see(gradient)
-        self.zeros = self.zeros + (gradient.flatten(1).abs().amax(1) == 0).sum()
-        self.gradients += len(gradient)
-
-    def see_images(self, clean: Tensor, adversarial: Tensor, eps: float) -> None:
-        """Raises InvalidAttackError with the worst image if the perturbation or the range is violated."""
-        distance = (adversarial - clean).abs().flatten(1).amax(1)
-        worst = int(distance.argmax())
-        low, high = (float(v) for v in torch.aminmax(adversarial))
-        self.max_linf = max(self.max_linf, float(distance[worst]))
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        if not float(distance[worst]) <= eps + ROUNDING:
-            raise InvalidAttackError(
-                f"image {worst} was moved by {float(distance[worst]):.6f}, more than eps = {eps:.6f}"
-            )
-        if not (low >= 0 and high <= 1):
-            outside = ((adversarial < 0) | (adversarial > 1) | adversarial.isnan()).flatten(1).any(1)
-            raise InvalidAttackError(f"image {int(outside.int().argmax())} leaves [0, 1]: {low:.6f} to {high:.6f}")
-
-    def counts(self) -> dict[str, float]:
-        """What was seen, JSON-able; eps and range in [0, 1]."""
-        zeros, unsound = int(self.zeros), int(self.unsound.found)
-        seen = {"gradients": self.gradients, "zero_gradients": zeros, "non_finite_gradients": unsound}
-        return {"max_linf": self.max_linf, "min": self.low, "max": self.high, **seen}
-
-    def summary(self) -> dict[str, float | None]:
-        """JSON-able figures; eps and range in [0, 1]."""
-        return self.over([self.counts()])
-
-    @staticmethod
-    def over(counts: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-        """The same of several trials, from each one's :meth:`counts`."""
-        if not (gradients := sum(one["gradients"] for one in counts)):
-            return dict.fromkeys(("max_linf", "min", "max", "zero_gradient_share", "non_finite_gradient_share"))
-        return {
-            "max_linf": max(one["max_linf"] for one in counts),
-            "min": min(one["min"] for one in counts),
-            "max": max(one["max"] for one in counts),
-            "zero_gradient_share": sum(one["zero_gradients"] for one in counts) / gradients,
-            "non_finite_gradient_share": sum(one["non_finite_gradients"] for one in counts) / gradients,
-        }
 
 
 class Setting:

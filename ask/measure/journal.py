@@ -8,7 +8,7 @@ blocks, of which more or fewer trials are wanted, before Snakemake deletes them.
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -70,7 +70,7 @@ class Journal:
                     found[about["trial"]] = Trial(about, own)
         return found
 
-    def add(self, trials: list[Trial], job: Mapping[str, Any], code: str) -> None:
+    def add(self, trials: Sequence[Trial], job: Mapping[str, Any], code: str) -> None:
         """Keep trials that were measured together, of a job (a JSON document) by some code."""
         import numpy as np
 
@@ -81,7 +81,7 @@ class Journal:
         files.write_json(path, {"key": self.key, "code": code, "job": job, "by_trial": rows})
 
 
-def together(trials: list[Trial]) -> "dict[str, NDArray[np.int64]]":
+def together(trials: Sequence[Trial]) -> "dict[str, NDArray[np.int64]]":
     """Predictions of several trials as a cell keeps them: (classifiers, trials, images) and (trials, images)."""
     import numpy as np
 
@@ -106,6 +106,44 @@ def data_read(data: Path, job: OfData) -> str | None:
 def without_trials(job: Mapping[str, Any]) -> dict[str, Any]:
     """A job but for its number of trials."""
     return {name: value for name, value in job.items() if name != "trials"}
+
+
+def ascent_of(cell: Mapping[str, Any]) -> str:
+    """What cells have in common whose ascents pass through the same images (of a job, a JSON document): all but their
+    number of steps, and who looks at what trials of it.
+    """
+    attack = {name: value for name, value in cell["attack"].items() if name != "steps"}
+    return json.dumps({**cell, "attack": attack} | dict.fromkeys(("id", "trials", "classifiers")), sort_keys=True)
+
+
+def share(root: Path, cells: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
+    """Before a run: write down below its folder which cells are passed through, each behind the one that does so.
+
+    Args:
+        root: folder of the run.
+        cells: main output of the cell of most steps, and the job of one of fewer (a JSON document).
+    """
+    found: dict[str, list[Any]] = {}
+    for longest, job in cells:
+        found.setdefault(str(longest.relative_to(root)), []).append(job)
+    path = root / _ASCENTS
+    if found or path.is_file():
+        files.write_json(path, found)
+
+
+def passed(root: Path, output: Path, cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Jobs of the cells that the ascent of one passes through (JSON documents): what :func:`share` has written down."""
+    with suppress(OSError, ValueError):  # where no run has been, each cell is measured on its own
+        found = json.loads((root / _ASCENTS).read_text(encoding="utf-8")).get(str(output.relative_to(root)), [])
+        return [
+            one
+            for one in found
+            if ascent_of(one) == ascent_of(cell) and one["attack"]["steps"] < cell["attack"]["steps"]
+        ]
+    return []
+
+
+_ASCENTS = Path("scratch/ascents.json")
 
 
 def folder_of(output: Path) -> Path:

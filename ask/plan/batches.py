@@ -70,7 +70,7 @@ def predicted(plan: Plan, kind: str) -> dict[Path, float]:
     def of(task: Task) -> float:
         speed = machine.speed(task.group, kind)
         speed = Speed(speed.rate, WARM.get(kind, speed.overhead))
-        return speed.seconds(cost_left(task, counted[task.output]).flop)
+        return speed.seconds(cost_left(task, counted[task.output], plan.tasks).flop)
 
     return {path: of(task) for path, task in plan.tasks.items()}
 

@@ -62,7 +62,8 @@ def plan(
         return required(tasks, targets, undone=True) | {one for one in required(tasks, targets) if one in grown}
 
     def total(wanted: set[Path], left: set[Path]) -> dict[str, Any]:
-        todo = [(task.group, cost_left(task, counted[path])) for path, task in tasks.items() if path in wanted & left]
+        both = wanted & left
+        todo = [(task.group, cost_left(task, counted[path], both)) for path, task in tasks.items() if path in both]
         times = {kind: sum(known.speed(group, kind).seconds(cost.flop) for group, cost in todo) for kind in MACHINES}
         flop, size = (sum(getattr(cost, name) for _, cost in todo) for name in ("flop", "size"))
         jobs = {"jobs": len(wanted), "left": len(todo)}
@@ -140,7 +141,7 @@ def why(
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
     gain = gain_of(planned.run)
     known = predictor(finished(planned, counted), _elsewhere(planned.run, gain), gain)
-    left = {path: cost_left(tasks[path], counted[path]).flop for path in found}
+    left = {path: cost_left(tasks[path], counted[path], found).flop for path in found}
     took = sum(known.speed(tasks[path].group).seconds(flop) for path, flop in left.items())
     print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
 

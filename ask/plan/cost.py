@@ -6,7 +6,7 @@ training step 3F. Batch norm, pooling and element-wise work are left out; they a
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +56,8 @@ class Cost:
     """Floating-point operations."""
     size: float = 0.0
     """Bytes of what it keeps."""
+    shared: float = 0.0
+    """Of these operations, those of an ascent that another task climbs, if that is made too (:attr:`Task.after`)."""
     unknown: str = ""
     """Why neither is known, if so."""
 
@@ -73,12 +75,13 @@ def _known(job: Any, shapes: Mapping[str, Shape]) -> Cost:
         return Cost(unknown=str(error))
 
 
-def cost_left(task: Task, cost: Cost) -> Cost:
-    """What is left of a task's cost: of a cell, that of the trials that are still to be measured."""
+def cost_left(task: Task, cost: Cost, made: Container[Path | None] = ()) -> Cost:
+    """What is left of a task's cost beside others that are ``made``: of a cell, that of the trials to be measured."""
     if not task.counts_trials:
         return cost
     share = task.trials_left / task.document["trials"]
-    return replace(cost, flop=cost.flop * share, size=cost.size * share)
+    own = cost.flop - (cost.shared if task.after in made else 0)
+    return replace(cost, flop=own * share, size=cost.size * share)
 
 
 def shape_of(spec: DataSpec) -> Shape:
@@ -183,7 +186,8 @@ def _cost(job: Any, shapes: Mapping[str, Shape]) -> Cost:
             test = shapes[job.features.dataset].test
             images = min(job.test_images or test, test)
             size = images * (job.trials * (2 * len(job.classifiers) + 1) + 2)
-            return Cost(job.trials * _once(job, shapes, job.classifiers, images), size)
+            whole = job.trials * _once(job, shapes, job.classifiers, images)
+            return Cost(whole, size, whole - job.trials * _once(job, shapes, job.classifiers, images, climbs=False))
         case TimingJob():
             return Cost(job.rounds * sum(_once(cell, shapes, cell.classifiers, job.images) for cell in job.cells))
     return Cost()
@@ -207,7 +211,12 @@ def _training(job: TrainJob, shape: Shape) -> float:
 
 
 def _once(
-    job: CellJob | CalibrationJob, shapes: Mapping[str, Shape], classifiers: Iterable[ClassifierSpec], images: int
+    job: CellJob | CalibrationJob,
+    shapes: Mapping[str, Shape],
+    classifiers: Iterable[ClassifierSpec],
+    images: int,
+    *,
+    climbs: bool = True,
 ) -> float:
     """Operations of one attack on one reference set: the ascent, features and searches of clean and attacked images."""
     shape, attack = shapes[job.features.dataset], job.attack
@@ -221,4 +230,4 @@ def _once(
         steps = sum(attack.queries / 2 if part == "square" else attack.iterations for part in parts)
     # An attack without layers of its own follows the network's output.
     ascent = 2 * max((depths[layer][0] for layer in own), default=whole)
-    return min(images, shape.test) * (steps * ascent + 2 * search + 2 * whole)
+    return min(images, shape.test) * (steps * ascent * climbs + 2 * search + 2 * whole)

@@ -33,6 +33,9 @@ class Task:
     """Its main output."""
     needs: tuple[Path, ...] = ()
     """Files that it reads, most of them other tasks' main outputs."""
+    after: Path | None = None
+    """A task's main output that is best made before, if it is made at all: a cell whose ascent passes through this
+    one's (:func:`ask.measure.journal.share`)."""
 
     @property
     def step(self) -> Step:

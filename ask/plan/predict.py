@@ -232,10 +232,10 @@ class Progress:
         self.plan, self.cores, self.clock, self.began = plan, cores, clock, clock()
         counted = costs(plan)
         known = predictor(finished(plan, counted), gain=gain_of(plan.run))
+        own = {path: plan.tasks[path] for path in outputs if path in plan.tasks}
         self.work = {
-            path: known.speed(plan.tasks[path].group).seconds(cost_left(plan.tasks[path], counted[path]).flop)
-            for path in outputs
-            if path in plan.tasks
+            path: known.speed(task.group).seconds(cost_left(task, counted[path], own).flop)
+            for path, task in own.items()
         }
         self.before = self._done()
 

@@ -35,6 +35,7 @@ from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob, 
 from ask.data.sources import PUBLISHED
 from ask.data.trees import fingerprint
 from ask.hardware import digest_of
+from ask.measure.journal import ascent_of
 from ask.paths import Run, prepared
 from ask.plan.graph import Task
 from ask.steps import STEPS, output_of
@@ -192,8 +193,21 @@ class TaskMaker:
         """All tasks in the order of the workflow; analyses see their cells as they are after all artifacts."""
         for make in self._later.values():
             make()
+        self._share_ascents()
         order = list(STEPS)
         return dict(sorted(self.tasks.items(), key=lambda item: order.index(item[1].name)))
+
+    def _share_ascents(self) -> None:
+        """Let cells that differ only in their number of steps, and in who looks, follow the one of most steps."""
+        alike: dict[str, list[Task]] = {}
+        for task in self.tasks.values():
+            if task.name == "attack" and hasattr(task.job.attack, "steps"):
+                alike.setdefault(ascent_of(task.document), []).append(task)
+        for cells in alike.values():
+            longest = max(cells, key=lambda task: int(task.job.attack.steps))
+            for task in cells:
+                if task is not longest and task.job.trials <= longest.job.trials:
+                    self.tasks[task.output] = replace(task, after=longest.output)
 
     def _output(self, cell: CellJob) -> Path:
         return self.run.cell(cell.features.dataset, cell.features.model, cell.id)
