@@ -198,9 +198,7 @@ def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
         return wanted
     path = run / "precision.json"
     if not path.is_file():
-        found = {name: round(rate / 1e9, 1) for name, rate in _rates(device).items()}
-        chosen = "bfloat16" if found["bfloat16"] >= GAIN * found["float32"] else "float32"
-        record = {"precision": chosen, "processor": _name(device), "gflops": found}
+        record = expected(wanted, device)
         with files.locked(path.with_suffix(".lock")):
             if not path.is_file():
                 files.write_json(path, record)
@@ -209,11 +207,12 @@ def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
     return precision
 
 
-def expected(wanted: Precision, device: torch.device) -> float:
-    """How many times faster than in float32 passes will be on this machine."""
-    rates = _rates(device)
-    gain = rates["bfloat16"] / rates["float32"]
-    return gain if wanted == "bfloat16" or (wanted == "auto" and gain >= GAIN) else 1.0
+def expected(wanted: Precision, device: torch.device) -> dict[str, Any]:
+    """What :func:`settled` would write down on this machine."""
+    found = {name: round(rate / 1e9, 1) for name, rate in _rates(device).items()}
+    faster = found["bfloat16"] >= GAIN * found["float32"]
+    chosen = ("bfloat16" if faster else "float32") if wanted == "auto" else wanted
+    return {"precision": chosen, "processor": _name(device), "gflops": found, "threads": torch.get_num_threads()}
 
 
 def _rates(device: torch.device) -> dict[Any, float]:
@@ -230,8 +229,12 @@ def once_a_machine(name: str, device: torch.device, measure: Callable[[torch.dev
         known = json.loads(cache.read_text(encoding="utf-8"))
     if key not in known:
         known[key] = measure(device)
+        busy = device.type == "cpu" and os.getloadavg()[0] > (
+            os.cpu_count() or 1
+        )  # what it measured is of no use later
         with suppress(OSError):  # a home folder that cannot be written to
-            files.write_json(cache, known)
+            if not busy:
+                files.write_json(cache, known)
     rates: dict[str, float] = known[key]
     return rates
 

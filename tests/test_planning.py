@@ -160,6 +160,19 @@ def test_what_is_not_counted_takes_the_time_of_a_table() -> None:
         assert known.speed(task.group).seconds(found[task.output].flop) == 1
 
 
+def test_a_processor_is_as_fast_as_its_convolutions(monkeypatch):
+    monkeypatch.setattr(predict, "gpu", lambda: "")
+    found = {"precision": "bfloat16", "gflops": {"float32": 187.0, "bfloat16": 561.0}, "threads": 2}
+    pace = predict.pace_of(found)
+    assert (pace.passes, pace.other) == (1.5, 0.5)
+    here, assumed = predict.Predictor("CPU", pace=pace), predict.Predictor("CPU")
+    for group in ("training", "attacks"):
+        assert here.speed(group).rate == pytest.approx(1.5 * assumed.speed(group).rate)
+    assert here.speed("indexes").rate == pytest.approx(0.5 * assumed.speed("indexes").rate)
+    assert here.speed("training", "GPU") == assumed.speed("training", "GPU")
+    assert predict.pace_of({}) == predict.Pace()
+
+
 def test_speed_is_learned_from_finished_jobs() -> None:
     speed = learn([(flop, 2 + flop / 50e9) for flop in (1e9, 5e10, 1e11, 1e12, 2e12)])
     assert speed is not None

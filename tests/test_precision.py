@@ -22,7 +22,7 @@ from ask.measure.place import Place, build_index
 from ask.models.networks import build, fold_batchnorm, load_network
 from ask.paths import Run
 from ask.plan.planner import plan_run
-from ask.precision import GAIN, autocast, network_passes, settled, trainable
+from ask.precision import GAIN, autocast, expected, network_passes, settled, trainable
 
 CPU = torch.device("cpu")
 
@@ -146,6 +146,7 @@ def test_a_training_continues_in_the_precision_in_which_it_began(
 def rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, float]]:
     """What measuring finds, last first; the cache lies in a fresh home."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     found: list[dict[str, float]] = []
     monkeypatch.setattr("ask.precision._measure", lambda device: found.pop())
     return found
@@ -159,8 +160,18 @@ def test_auto_takes_what_is_faster_by_a_fifth_and_measures_once_a_machine(
     assert settled("auto", CPU, tmp_path / "two") == "bfloat16", "from the machine's cache: nothing is left to measure"
     record = json.loads((tmp_path / "one" / "precision.json").read_text())
     assert record["gflops"] == {"float32": 100.0, "bfloat16": 120.0}
+    assert record["threads"] == torch.get_num_threads()
     assert record["processor"]
     assert not list((tmp_path / "one").glob("*.lock"))
+
+
+def test_what_a_busy_machine_measures_is_not_kept(
+    tmp_path: Path, rates: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (100.0, 0.0, 0.0))
+    rates += [{"float32": 100e9, "bfloat16": 200e9}, {"float32": 1e9, "bfloat16": 1e9}]
+    assert expected("auto", CPU)["gflops"] == {"float32": 1.0, "bfloat16": 1.0}
+    assert expected("auto", CPU)["precision"] == "bfloat16"
 
 
 def test_a_small_gain_is_none(tmp_path: Path, rates: list[dict[str, float]]) -> None:

@@ -24,7 +24,7 @@ from ask.errors import AskError
 from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, in_order
 from ask.plan.planner import Plan
-from ask.plan.predict import Predictor, Speed, gain_of
+from ask.plan.predict import Pace, Predictor, Speed, pace_of, settled_in
 from ask.plan.why import SNAKEFILE, to_run
 
 MEASURE = ("adopt", "index", "calibrate", "blocks", "attack")
@@ -65,7 +65,7 @@ class Batch:
 
 def predicted(plan: Plan, kind: str) -> dict[Path, float]:
     """Seconds of what is left of each task in a warm process, on an assumed machine of some kind."""
-    counted, machine = costs(plan), Predictor(kind, gain=gain_of(plan.run) if kind == "CPU" else 1.0)
+    counted, machine = costs(plan), Predictor(kind, pace=pace_of(settled_in(plan.run)) if kind == "CPU" else Pace())
 
     def of(task: Task) -> float:
         speed = machine.speed(task.group, kind)

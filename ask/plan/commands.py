@@ -5,6 +5,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,15 +18,16 @@ from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
-from ask.plan.predict import MACHINES, Measured, finished, gain_of, gpu, kind_of, predictor
+from ask.plan.predict import MACHINES, Measured, finished, gpu, kind_of, pace_of, predictor, settled_in
 from ask.plan.preflight import inspect
 from ask.plan.why import reasons, resized
 
 ASSUMED = """
 Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
 there counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs.
-Assumed: CPU 150 GFLOP/s a core in training, 105 in attacks; GPU 280 TFLOP/s in training (35 % of 800 in
-bf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20."""
+Assumed: a CPU of 150 GFLOP/s a core in training and 105 in attacks, where a convolution reaches 187 (this machine's
+is measured once, and times are in proportion); GPU 280 TFLOP/s in training (35 % of 800 in bf16), 100 in attacks
+(tf32), 6 s a job; small GPU 58 and 20."""
 ALIKE = 0.99
 """Least share of predictions that are equal on another kind of machine, where arithmetic rounds otherwise."""
 Overlays = Annotated[Sequence[Path], "overlays, as for snakemake"]
@@ -52,9 +54,9 @@ def plan(
     """Print what each artifact, slice and the whole run take, and after a run what they took."""
     planned = load(configfile, trials)
     tasks, run, counted = planned.tasks, planned.run, costs(planned)
-    gain = _settled_gain(planned)
-    others = list(_elsewhere(run, gain))
-    known, before = predictor(finished(planned, counted), others, gain), predictor({}, others, gain)
+    settled = _settled(planned)
+    others, pace = list(_elsewhere(run, settled)), pace_of(settled)
+    known, before = predictor(finished(planned, counted), others, pace), predictor({}, others, pace)
     grown = {path for path, task in tasks.items() if resized(task)}
 
     def undone(targets: list[Path]) -> set[Path]:
@@ -139,8 +141,8 @@ def why(
         steps = ", ".join(f"{count} {step}" for step, count in Counter(task.name for task in members).items())
         more = f" and {len(members) - 3} more" if len(members) > 3 else ""
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
-    gain = gain_of(planned.run)
-    known = predictor(finished(planned, counted), _elsewhere(planned.run, gain), gain)
+    settled = settled_in(planned.run)
+    known = predictor(finished(planned, counted), _elsewhere(planned.run, settled), pace_of(settled))
     left = {path: cost_left(tasks[path], counted[path], found).flop for path in found}
     took = sum(known.speed(tasks[path].group).seconds(flop) for path, flop in left.items())
     print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
@@ -177,23 +179,25 @@ def _targets(planned: Plan, names: Sequence[str]) -> dict[str, list[Path]]:
     return {name: paths for name, paths in found.items() if paths}
 
 
-def _settled_gain(planned: Plan) -> float:
-    """The gain of a run's precision; of one that has not begun, what this machine would settle on."""
-    if planned.run.root.is_dir() or gpu():
-        return gain_of(planned.run)
-    import torch
+def _settled(planned: Plan) -> dict[str, Any]:
+    """What is written down of a run's precision, or what this machine would write down; nothing without torch."""
+    if (found := settled_in(planned.run)) or gpu():
+        return found
+    with suppress(ModuleNotFoundError):
+        import torch
 
-    from ask.precision import expected
+        from ask.precision import expected
 
-    return expected(planned.config.precision, torch.device("cpu"))
+        return expected(planned.config.precision, torch.device("cpu"))
+    return {}
 
 
-def _elsewhere(run: Run, gain: float) -> Iterator[Measured]:
+def _elsewhere(run: Run, settled: Mapping[str, Any]) -> Iterator[Measured]:
     """What all other runs of this precision have measured that have results and a configuration of their name."""
     for folder in sorted(Path("results").glob("*/benchmarks")):
         overlays = [] if folder.parent.name == "paper" else [Path(f"config/{folder.parent.name}.yaml")]
-        alike = (gain_of(Run(folder.parent)) == 1) == (gain == 1)
-        if folder.parent != run.root and alike and all(overlay.is_file() for overlay in overlays):
+        mine, other = (found.get("precision", "float32") for found in (settled, settled_in(Run(folder.parent))))
+        if folder.parent != run.root and mine == other and all(overlay.is_file() for overlay in overlays):
             other = load(overlays)
             yield finished(other, costs(other))
 

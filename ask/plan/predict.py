@@ -13,10 +13,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from ask.config.training import TrainJob
 from ask.hardware import processor
@@ -49,9 +51,12 @@ class Machine:
     """Seconds of a job beside its arithmetic: start, imports, loading."""
 
 
+PRODUCT = 187e9
+"""Operations a second of a convolution and back to its images (:func:`ask.precision.expected`), of one core of the
+server that a CPU's rates are of, in float32."""
 MACHINES = {
     # What results/lite (training, and what follows on networks) and results/paper (pixels) reached on one core of a
-    # server with AVX-512.
+    # server with AVX-512: on another, and in another precision, in proportion to its product.
     "CPU": Machine(
         {"training": 150e9, "calibration": 85e9, "AdvKnn's blocks": 43e9}
         | {"calibration on pixels": 15e9, "attacks on pixels": 28e9},
@@ -82,14 +87,24 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How many times as fast as what is assumed a machine is."""
+
+    passes: float = 1.0
+    """In the network's passes, in the run's precision."""
+    other: float = 1.0
+    """In all that stays in float32."""
+
+
+@dataclass(frozen=True)
 class Predictor:
     """Seconds of jobs on each kind of machine; on this one, corrected by what was measured."""
 
     here: str
     """Kind of this machine."""
     learned: Mapping[str, Speed] = field(default_factory=dict)
-    gain: float = 1.0
-    """Times as fast as in float32, here, where the network's passes decide (:func:`gain_of`)."""
+    pace: Pace = Pace()
+    """Of this machine (:func:`pace_of`)."""
     factor: float = 1.0
     """Measured over assumed seconds of all learned groups together, for groups without a measurement."""
 
@@ -99,7 +114,8 @@ class Predictor:
         if kind == self.here and group in self.learned:
             return self.learned[group]
         machine, factor = MACHINES[kind], self.factor if kind == self.here else 1.0
-        factor /= self.gain if kind == self.here and group in ON_NETWORKS else 1.0
+        if kind == self.here:
+            factor /= self.pace.passes if group in ON_NETWORKS else self.pace.other
         light = Speed(math.inf, 1.0)
         return light if group in LIGHT else Speed(machine.rates.get(group, machine.other) / factor, machine.overhead)
 
@@ -140,18 +156,26 @@ def _fit(pairs: Sequence[tuple[float, float]]) -> Speed:
     return Speed(1 / slope, took - slope * flop)
 
 
-def gain_of(run: Run) -> float:
-    """How many times faster than in float32 a run's passes are that may be in bfloat16; 1 until that is settled."""
-    try:
-        found = json.loads((run.root / "precision.json").read_text(encoding="utf-8"))
-        return float(found["gflops"][found["precision"]] / found["gflops"]["float32"])
-    except OSError:
-        return 1.0
+def settled_in(run: Run) -> dict[str, Any]:
+    """What is written down of a run's precision (:func:`ask.precision.settled`); nothing until that is settled."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads((run.root / "precision.json").read_text(encoding="utf-8")))
+    return {}
 
 
-def predictor(own: Measured, others: Iterable[Measured] = (), gain: float = 1.0) -> Predictor:
+def pace_of(found: Mapping[str, Any]) -> Pace:
+    """Of the processor that settled a run's precision, by what is written down of it; that of the assumptions else."""
+    if "threads" not in found or gpu():
+        return Pace()
+    passes, other = (
+        found["gflops"][name] * 1e9 / found["threads"] / PRODUCT for name in (found["precision"], "float32")
+    )
+    return Pace(passes, other)
+
+
+def predictor(own: Measured, others: Iterable[Measured] = (), pace: Pace = Pace()) -> Predictor:
     """What finished jobs tell of this machine: of each group, a run's own ones if they suffice, or those of all."""
-    parts, assumed = [own, *others], Predictor("GPU" if gpu() else "CPU", gain=1.0 if gpu() else gain)
+    parts, assumed = [own, *others], Predictor("GPU" if gpu() else "CPU", pace=pace)
     learned, measured, expected = {}, 0.0, 0.0
     for group in dict.fromkeys(group for part in parts for group in part):
         pairs, speed = [pair for part in parts for pair in part.get(group, ())], assumed.speed(group)
@@ -231,7 +255,7 @@ class Progress:
     def __init__(self, plan: Plan, outputs: Iterable[Path], cores: int, clock: Callable[[], float] = time.time) -> None:
         self.plan, self.cores, self.clock, self.began = plan, cores, clock, clock()
         counted = costs(plan)
-        known = predictor(finished(plan, counted), gain=gain_of(plan.run))
+        known = predictor(finished(plan, counted), pace=pace_of(settled_in(plan.run)))
         own = {path: plan.tasks[path] for path in outputs if path in plan.tasks}
         self.work = {
             path: known.speed(task.group).seconds(cost_left(task, counted[path], own).flop)
