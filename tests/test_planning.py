@@ -193,7 +193,7 @@ def test_a_measured_stage_corrects_those_that_were_not(tmp_path: Path, monkeypat
     slow, assumed = 2.0, predict.Predictor("CPU")
     for task in cells:
         task.output.parent.mkdir(parents=True, exist_ok=True)
-        task.output.write_text(json.dumps({"hardware": f"{predict.machine()}, 1 thread"}))
+        task.output.write_text(json.dumps({"hardware": f"{predict.machine()}, 1 thread", "job": task.document}))
         noted = plan.run.benchmark(task.output)
         noted.parent.mkdir(parents=True, exist_ok=True)
         seconds = slow * assumed.speed("attacks").seconds(counted[task.output].flop)
@@ -205,8 +205,17 @@ def test_a_measured_stage_corrects_those_that_were_not(tmp_path: Path, monkeypat
     assert known.speed("training").overhead == assumed.speed("training").overhead
     assert known.speed("training").rate == pytest.approx(assumed.speed("training").rate / slow)
     assert known.speed("training", "GPU") == assumed.speed("training", "GPU")
+    hardware = {"hardware": f"{predict.machine()}, 1 thread"}
     for task in cells:
-        task.output.write_text(json.dumps({"hardware": "another machine"}))
+        job = task.document | {"trials": 2 * task.document["trials"]}
+        task.output.write_text(json.dumps(hardware | {"job": job, "known": task.document["trials"]}))
+    pairs = predict.finished(plan, counted)["attacks"]
+    assert [flop for flop, _ in pairs] == pytest.approx([counted[task.output].flop for task in cells]), "half was known"
+    for task in cells:
+        task.output.write_text(json.dumps(hardware | {"job": task.document | {"test_images": 3}}))
+    assert predict.predictor(predict.finished(plan, counted)).learned == {}, "measured with other settings"
+    for task in cells:
+        task.output.write_text(json.dumps({"hardware": "another machine", "job": task.document}))
     assert predict.predictor(predict.finished(plan, counted)).learned == {}
 
 

@@ -20,8 +20,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ask.config.stored import current
 from ask.config.training import TrainJob
 from ask.hardware import processor
+from ask.measure.journal import without_trials
 from ask.paths import Run
 from ask.plan.cost import Cost, cost_left, costs
 from ask.plan.graph import Task
@@ -193,17 +195,25 @@ def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
     found, name = defaultdict[str, list[tuple[float, float]]](list), machine()
     for path, task in plan.tasks.items():
         seconds = task.seconds(plan.run)
-        if seconds is not None and (task.group in LIGHT or hardware_of(task, plan.run).startswith(name)):
-            found[task.group].append((costs[path].flop * _share(task), seconds))
+        if seconds is None or (task.group not in LIGHT and not hardware_of(task, plan.run).startswith(name)):
+            continue
+        if (share := _share(task)) is not None:
+            found[task.group].append((costs[path].flop * share, seconds))
     return found
 
 
-def _share(task: Task) -> float:
-    """Of a finished job's trials, those that were measured when its time was noted: the others were known."""
-    if not task.counts_trials:
+def _share(task: Task) -> float | None:
+    """Of a job's arithmetic, what its time was noted of: some trials may have been known, or more of them be planned.
+
+    None where its record is of other settings.
+    """
+    if task.output.suffix != ".json" or task.group in LIGHT:
         return 1.0
     record = json.loads(task.output.read_text(encoding="utf-8"))
-    return 1 - float(record["known"] / record["job"]["trials"]) if "known" in record else 1.0
+    job, planned = current(record.get("job") or {}), task.document
+    if without_trials(job) != without_trials(planned):
+        return None
+    return float((job["trials"] - record.get("known", 0)) / planned["trials"]) if task.counts_trials else 1.0
 
 
 def hardware_of(task: Task, run: Run) -> str:
