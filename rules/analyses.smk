@@ -17,7 +17,7 @@ rule analyse:
     benchmark:
         ANALYSIS.benchmark
     wildcard_constraints:
-        analysis=names("failures", "timing", "cost"),
+        analysis=PLAN.names("failures", "timing", "cost"),
     conda:
         "../environment.yml"
     # Timing takes all cores: nothing else runs beside it on a local machine.
@@ -49,7 +49,7 @@ rule simulate:
     benchmark:
         STUDY.benchmark
     wildcard_constraints:
-        study=names("study"),
+        study=PLAN.names("study"),
     # A single long job: not the last one.
     priority: 5
     conda:
@@ -79,7 +79,7 @@ rule illustrate:
     benchmark:
         EXAMPLE.benchmark
     wildcard_constraints:
-        example=names("example", "plane"),
+        example=PLAN.names("example", "plane"),
     # Few and long: not the last ones.
     priority: 5
     conda:

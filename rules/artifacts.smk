@@ -18,7 +18,7 @@ rule table:
     benchmark:
         TABLE.benchmark
     wildcard_constraints:
-        table=names("table"),
+        table=PLAN.names("table"),
     localrule: True
     conda:
         "../environment.yml"
@@ -48,7 +48,7 @@ rule figure:
     benchmark:
         FIGURE.benchmark
     wildcard_constraints:
-        figure=names("figure"),
+        figure=PLAN.names("figure"),
     localrule: True
     conda:
         "../environment.yml"
@@ -78,7 +78,7 @@ rule drawing:
     benchmark:
         DRAWING.benchmark
     wildcard_constraints:
-        drawing=names("pictures", "boundaries"),
+        drawing=PLAN.names("pictures", "boundaries"),
     localrule: True
     conda:
         "../environment.yml"

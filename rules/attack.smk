@@ -19,7 +19,7 @@ rule attack:
     benchmark:
         CELL.benchmark
     wildcard_constraints:
-        cell=names("attack"),
+        cell=PLAN.names("attack"),
     conda:
         "../environment.yml"
     resources:
@@ -50,7 +50,7 @@ rule blocks:
     benchmark:
         BLOCKS.benchmark
     wildcard_constraints:
-        blocks=names("blocks"),
+        blocks=PLAN.names("blocks"),
     conda:
         "../environment.yml"
     resources:

@@ -16,7 +16,7 @@ everything again. The Snakemake inside the batch's job declares and records each
 
 rule batch:
     input:
-        lambda wildcards: batches().needs(wildcards.batch),
+        lambda wildcards: ASKED.batches.needs(wildcards.batch),
     output:
         RUN.root / "scratch/batches" / "{batch}.done",
     log:
@@ -27,15 +27,15 @@ rule batch:
         batch="[0-9a-f]+-[0-9a-f]+-[0-9]+",
     conda:
         "../environment.yml"
-    threads: lambda wildcards: CONFIG.train_threads if batches().read(wildcards.batch).trains else 1
+    threads: lambda wildcards: CONFIG.train_threads if ASKED.batches.read(wildcards.batch).trains else 1
     resources:
         # On a GPU its members run one by one.
         mem_mb=lambda wildcards, threads: 8000 if GPU else 4000 + 4000 * threads,
-        runtime=lambda wildcards, attempt: min(24 * 60, attempt * batches().read(wildcards.batch).minutes),
-        gpu=lambda wildcards: GPU * batches().read(wildcards.batch).gpu,
+        runtime=lambda wildcards, attempt: min(24 * 60, attempt * ASKED.batches.read(wildcards.batch).minutes),
+        gpu=lambda wildcards: GPU * ASKED.batches.read(wildcards.batch).gpu,
         batches=1,
     params:
-        members=lambda wildcards: batches().summary(wildcards.batch),
+        members=lambda wildcards: ASKED.batches.summary(wildcards.batch),
         spec=lambda wildcards: RUN.root / "scratch/batches" / f"{wildcards.batch}.json",
     message:
         "Batch {wildcards.batch}, {params.members}"

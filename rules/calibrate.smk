@@ -17,7 +17,7 @@ rule calibrate:
     benchmark:
         CALIBRATION.benchmark
     wildcard_constraints:
-        calibration=names("calibrate"),
+        calibration=PLAN.names("calibrate"),
     conda:
         "../environment.yml"
     resources:

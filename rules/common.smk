@@ -1,19 +1,16 @@
 """The plan of the run, made once from the configuration, and what all rules ask of it."""
 
-import functools
 import re
 import shutil
 import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from ask.config.run import ConfigError, hand_on, load_artifacts, load_run, name_run
+from ask.config.run import ConfigError, hand_on, name_run
 from ask.measure.journal import share, tend
 from ask.paths import raw
-from ask.plan.batches import Batches
-from ask.plan.graph import required
-from ask.plan.paper import Paper
-from ask.plan.planner import plan_run
+from ask.plan.batches import Asked
+from ask.plan.planner import plan_of
 from ask.plan.predict import watch as watch_progress
 from ask.plan.preflight import inspect
 from ask.plan.why import adopt, remember
@@ -27,18 +24,13 @@ use_checkout(str(HERE))
 try:
     if workflow.overwrite_configfiles:
         name_run(workflow.config_settings.overwrite_config, " + ".join(map(str, workflow.overwrite_configfiles)))
-    CONFIG = load_run(config)
-    PLAN = plan_run(
-        CONFIG,
-        load_artifacts(HERE / "config/artifacts", CONFIG.artifacts),
-        Paper.read(HERE / "config/paper"),
-    )
+    PLAN = plan_of(config, HERE)
     for remark in inspect(PLAN) if workflow.is_main_process else ():
         logger.warning(remark)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
-RUN = PLAN.run
+CONFIG, RUN = PLAN.config, PLAN.run
 if workflow.is_main_process:
     adopt(PLAN.tasks, RUN)
 DATA = Path(CONFIG.data.root).expanduser()
@@ -47,28 +39,7 @@ hand_on(CONFIG)
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
 
 
-@functools.cache  # Snakemake knows what is asked of it only when it has read all rules
-def batches():
-    """What is left, cut into batches if the profile says so and jobs leave this machine (rules/batch.smk)."""
-    asked, count = workflow.dag_settings, dict(workflow.global_resources.unwrapped_items()).get("batches", 0)
-    chosen = asked.forceall or asked.forcerun or asked.forcetargets or asked.until or asked.omit_from
-    if chosen or not (workflow.is_main_process and workflow.non_local_exec_or_dryrun):
-        count = 0
-    return Batches(PLAN, config, int(count), targets(), "GPU" if GPU else "CPU")
-
-
-def targets():
-    """Main outputs that are asked for."""
-    named = [Path(name) for name in workflow.dag_settings.targets]
-    makers = {output: path for path, task in PLAN.tasks.items() for output in task.outputs}
-    every = [RUN.report, *(PLAN.shown(name) for name in PLAN.artifacts)]
-    return [makers[name] for name in named] if named and all(name in makers for name in named) else every
-
-
-@functools.cache
-def wanted():
-    """Main outputs of all that is asked for and of what it needs."""
-    return required(PLAN.tasks, targets())
+ASKED = Asked(workflow, PLAN, config, "GPU" if GPU else "CPU")
 
 
 class Made:
@@ -85,8 +56,8 @@ class Made:
         """Files that it reads, or manifests of the batches that make them; and what shall be made before."""
         task = self.task(wildcards)
         # It is there, and `ancient`, or so is nothing that it could make look old.
-        first = [path for path in [task.after] if path in wanted() and (path.is_file() or not task.done)]
-        return batches().instead(task.needs) + [ancient(str(path)) for path in first]
+        first = [path for path in [task.after] if path in ASKED.wanted and (path.is_file() or not task.done)]
+        return ASKED.batches.instead(task.needs) + [ancient(str(path)) for path in first]
 
     def step(self, wildcards):
         """Its command."""
@@ -105,11 +76,6 @@ class Made:
         return lambda wildcards: self.task(wildcards).job[key] or wildcards[0]
 
 
-def outputs(output):
-    """All files of the task with this main output."""
-    return PLAN.tasks[output].outputs
-
-
 def in_report(made, suffix):
     """An output that Snakemake's own report (`snakemake --report`) shows too."""
     return report(
@@ -123,19 +89,8 @@ def in_report(made, suffix):
 LABELS = {"artifact": "paper", "title": "title"}
 
 
-def names(*steps):
-    """Constrain a wildcard to the names of the files that some steps make."""
-    found = {re.escape(task.output.stem) for task in PLAN.of(*steps)}
-    return "|".join(sorted(found)) or "none"
-
-
-def folders(depth, *steps):
-    """Constrain a wildcard to the folders in which some steps make them, so many levels up."""
-    return "|".join(sorted({re.escape(task.output.parts[-1 - depth]) for task in PLAN.of(*steps)})) or "none"
-
-
 wildcard_constraints:
-    source=folders(1, "download"),
-    prepared=folders(1, "prepare"),
+    source=PLAN.folders(1, "download"),
+    prepared=PLAN.folders(1, "prepare"),
     dataset="|".join(map(re.escape, CONFIG.datasets)),
-    model="|".join([folders(1, "train", "adopt"), folders(1, "index")]),
+    model="|".join([PLAN.folders(1, "train", "adopt"), PLAN.folders(1, "index")]),

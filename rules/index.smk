@@ -17,7 +17,7 @@ rule index:
     benchmark:
         INDEX.benchmark
     wildcard_constraints:
-        layer=names("index"),
+        layer=PLAN.names("index"),
     conda:
         "../environment.yml"
     resources:

@@ -20,7 +20,7 @@ rule adopt:
     benchmark:
         MODEL.benchmark
     wildcard_constraints:
-        model=folders(1, "adopt"),
+        model=PLAN.folders(1, "adopt"),
     conda:
         "../environment.yml"
     resources:
@@ -49,7 +49,7 @@ rule train:
     benchmark:
         MODEL.benchmark
     wildcard_constraints:
-        model=folders(1, "train"),
+        model=PLAN.folders(1, "train"),
     # Most waits for it: it starts before anything that could go on beside it.
     priority: 10
     conda:

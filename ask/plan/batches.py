@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 from ask import files
 from ask.errors import AskError
 from ask.plan.cost import cost_left, costs
-from ask.plan.graph import Task, in_order
+from ask.plan.graph import Task, in_order, required
 from ask.plan.planner import Plan
 from ask.plan.predict import Pace, Predictor, Speed, pace_of, settled_in
 from ask.plan.why import SNAKEFILE, to_run
@@ -194,6 +195,41 @@ class Batches:
     def needs(self, name: str) -> list[Path]:
         """Files that a batch waits for."""
         return self.instead(map(Path, self.read(name).needs))
+
+
+class Asked:
+    """What is asked of a workflow of Snakemake's, which knows it only when all rules are read.
+
+    Args:
+        workflow: as the Snakefile has it.
+        plan, config, kind: as of :class:`Batches`.
+    """
+
+    def __init__(self, workflow: Any, plan: Plan, config: Mapping[str, Any], kind: str) -> None:
+        self.workflow, self.plan, self.config, self.kind = workflow, plan, config, kind
+
+    @cached_property
+    def targets(self) -> list[Path]:
+        """Main outputs that are named, or all of the run."""
+        named = [Path(name) for name in self.workflow.dag_settings.targets]
+        makers = {output: path for path, task in self.plan.tasks.items() for output in task.outputs}
+        every = [self.plan.run.report, *map(self.plan.shown, self.plan.artifacts)]
+        return [makers[name] for name in named] if named and all(name in makers for name in named) else every
+
+    @cached_property
+    def wanted(self) -> set[Path]:
+        """The same and what they need."""
+        return required(self.plan.tasks, self.targets)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """What is left, cut into batches if the profile says so and jobs leave this machine (rules/batch.smk)."""
+        workflow, asked = self.workflow, self.workflow.dag_settings
+        count = dict(workflow.global_resources.unwrapped_items()).get("batches", 0)
+        chosen = asked.forceall or asked.forcerun or asked.forcetargets or asked.until or asked.omit_from
+        if chosen or not (workflow.is_main_process and workflow.non_local_exec_or_dryrun):
+            count = 0
+        return Batches(self.plan, self.config, int(count), self.targets, self.kind)
 
 
 def batch_command(

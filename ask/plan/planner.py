@@ -4,6 +4,7 @@ A pure function of the configuration (and of the paper's reference values), fast
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from ask.config.artifacts import (
 )
 from ask.config.attacks import PIXEL
 from ask.config.jobs import CellJob, ClassifierSpec
-from ask.config.run import ConfigError, RunConfig, base, load_artifacts, read_run
+from ask.config.run import ConfigError, RunConfig, base, load_artifacts, load_run, read_run
 from ask.data.sources import PUBLISHED
 from ask.errors import AskError
 from ask.paths import Run
@@ -59,6 +60,14 @@ class Plan:
         """The tasks of some steps."""
         return [task for task in self.tasks.values() if task.name in steps]
 
+    def names(self, *steps: str) -> str:
+        """Constraint of a wildcard: the names of the files that some steps make."""
+        return "|".join(sorted({re.escape(task.output.stem) for task in self.of(*steps)})) or "none"
+
+    def folders(self, depth: int, *steps: str) -> str:
+        """Constraint of a wildcard: the folders in which some steps make them, so many levels up."""
+        return "|".join(sorted({re.escape(task.output.parts[-1 - depth]) for task in self.of(*steps)})) or "none"
+
     def targets(self, names: Iterable[str] = ()) -> dict[str, list[Path]]:
         """Main outputs of artifacts by id (default: all); raises AskError with what there is for an unknown one."""
         names = list(names) or list(self.artifacts)
@@ -69,6 +78,13 @@ class Plan:
     def shown(self, artifact: str) -> Path:
         """Main output of an artifact."""
         return (self.run.table if self.artifacts[artifact]["kind"] == "table" else self.run.figure)(artifact)
+
+
+def plan_of(raw: Mapping[str, Any], project: Path) -> Plan:
+    """The plan of a merged configuration, with the artifacts and the paper's values of a project's folder."""
+    config = load_run(raw)
+    artifacts = load_artifacts(project / "config/artifacts", config.artifacts)
+    return plan_run(config, artifacts, Paper.read(project / "config/paper"))
 
 
 def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
