@@ -76,7 +76,10 @@ STEPS: Mapping[str, Step] = {
         "indexes", "place:build_index", jobs.IndexJob, "Compute all training images' features at a layer."
     ),
     "calibrate": _measure(
-        "calibration", "cells:run_calibration", jobs.CalibrationJob, "Pick an attack's parameters on a few test images."
+        "calibration",
+        "calibrate:run_calibration",
+        jobs.CalibrationJob,
+        "Pick an attack's parameters on a few test images.",
     ),
     "blocks": _measure(
         "AdvKnn's blocks", "blocks:fit", jobs.BlockJob, "Fit AdvKnn's blocks of a layer, for every trial."

@@ -12,7 +12,7 @@ from ask.attacks.linf import fitting_batch
 from ask.config.base import LAYERS
 from ask.config.training import NetworkSpec, TrainJob
 from ask.knn.search import DEFAULT_MEMORY
-from ask.measure.cells import layers_of
+from ask.measure.setting import layers_of
 from ask.plan.cost import Shape, convolutions, network_macs, shape_of
 from ask.plan.planner import Plan
 

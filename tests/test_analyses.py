@@ -10,7 +10,7 @@ import yaml
 from ask import files
 from ask.cli import perform
 from ask.config.attacks import AdvKnnConfig, ASKAttackConfig, BlockConfig, DkNNAttackConfig
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.jobs import (
     BlockJob,
     CellJob,
@@ -24,12 +24,12 @@ from ask.config.jobs import (
 )
 from ask.data import download, prepare
 from ask.measure.blocks import fit
-from ask.measure.cells import reference_seed
 from ask.measure.cost import compare
 from ask.measure.evaluator import draw_references
 from ask.measure.example import RULES, show
 from ask.measure.failures import analyse
 from ask.measure.place import Place, build_index
+from ask.measure.setting import reference_seed
 from ask.measure.timing import measure
 from ask.paths import Run
 from ask.report.numbers import MissingValueError

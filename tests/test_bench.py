@@ -134,7 +134,7 @@ def test_plain_training_learns():
 
 
 def test_the_floors_arithmetic_is_that_of_the_plan():
-    from ask.config.data import DataSpec
+    from ask.config.base import DataSpec
     from ask.config.training import NetworkSpec
     from ask.plan.cost import network_macs, shape_of
 

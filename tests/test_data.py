@@ -15,7 +15,7 @@ from test_data_download import Server, compressed, idx_files, publish, server, w
 from test_data_images import CONTENTS, png, write_folder, write_zip
 from test_data_readers import cifar_batches, write_tar
 
-from ask.config.data import DataSpec, Source
+from ask.config.base import DataSpec, Source
 from ask.data import DataError, download, load, prepare, preparing
 from ask.data.preparing import check
 from ask.data.sources import PUBLISHED

@@ -16,7 +16,7 @@ from test_data_images import CONTENTS, write_folder, write_zip
 from test_data_readers import idx_bytes
 
 import ask.data.downloading
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.data import DataError, download
 from ask.data.downloading import Mirror, NotFoundError, fetch, mirrors
 from ask.data.sources import PUBLISHED, File, Published

@@ -8,15 +8,17 @@ import torch
 from scipy import stats
 
 from ask.config.attacks import VARIANTS, ASKAttackConfig, DkNNAttackConfig
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.jobs import CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.data import download, prepare
 from ask.errors import AskError
 from ask.grids import beyond, ends
-from ask.measure.cells import Setting, run_calibration, run_cell
+from ask.measure.calibrate import run_calibration
+from ask.measure.cells import run_cell
 from ask.measure.climb import InvalidAttackError, Validity
 from ask.measure.evaluator import Evaluator, draw_references, pick_test_images
 from ask.measure.place import Place, build_index
+from ask.measure.setting import Setting
 from ask.paths import Run
 from ask.report.evidence import describe
 from ask.report.numbers import MissingValueError, lookup

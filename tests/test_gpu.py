@@ -25,7 +25,7 @@ from ask.attacks.linf import Ascent, DrawnAhead, ascend
 from ask.attacks.pgd import PGD, PGDConfig
 from ask.attacks.references import identity_features
 from ask.cli import main, perform
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.jobs import CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.data import download, prepare
 from ask.knn.dknn import DkNN

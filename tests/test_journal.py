@@ -15,7 +15,7 @@ import torch
 
 from ask.cli import perform
 from ask.config.attacks import AdvKnnConfig, ASKAttackConfig
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.jobs import BlockJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.data import download, prepare
 from ask.measure import blocks, journal

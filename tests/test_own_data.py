@@ -17,7 +17,7 @@ from own_images import draw
 from plans import PAPER, ROOT, planned
 
 from ask import cli, files
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.run import ConfigError, load_artifacts, load_run, merge, read_run
 from ask.config.training import NetworkSpec
 from ask.data.sources import PUBLISHED
@@ -307,7 +307,8 @@ def test_what_an_attack_declares_is_calibrated_before_it_attacks(monkeypatch, tm
 
     from ask.config.attacks import AdvKnnConfig
     from ask.data import prepare
-    from ask.measure.cells import run_calibration, run_cell
+    from ask.measure.calibrate import run_calibration
+    from ask.measure.cells import run_cell
     from ask.measure.place import Place, build_index
 
     monkeypatch.setattr(AdvKnnConfig, "grid", {"ce_weight": (0.0, 2.0), "steps": (1.0, 2.0)})

@@ -13,7 +13,7 @@ import yaml
 from training_jobs import load_images
 from training_jobs import run as run_training
 
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.run import load_artifacts, read_run
 from ask.config.training import NetworkSpec
 from ask.models.networks import BLOCKS, build

@@ -11,7 +11,7 @@ from plans import PAPER, ROOT
 from training_jobs import Interrupted, interrupt, load_images, make_job, run, same, weights
 
 from ask.attacks import PGD, ASKAttack, ASKAttackConfig, PGDConfig
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.jobs import CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.config.run import load_artifacts, load_run, read_run
 from ask.config.training import NetworkSpec

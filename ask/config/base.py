@@ -24,3 +24,17 @@ Pixels = Annotated[float, Field(ge=0, le=255)]
 Key = Annotated[str, Field(exclude_if=lambda key: not key)]
 """A data set's key: what its arrays are made from, in 8 hex digits. Empty, and not said in a job's document, for a
 published data set as it is, under its own name."""
+
+Source = Literal["cifar10", "imagenette", "mnist", "fashion_mnist", "digits", "images"]
+
+
+class DataSpec(Spec):
+    """One data set: where it comes from and how its arrays are made."""
+
+    source: Source
+    """Publisher's data set, scikit-learn's embedded `digits`, or `images`: your own folder or zip of
+    `<split>/<class>/<file>`, with splits `train` and `test` (or `val`)."""
+    path: str | None = None
+    """Folder or zip of a user's own images; needed by source `images` only."""
+    image_size: int | None = Field(default=None, ge=4, le=1024)
+    """Side in pixels to which images are resized, aspect not kept (paper, App. D-a); null keeps the published size."""

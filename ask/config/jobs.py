@@ -6,8 +6,7 @@ A field that is added to a job is translated for stored records in :mod:`ask.con
 from pydantic import Field
 
 from ask.config.attacks import Attack, BlockConfig
-from ask.config.base import Key, Layer, Precision, Similarity, Spec
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec, Key, Layer, Precision, Similarity, Spec
 from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, TrainingSpec
 
 

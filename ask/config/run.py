@@ -11,8 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ask.config.artifacts import CATEGORIES, ArtifactConfig, XSetting
 from ask.config.attacks import AdvKnnOptions, AutoAttackOptions, DkNNOptions
-from ask.config.base import Pixels, Precision, Similarity, Spec
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec, Pixels, Precision, Similarity, Spec
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec
 from ask.errors import AskError
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from ask import paths
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.data.readers import content
 from ask.data.sources import PUBLISHED, File
 from ask.errors import DataError

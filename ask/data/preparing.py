@@ -13,7 +13,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from ask import paths
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.data.arrays import SPLITS
 from ask.data.downloading import MANIFEST, ZIP_FORM, lock, own_images, read_manifest
 from ask.data.images import read_images, resize

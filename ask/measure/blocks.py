@@ -15,10 +15,10 @@ from ask.hardware import weights_read
 from ask.knn.dknn import make_search
 from ask.knn.faiss import searching
 from ask.knn.similarity import unit
-from ask.measure.cells import reference_seed
 from ask.measure.evaluator import draw_references
 from ask.measure.journal import data_read, held_blocks, key_of
 from ask.measure.place import Place
+from ask.measure.setting import reference_seed
 from ask.paths import prepared
 from ask.seeds import derive_seed
 from ask.tensorfile import load_tensors, save_tensors

@@ -1,15 +1,10 @@
-"""The evaluation protocol (paper, VI and App. D): reference sets, calibration, attack cells, validity.
-
-A trial redraws the reference set and the random start; the model stays. Both depend on the data set and the
-trial only, so that all attacks and models of a trial share them and can be compared in pairs.
-"""
+"""The evaluation protocol (paper, VI and App. D): one attack on one model, over all trials."""
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from hashlib import sha256
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ask.attacks.linf import DrawnAhead, GradientAttack
-from ask.config.jobs import BlockJob, CalibrationJob, CellJob
+from ask.config.jobs import CellJob
 from ask.data.arrays import load
-from ask.grids import beyond, ends
 from ask.hardware import hardware, weights_read
 from ask.knn.search import Neighbours
 from ask.measure.climb import Validity, WatchedClimb, Waypoints
@@ -30,66 +24,14 @@ from ask.measure.evaluator import Attack, Evaluator, passes_of, pick_test_images
 from ask.measure.evaluator import Trial as ReferenceTrial
 from ask.measure.journal import Journal, Trial, data_read, key_of, passed, together
 from ask.measure.place import Place
-from ask.paths import Run, prepared
-from ask.seeds import derive_seed
+from ask.measure.setting import Setting, layers_of, reference_seed, start_seed
+from ask.paths import prepared
 from ask.statistics import summarise
 
 Neighbourhood = Mapping[tuple[str, str], Neighbours]
 """By similarity and layer."""
 Attacked = tuple[int, ReferenceTrial, Neighbourhood, WatchedClimb]
 """A trial as it is attacked: its number, its references, the clean images' neighbours, and what was seen of it."""
-
-
-def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
-    """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first.
-
-    While the winner lies at an end of the grid, the grid grows there by one point, at most ``extend`` times; a winner
-    that is still at an end is noted as ``edge``.
-    """
-    layers = layers_of(job.attack)
-    evaluator = Evaluator(job.features, layers, job.similarity, [job.classifier], job.images, place, job.precision)
-    seed = derive_seed(job.seed, job.features.dataset, "calibration")
-    trial = evaluator.draw(job.references_per_class, derive_seed(seed, "references"))
-    taus = {layer: read_picked(place.run, job, name)["tau"] for layer, name in zip(layers, job.tau_from, strict=False)}
-
-    def at(point: Mapping[str, float]) -> Any:
-        """The attack at a point of the grid."""
-        changes = parameters(point, job.attack)
-        if "omega" in point:
-            changes = {"tau": taus, "omega": dict(zip(layers, _shares(point["omega"]), strict=True))}
-        return job.attack.model_copy(update=changes)
-
-    clean: dict[int, Any] = {}
-
-    def measure(points: Sequence[Mapping[str, float]]) -> Iterator[float]:
-        """Accuracy at each of some points."""
-        for first in range(0, len(points), evaluator.attacks_at_once):
-            attacks = [trial.attack(at(point), seed) for point in points[first : first + evaluator.attacks_at_once]]
-            greediest = max(attacks, key=lambda attack: attack.k_class)  # its neighbours serve all
-            most = greediest.k_class
-            clean[most] = clean.get(most) or trial.neighbours(evaluator.clean_features, greediest)
-            for adversarial in evaluator.run(attacks, [clean[most]] * len(attacks)):
-                predicted = trial.classify(trial.neighbours(evaluator.look(adversarial)[0]), job.classifier)
-                yield float((predicted == evaluator.labels).float().mean())
-
-    grid, accuracies = list(job.grid), list(measure(job.grid))
-    picked = _lowest(grid, accuracies)
-    while len(grid) < len(job.grid) + job.extend and (further := beyond(picked, grid)):
-        grid.append(further)
-        accuracies += measure([further])
-        picked = _lowest(grid, accuracies)
-    found = {"picked": picked, "grid": grid, "accuracies": accuracies, "passes": evaluator.passes}
-    return found | ({"edge": True} if ends(picked, grid) else {})
-
-
-def _lowest(grid: Sequence[dict[str, float]], accuracies: Sequence[float]) -> dict[str, float]:
-    return grid[int(np.argmin(accuracies))]
-
-
-def parameters(point: Mapping[str, float], attack: Any) -> dict[str, Any]:
-    """Settings of an attack at a point of a grid, whose numbers are all floats."""
-    whole = {name for name, field in type(attack).model_fields.items() if field.annotation is int}
-    return {name: int(value) if name in whole else value for name, value in point.items()}
 
 
 def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -155,7 +97,7 @@ class Cell:
         read: what decides its trials besides (:func:`ask.measure.journal.key_of`).
     """
 
-    def __init__(self, document: Mapping[str, Any], setting: "Setting", read: tuple[object, ...]) -> None:
+    def __init__(self, document: Mapping[str, Any], setting: Setting, read: tuple[object, ...]) -> None:
         self.document, self.setting, self.job = document, setting, CellJob.model_validate_json(json.dumps(document))
         features, run = self.job.features, setting.place.run
         self.output = run.cell(features.dataset, features.model, self.job.id)
@@ -342,78 +284,6 @@ def _outside(job: CellJob, place: Place) -> NDArray[np.int64]:
         everyone[pick_test_images(available, wanted, dataset)] for wanted in (job.test_images, job.calibration_images)
     )
     return np.flatnonzero(~np.isin(counted, batch))
-
-
-def reference_seed(job: CellJob | BlockJob, trial: int) -> int:
-    """Seed of a trial's reference set, the same for all models and attacks of a data set."""
-    return derive_seed(job.seed, job.features.dataset, "references", trial)
-
-
-def start_seed(job: CellJob, trial: int) -> int:
-    """Seed of a trial's random starts, likewise."""
-    return derive_seed(job.seed, job.features.dataset, "start", trial)
-
-
-class Setting:
-    """A cell's attack with what other jobs found for it: tau and omega, alpha and learning rate, or blocks."""
-
-    def __init__(self, job: CellJob, place: Place) -> None:
-        self.job, self.place = job, place
-        self.known: dict[str, Any] = {}
-        layers, attack = layers_of(job.attack), job.attack
-        if attack is not None and attack.name == "ask":
-            tau = dict.fromkeys(layers, attack.tau)
-            if attack.tau is None:
-                picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
-                tau = dict(zip(layers, picked, strict=True))
-            shares = [attack.omega.get(layer, 0.0) if attack.omega else 1 / len(layers) for layer in layers]
-            if job.omega_from:
-                shares = _shares(read_picked(place.run, job, job.omega_from)["omega"])
-            self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
-        if job.alpha_from:
-            self.known = parameters(read_picked(place.run, job, job.alpha_from), attack)
-        self.config: Any = attack and attack.model_copy(update=self.known)
-
-    @cached_property
-    def _stacked(self) -> dict[str, list[Tensor]]:
-        """Parameters of AdvKnn's blocks of all trials, by layer."""
-        from ask.tensorfile import load_tensors
-
-        found, features, run = {}, self.job.features, self.place.run
-        for layer, name in zip(layers_of(self.job.attack), self.job.blocks_from, strict=False):
-            tensors, _ = load_tensors(run.blocks(features.dataset, features.model, name))
-            found[layer] = [tensors[key].to(self.place.device) for key in sorted(tensors)]
-        return found
-
-    def blocks(self, trial: int) -> dict[str, tuple[Tensor, ...]]:
-        """A trial's parameters of AdvKnn's blocks by layer; empty for other attacks."""
-        return {layer: tuple(tensor[trial] for tensor in stacked) for layer, stacked in self._stacked.items()}
-
-    def digest(self, trial: int) -> str | None:
-        """Of a trial's parameters of AdvKnn's blocks; None for other attacks."""
-        if not self.job.blocks_from:
-            return None
-        found = sha256()
-        for layer, tensors in sorted(self.blocks(trial).items()):
-            found.update(layer.encode())
-            for tensor in tensors:
-                found.update(tensor.cpu().numpy().tobytes())
-        return found.hexdigest()[:16]
-
-
-def layers_of(attack: Any) -> tuple[str, ...]:
-    """Attacked layers; none for clean images and attacks on a network's output."""
-    return tuple(getattr(attack, "layers", ()))
-
-
-def _shares(first: float) -> list[float]:
-    return [first, 1 - first]
-
-
-def read_picked(run: Run, job: CellJob | CalibrationJob, name: str) -> dict[str, float]:
-    """The point that a calibration picked."""
-    path = run.calibration(job.features.dataset, job.features.model, name)
-    return dict(json.loads(path.read_text(encoding="utf-8"))["picked"])
 
 
 class _Clock:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.jobs import DownloadJob, PrepareJob
 from ask.data.downloading import download
 from ask.data.preparing import prepare

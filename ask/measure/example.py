@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ask.config.jobs import CellJob, ExampleJob
 from ask.data.arrays import load
-from ask.measure.cells import Setting, layers_of, reference_seed, start_seed
 from ask.measure.evaluator import Evaluator, Trial, draw_references, pick_test_images
 from ask.measure.place import Place
+from ask.measure.setting import Setting, layers_of, reference_seed, start_seed
 from ask.paths import prepared
 
 RULES = (

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ask.config.jobs import ClassifierSpec, FailureJob
 from ask.knn.dknn import votes
-from ask.measure.cells import reference_seed
 from ask.measure.evaluator import Evaluator
 from ask.measure.place import Place
+from ask.measure.setting import reference_seed
 from ask.statistics import summarise
 
 ABOVE = 0.95

@@ -10,8 +10,9 @@ from ask.config.jobs import CellJob, IndexJob
 from ask.config.stored import current
 from ask.errors import AskError
 from ask.hardware import hardware, pick_device, weights_read
-from ask.measure.cells import layers_of, run_cell
+from ask.measure.cells import run_cell
 from ask.measure.place import Place, build_index
+from ask.measure.setting import layers_of
 from ask.paths import Run, prepared
 from ask.precision import settle, undisturbed
 

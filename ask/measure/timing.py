@@ -9,9 +9,9 @@ import torch
 
 from ask.config.jobs import CellJob, TimingJob
 from ask.data.arrays import load
-from ask.measure.cells import Setting, layers_of, reference_seed, start_seed
 from ask.measure.evaluator import Attack, Evaluator, draw_references
 from ask.measure.place import FORWARD_BATCH, Place, to_float
+from ask.measure.setting import Setting, layers_of, reference_seed, start_seed
 from ask.paths import prepared
 from ask.statistics import summarise
 

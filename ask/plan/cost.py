@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ask.config.attacks import AutoAttackOptions, SquareConfig
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.jobs import (
     AdoptJob,
     BlockJob,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ask.config.attacks import PIXEL
-from ask.config.data import DataSpec
+from ask.config.base import DataSpec
 from ask.config.run import ConfigError
 from ask.data.sources import PUBLISHED
 from ask.data.trees import splits

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ask.config.attacks import ATTACKS, PIXEL, VARIANTS
-from ask.config.base import LAYERS, Precision, Spec
-from ask.config.data import DataSpec
+from ask.config.base import LAYERS, DataSpec, Precision, Spec
 from ask.config.jobs import (
     AdoptJob,
     BlockJob,
