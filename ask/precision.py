@@ -217,11 +217,16 @@ def expected(wanted: Precision, device: torch.device) -> dict[str, Any]:
 
 def _rates(device: torch.device) -> dict[Any, float]:
     """Floating-point operations a second of a convolution and back to its images, by precision."""
-    return once_a_machine("precision", device, _measure)
+    return once_a_machine("precision", device, _measure, quiet=True)
 
 
-def once_a_machine(name: str, device: torch.device, measure: Callable[[torch.device], Any]) -> dict[str, float]:
-    """Rates that are measured once a machine and kept in the user's cache under a name."""
+def once_a_machine(
+    name: str, device: torch.device, measure: Callable[[torch.device], Any], *, quiet: bool = False
+) -> dict[str, float]:
+    """Rates that are measured once a machine and kept in the user's cache under a name.
+
+    With ``quiet``, those of a CPU with other work are not kept: for whoever reads them, and not only compares them.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ask" / f"{name}.json"
     key = f"{_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known: dict[str, Any] = {}
@@ -229,9 +234,7 @@ def once_a_machine(name: str, device: torch.device, measure: Callable[[torch.dev
         known = json.loads(cache.read_text(encoding="utf-8"))
     if key not in known:
         known[key] = measure(device)
-        busy = device.type == "cpu" and os.getloadavg()[0] > (
-            os.cpu_count() or 1
-        )  # what it measured is of no use later
+        busy = quiet and device.type == "cpu" and os.getloadavg()[0] > (os.cpu_count() or 1)
         with suppress(OSError):  # a home folder that cannot be written to
             if not busy:
                 files.write_json(cache, known)
