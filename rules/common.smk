@@ -13,7 +13,7 @@ from ask.plan.batches import Asked
 from ask.plan.planner import plan_of
 from ask.plan.predict import watch as watch_progress
 from ask.plan.preflight import inspect
-from ask.plan.why import adopt, remember
+from ask.plan.why import adopt, remember, standing
 from ask.steps import STEPS
 from ask.worker import start as start_worker
 from ask.worker import use_checkout
@@ -31,14 +31,14 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 CONFIG, RUN = PLAN.config, PLAN.run
+STANDING = set()
 if workflow.is_main_process:
     adopt(PLAN.tasks, RUN)
+    STANDING = standing(PLAN.tasks, RUN)
 DATA = Path(CONFIG.data.root).expanduser()
 hand_on(CONFIG)
 # A GPU job asks for a GPU, so that a cluster grants one and the local scheduler keeps to the profile's cap.
 GPU = int(CONFIG.device == "cuda" or (CONFIG.device == "auto" and shutil.which("nvidia-smi") is not None))
-
-
 ASKED = Asked(workflow, PLAN, config, "GPU" if GPU else "CPU")
 
 
@@ -55,6 +55,8 @@ class Made:
     def needs(self, wildcards):
         """Files that it reads, or manifests of the batches that make them; and what shall be made before."""
         task = self.task(wildcards)
+        if task.output in STANDING and not ASKED.forces(task.output):
+            return []
         # It is there, and `ancient`, or so is nothing that it could make look old.
         first = [path for path in [task.after] if path in ASKED.wanted and (path.is_file() or not task.done)]
         return ASKED.batches.instead(task.needs) + [ancient(str(path)) for path in first]

@@ -264,6 +264,40 @@ def test_cells_of_fewer_steps_come_after_the_one_whose_ascent_passes_through_the
     assert jobs(folder) == {}
 
 
+def test_a_part_that_came_from_elsewhere_goes_on_with_what_is_missing(project, tmp_path):
+    """Weights and records, as from git, are not made again, though data and indexes are; on other weights all are."""
+
+    def clone(name):
+        folder = tmp_path / name
+        shutil.copytree(project, folder, copy_function=shutil.copy)  # all times are of now
+        for part in (".snakemake", "data", *(f"results/tiny/{one}" for one in ("index", "scratch", "logs"))):
+            shutil.rmtree(folder / part)
+        (folder / "results/tiny/models/digits-tiny/at/last.safetensors").unlink()
+        small = folder / "config/artifacts/small.yaml"
+        small.write_text(small.read_text().replace("  - k: 5", "  - {k: 2, label: K = 2}\n  - k: 5"))
+        return folder
+
+    folder = clone("clone")
+    kept = [folder / "results/tiny" / part for part in ("models", "cells", "calibration")]
+    kept = [path for part in kept for path in part.rglob("*.*")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert len(before) > 6
+    todo = jobs(folder)
+    made = {step for step in todo if step in ("prepare", "train", "index", "calibrate", "attack")}
+    assert made == {"prepare", "index", "attack"}
+    assert todo["attack"] == 1
+    one = next(path for path in kept if path.match("cells/*/at/*-K5-*.json"))
+    forced = jobs(folder, str(one.relative_to(folder)), "--force")
+    assert (forced["attack"], "train" in forced, "calibrate" in forced) == (1, False, False)
+    snakemake(folder, "--cores", "2")
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "made again"
+    assert jobs(folder) == {}
+    other = clone("other")
+    with (other / "results/tiny/models/digits-tiny/at/weights.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert jobs(other)["attack"] == 3
+
+
 def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(project, tmp_path):
     """New cells alone go to a batch; one that fails takes no other along, and its tables wait; nothing is repeated."""
     folder, batched = tmp_path / "copy", ("--resources", "batches=4")

@@ -221,6 +221,11 @@ class Asked:
         """The same and what they need."""
         return required(self.plan.tasks, self.targets)
 
+    def forces(self, output: Path) -> bool:
+        """Whether a task may have to run though its output is there."""
+        asked = self.workflow.dag_settings
+        return bool(asked.forceall or asked.forcerun or (asked.forcetargets and output in self.targets))
+
     @cached_property
     def batches(self) -> Batches:
         """What is left, cut into batches if the profile says so and jobs leave this machine (rules/batch.smk)."""

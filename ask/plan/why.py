@@ -15,9 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ask import files
 from ask.config.stored import current
 from ask.errors import AskError
+from ask.hardware import digest_of
 from ask.measure.journal import without_trials
 from ask.paths import Run
 from ask.plan.graph import Task, Tasks, in_order
@@ -104,6 +107,41 @@ def adopt(tasks: Tasks, run: Run) -> None:
                 for path in there:
                     with suppress(OSError):  # another user's
                         os.utime(path, ns=(newest, newest))
+
+
+MADE_ALIKE = ("download", "prepare", "index", "blocks")
+"""Steps that make the same whenever they are run: of the same data, and of the same weights."""
+
+
+def standing(tasks: Tasks, run: Run) -> set[Path]:
+    """Outputs that came without Snakemake's notes, and need nothing: weights, and what was measured on just these.
+
+    So a run of which a part came from git or an archive goes on with what is missing, though data and indexes, which
+    do not travel, are made anew. Their records have to be of the planned jobs, and so those of all that they read.
+    """
+    from ask.slices import covers
+
+    found: set[Path] = set()
+    for task in in_order(tasks):
+        reads = [tasks[need] for need in task.needs if need in tasks]
+        if task.name in MADE_ALIKE or task.step.stage in (RENDERED, LAST) or not task.done or _noted(task.output):
+            continue
+        if all(one.output in found or one.name in MADE_ALIKE for one in reads):
+            record = _record(task)
+            weights = ((run.weights(*model.split("/")), one) for model, one in (record.get("weights") or {}).items())
+            alike = all(path in found and digest_of(path) == digest for path, digest in weights)
+            if alike and covers(current(record.get("job") or {}), task.document):
+                found.add(task.output)
+    return found
+
+
+def _record(task: Task) -> dict[str, Any]:
+    """What a finished job wrote of itself: that of a model lies beside its weights."""
+    if task.output.suffix == ".json":
+        return dict(json.loads(task.output.read_text(encoding="utf-8")))
+    path = task.output.with_name("config.yaml")
+    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"job": found.get("job")}
 
 
 def _noted(path: Path) -> bool:
