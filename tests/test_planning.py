@@ -170,6 +170,15 @@ def test_a_processor_is_as_fast_as_its_convolutions(monkeypatch):
         assert here.speed(group).rate == pytest.approx(1.5 * assumed.speed(group).rate)
     assert here.speed("indexes").rate == pytest.approx(0.5 * assumed.speed("indexes").rate)
     assert here.speed("training", "GPU") == assumed.speed("training", "GPU")
+    wide = "attacks of wide networks"
+    assert here.speed(wide).rate == pytest.approx(1.5 * assumed.speed(wide).rate)
+    assert assumed.speed(wide).rate > assumed.speed("attacks").rate
+    assert assumed.speed(wide, "GPU") == assumed.speed("attacks", "GPU")
+    groups = {name: {task.group for task in planned(name).of("train", "attack")} for name in ("cpu", "lite")}
+    assert groups == {
+        "cpu": {"training of wide networks", wide, "attacks on pixels"},
+        "lite": {"training", "attacks"},
+    }
     assert predict.pace_of({}) == predict.Pace()
 
 

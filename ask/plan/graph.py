@@ -17,6 +17,9 @@ from ask.paths import Run
 from ask.plan.provenance import fingerprint
 from ask.steps import LONGEST, STEPS, Step, modules_of
 
+ON_NETWORKS = ("training", "calibration", "attacks", "analyses")
+"""Stages of which most is passes that may be in bfloat16."""
+WIDE = " of wide networks"
 JOBS = Path(".snakemake/ask-jobs")
 """Documents that are too long for a command line."""
 
@@ -83,9 +86,16 @@ class Task:
 
     @property
     def group(self) -> str:
-        """Its stage; apart on raw pixels, where the arithmetic of an ascent is not counted."""
-        features = getattr(self.job, "features", None)
-        return f"{self.step.stage} on pixels" if features is not None and features.network is None else self.step.stage
+        """Its stage; apart on raw pixels, where the arithmetic of an ascent is not counted, and of wide networks.
+
+        Their convolutions come nearer to what a processor can do: of half of the paper's channels, or more.
+        """
+        features, stage = getattr(self.job, "features", None), self.step.stage
+        if features is not None and features.network is None:
+            return f"{stage} on pixels"
+        network = getattr(features or self.job, "network", None)
+        wide = network is not None and network.name is not None and network.width >= 0.5
+        return f"{stage}{WIDE}" if wide and stage in ON_NETWORKS else stage
 
     @property
     def done(self) -> bool:

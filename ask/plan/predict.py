@@ -26,7 +26,7 @@ from ask.hardware import processor
 from ask.measure.journal import without_trials
 from ask.paths import Run
 from ask.plan.cost import Cost, cost_left, costs
-from ask.plan.graph import Task
+from ask.plan.graph import ON_NETWORKS, WIDE, Task
 from ask.plan.planner import Plan
 from ask.steps import LAST, RENDERED
 
@@ -34,8 +34,6 @@ FEWEST = 5
 """Finished jobs of a group from which overhead and rate are both learned; fewer tell the rate alone."""
 Measured = Mapping[str, Sequence[tuple[float, float]]]
 """Operations and seconds of finished jobs, by group (:attr:`Task.group`)."""
-ON_NETWORKS = ("training", "calibration", "attacks", "analyses")
-"""Groups of jobs of which most is passes that may be in bfloat16."""
 LIGHT = ("data", "networks trained elsewhere", RENDERED, LAST)
 """Groups of jobs that take a second whatever the machine, and do not speak for it."""
 EVERY = 300.0
@@ -61,6 +59,8 @@ MACHINES = {
     # server with AVX-512: on another, and in another precision, in proportion to its product.
     "CPU": Machine(
         {"training": 150e9, "calibration": 85e9, "AdvKnn's blocks": 43e9}
+        # What results/bench (attacks) and a training at full width reach of a processor's product.
+        | {f"training{WIDE}": 178e9, f"calibration{WIDE}": 140e9, f"attacks{WIDE}": 170e9}
         | {"calibration on pixels": 15e9, "attacks on pixels": 28e9},
         105e9,
         3.0,
@@ -117,9 +117,11 @@ class Predictor:
             return self.learned[group]
         machine, factor = MACHINES[kind], self.factor if kind == self.here else 1.0
         if kind == self.here:
-            factor /= self.pace.passes if group in ON_NETWORKS else self.pace.other
-        light = Speed(math.inf, 1.0)
-        return light if group in LIGHT else Speed(machine.rates.get(group, machine.other) / factor, machine.overhead)
+            factor /= self.pace.passes if group.removesuffix(WIDE) in ON_NETWORKS else self.pace.other
+        if group in LIGHT:
+            return Speed(math.inf, 1.0)
+        rate = machine.rates.get(group) or machine.rates.get(group.removesuffix(WIDE), machine.other)
+        return Speed(rate / factor, machine.overhead)
 
     def basis(self, group: str) -> str:
         """Where the prediction for this machine comes from, in words."""
