@@ -57,9 +57,7 @@ class Made:
         task = self.task(wildcards)
         if task.output in STANDING and not ASKED.forces(task.output):
             return []
-        # It is there, and `ancient`, or so is nothing that it could make look old.
-        first = [path for path in [task.after] if path in ASKED.wanted and (path.is_file() or not task.done)]
-        return ASKED.batches.instead(task.needs) + [ancient(str(path)) for path in first]
+        return ASKED.batches.instead(task.needs) + [ancient(str(path)) for path in ASKED.before(task)]
 
     def step(self, wildcards):
         """Its command."""

@@ -256,6 +256,16 @@ def test_cells_of_fewer_steps_come_after_the_one_whose_ascent_passes_through_the
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*.*")}
     assert known in before
     assert jobs(folder, str(few.relative_to(folder))) == {"attack": 1}
+
+    def waits():
+        output = snakemake(folder, "--dry-run")
+        return most.name in re.search(rf"input: (.*)\n +output: .*{few.name}", output)[1]
+
+    assert waits()
+    log = folder / "results/tiny/logs" / most.relative_to(folder / "results/tiny").with_suffix(".log")
+    log.touch()
+    assert not waits(), "for one that has failed"
+    log.unlink()
     snakemake(folder, "--cores", "2")
     record = json.loads(few.read_text())
     assert record["known"] == 2

@@ -221,6 +221,13 @@ class Asked:
         """The same and what they need."""
         return required(self.plan.tasks, self.targets)
 
+    def before(self, task: Task) -> list[Path]:
+        """What shall be made before a task, unless that would make it look old, or has failed already."""
+        if task.after is None or task.after not in self.wanted:
+            return []
+        waits = task.after.is_file() or not (task.done or self.plan.run.log(task.after).is_file())
+        return [task.after] if waits else []
+
     def forces(self, output: Path) -> bool:
         """Whether a task may have to run though its output is there."""
         asked = self.workflow.dag_settings
