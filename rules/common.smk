@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from ask.config.run import ConfigError, hand_on, name_run
+from ask.config.run import ConfigError, hand_on, load_run, name_run
 from ask.measure.journal import share, tend
 from ask.paths import raw
 from ask.plan.batches import Asked
@@ -24,7 +24,7 @@ use_checkout(str(HERE))
 try:
     if workflow.overwrite_configfiles:
         name_run(workflow.config_settings.overwrite_config, " + ".join(map(str, workflow.overwrite_configfiles)))
-    PLAN = plan_of(config, HERE)
+    PLAN = plan_of(load_run(config), HERE / "config")
     for remark in inspect(PLAN) if workflow.is_main_process else ():
         logger.warning(remark)
 except ConfigError as error:

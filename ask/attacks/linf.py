@@ -50,7 +50,7 @@ def random_start(images: Tensor, eps: float, generator: torch.Generator) -> Tens
 
 
 class DrawnAhead:
-    """The noise of a random start of float32 images, drawn on the CPU by a thread while a device computes.
+    """Uniform noise in [0, 1) for a random start of float32 images, drawn on the CPU by a thread meanwhile.
 
     Args:
         seed: of the generator that is to draw it.

@@ -11,13 +11,12 @@ from typing import Annotated, Any
 
 import yaml
 
-from ask.config.run import ConfigError, load_artifacts, read_run
+from ask.config.run import ConfigError, read_run
 from ask.paths import Run
 from ask.plan.batches import START, forecast
 from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, required
-from ask.plan.paper import Paper
-from ask.plan.planner import ARTIFACTS, PAPER, Plan, load, plan_run
+from ask.plan.planner import Plan, load, plan_of
 from ask.plan.predict import MACHINES, Measured, finished, gpu, kind_of, pace_of, predictor, settled_in
 from ask.plan.preflight import inspect
 from ask.plan.why import reasons, resized
@@ -36,7 +35,7 @@ Overlays = Annotated[Sequence[Path], "overlays, as for snakemake"]
 def check(config: Annotated[Sequence[Path], "configuration files, later ones winning"]) -> None:
     """Validate a configuration and what it names on disk, and count its jobs."""
     read = read_run(list(config))
-    planned = plan_run(read, load_artifacts(ARTIFACTS, read.artifacts), Paper.read(PAPER))
+    planned = plan_of(read)
     for remark in inspect(planned, all_networks=True):
         print(f"remark: {remark}", file=sys.stderr)
     models, calibrations, cells = (len(planned.of(step)) for step in ("train", "calibrate", "attack"))

@@ -21,7 +21,7 @@ from ask.config.artifacts import (
 )
 from ask.config.attacks import PIXEL
 from ask.config.jobs import CellJob, ClassifierSpec
-from ask.config.run import ConfigError, RunConfig, base, load_artifacts, load_run, read_run
+from ask.config.run import ConfigError, RunConfig, base, load_artifacts, read_run
 from ask.data.sources import PUBLISHED
 from ask.errors import AskError
 from ask.paths import Run
@@ -80,11 +80,9 @@ class Plan:
         return (self.run.table if self.artifacts[artifact]["kind"] == "table" else self.run.figure)(artifact)
 
 
-def plan_of(raw: Mapping[str, Any], project: Path) -> Plan:
-    """The plan of a merged configuration, with the artifacts and the paper's values of a project's folder."""
-    config = load_run(raw)
-    artifacts = load_artifacts(project / "config/artifacts", config.artifacts)
-    return plan_run(config, artifacts, Paper.read(project / "config/paper"))
+def plan_of(config: RunConfig, folder: Path = CONFIG) -> Plan:
+    """The plan of a configuration, with the artifacts and the paper's values that lie in a folder."""
+    return plan_run(config, load_artifacts(folder / ARTIFACTS.name, config.artifacts), Paper.read(folder / PAPER.name))
 
 
 def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
@@ -92,7 +90,7 @@ def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
     config = read_run([base(CONFIG), *overlays])
     if trials:
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_trials": trials})})
-    return plan_run(config, load_artifacts(ARTIFACTS, config.artifacts), Paper.read(PAPER))
+    return plan_of(config)
 
 
 def entries(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

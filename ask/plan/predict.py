@@ -52,14 +52,15 @@ class Machine:
 
 
 PRODUCT = 187e9
-"""Operations a second of a convolution and back to its images (:func:`ask.precision.expected`), of one core of the
-server that a CPU's rates are of, in float32."""
+"""Operations a second of a convolution and back to its images (:func:`ask.precision.expected`) that a CPU's rates go
+with, of one core. Assumed, for it was not measured on the server that they are of: there 150e9 would be 0.8 of it."""
 MACHINES = {
     # What results/lite (training, and what follows on networks) and results/paper (pixels) reached on one core of a
     # server with AVX-512: on another, and in another precision, in proportion to its product.
     "CPU": Machine(
         {"training": 150e9, "calibration": 85e9, "AdvKnn's blocks": 43e9}
-        # What results/bench (attacks) and a training at full width reach of a processor's product.
+        # Shares of the product, too: results/bench has attacks at full width at 1.06 of it, without what a cell does
+        # beside them. Trainings and calibrations at full width are on no record yet.
         | {f"training{WIDE}": 178e9, f"calibration{WIDE}": 140e9, f"attacks{WIDE}": 170e9}
         | {"calibration on pixels": 15e9, "attacks on pixels": 28e9},
         105e9,
