@@ -40,6 +40,9 @@ def test_every_measurement_is_in_one_batch_behind_what_it_needs(paper, overlay, 
             for need in plan.tasks[target].needs:
                 assert str(need) in before or str(need) in batch.needs
         assert batch.seconds == pytest.approx(sum(seconds[Path(target)] for target in batch.targets))
+    sharing = [task for task in plan.tasks.values() if task.after]
+    assert len(sharing) >= 10
+    assert all(home[task.output] == home[task.after] for task in sharing), "an ascent is climbed twice"
     left = {plan.tasks[path].name for path in todo - home.keys()}
     assert left <= {"train", "prepare", "download", "table", "figure", "pictures", "boundaries", "claims", "report"}
     order, done = (

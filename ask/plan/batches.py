@@ -118,13 +118,19 @@ def _time(tasks: Iterable[Task], seconds: Mapping[Path, float]) -> float:
 
 
 def _split(tasks: Sequence[Task], seconds: Mapping[Path, float], length: float) -> list[list[Task]]:
-    """Parts of about the given length, of which the first holds all but cells, and what reads cells lies with them."""
+    """Parts of about the given length, of which the first holds all but cells, and what reads cells lies with them.
+
+    Cells that share an ascent stay together.
+    """
     cells = {task.output for task in tasks if task.name == "attack"}
-    parts = [[task for task in tasks if task.output not in cells and cells.isdisjoint(task.needs)]]
+    ascents: dict[Path, list[Task]] = {}
     for task in (task for task in tasks if task.output in cells):
-        if _time(parts[-1], seconds) + seconds[task.output] / 2 > length:
+        ascents.setdefault(task.after if task.after in cells else task.output, []).append(task)
+    parts = [[task for task in tasks if task.output not in cells and cells.isdisjoint(task.needs)]]
+    for own in ascents.values():
+        if _time(parts[-1], seconds) + _time(own, seconds) / 2 > length:
             parts.append([])
-        parts[-1].append(task)
+        parts[-1] += own
     for task in tasks:
         if not cells.isdisjoint(task.needs):
             next(part for part in reversed(parts) if {one.output for one in part} & set(task.needs)).append(task)
