@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ask.config.training import NetworkSpec
 from ask.models.networks import (
     BLOCKS,
+    STRIP,
+    WIDE,
+    Convolution,
     Network,
     build,
     fold_batchnorm,
@@ -182,6 +185,22 @@ def test_convolutions_start_he_normal_by_fan_out() -> None:
     convolution = network.blocks["conv3"][0]
     assert convolution.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.02)
     assert not convolution.bias.any()
+
+
+@pytest.mark.parametrize("batch", [2 * STRIP - 1, 2 * STRIP, 2 * STRIP + 1])
+@pytest.mark.parametrize("side", [1, 2, 4, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_small_images_side_by_side_are_convolved_one_by_one(batch: int, side: int, bias: bool) -> None:
+    convolution = Convolution(256, 512, bias=bias).double()
+    assert convolution.weight.numel() >= WIDE
+    x = images(batch, 256, side).double().contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = convolution(x)
+    wanted = torch.nn.functional.conv2d(x, convolution.weight, convolution.bias, padding=1)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, wanted)
+    inputs = [x, *convolution.parameters()]
+    ascent = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, ascent), torch.autograd.grad(wanted, inputs, ascent))
 
 
 @pytest.mark.parametrize("name", NARROW)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ask.config.base import LAYERS
@@ -26,6 +27,8 @@ BLOCKS = LAYERS[1:]
 
 VGG16_PLAN = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 RESNET18_STAGES = (64, 128, 256, 512)
+STRIP, WIDE = 16, 2**20
+"""Images that a convolution of small ones sees side by side, and its weights from which on that is faster."""
 
 
 class Network(nn.Module):
@@ -118,6 +121,28 @@ def _full(output: Tensor) -> Tensor:
     return output.float() if output.dtype == torch.bfloat16 else output
 
 
+class Convolution(nn.Conv2d):
+    """A 3 x 3 convolution that keeps the side; on a CPU, where it is wide, of small images laid side by side.
+
+    torch's convolution fetches all weights anew for each row of pixels, and of rows of 2 or 4 that takes longer than to
+    compute. Strips of 16 images with a column of zeros between them spare up to three quarters of it.
+    """
+
+    def __init__(self, c_in: int, c_out: int, *, bias: bool = True) -> None:
+        super().__init__(c_in, c_out, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations (batch, c_out, side, side) of (batch, c_in, side, side)."""
+        batch, side = len(x), x.shape[-1]
+        if x.device.type != "cpu" or not 1 < side <= 4 or batch < 2 * STRIP or self.weight.numel() < WIDE:
+            return super().forward(x)
+        images = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 0, 0, -batch % STRIP))
+        strips = images.unflatten(0, (-1, STRIP)).transpose(1, 2).flatten(2, 3)
+        found = super().forward(strips.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        apart = found.unflatten(2, (STRIP, side + 1))[:, :, :, :side].transpose(1, 2).flatten(0, 1)
+        return apart[:batch].permute(0, 3, 1, 2)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al., 2016); Sequentials, so that folding sees conv-BN pairs."""
 
@@ -127,7 +152,7 @@ class BasicBlock(nn.Module):
             nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False),
             nn.BatchNorm2d(c_out),
             nn.ReLU(inplace=True),
-            nn.Conv2d(c_out, c_out, 3, padding=1, bias=False),
+            Convolution(c_out, c_out, bias=False),
             nn.BatchNorm2d(c_out),
         )
         self.shortcut: nn.Module = nn.Identity()
@@ -190,7 +215,7 @@ def _vgg16(spec: NetworkSpec, in_channels: int, image_size: int, num_classes: in
         layers: list[nn.Module] = []
         for channels in plan:
             c_out = _scaled(channels, spec.width)
-            layers += [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+            layers += [Convolution(c_in, c_out), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
             c_in = c_out
         blocks.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
     hidden = _scaled(512, spec.width)
