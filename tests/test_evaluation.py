@@ -118,7 +118,7 @@ def test_validity_names_the_worst_image():
     with pytest.raises(InvalidAttackError, match=r"image 1 leaves \[0, 1\]"):
         seen.see_images(bright, bright + torch.tensor([0.0, 0.05]).view(2, 1, 1, 1), eps=0.1)
     seen.see_gradient(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
-    assert seen.summary()["zero_gradient_share"] == 0.5
+    assert seen.over([seen.counts()])["zero_gradient_share"] == 0.5
 
 
 def test_a_cell_measures_what_its_predictions_say(place):

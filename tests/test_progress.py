@@ -38,6 +38,19 @@ def test_what_is_left_follows_the_pace(inside: Path) -> None:
     assert progress.line() == "8 of 8 jobs, 100% of the work, about 1 min left"
 
 
+def test_data_that_are_ready_say_nothing_of_the_pace(inside: Path) -> None:
+    """A run's first line came before its first epoch had ended, and gave it 600 hours."""
+    plan, now = planned("cpu"), 1000.0
+    outputs = [task.output for task in plan.of("prepare", "train")]
+    progress = Progress(plan, outputs, cores=2, clock=lambda: now)
+    now += 300
+    for task in plan.of("prepare"):
+        finish(task.output, now)
+    done = sum(progress.work[task.output] for task in plan.of("prepare"))
+    left = (sum(progress.work.values()) - done) / 2 / 3600
+    assert progress.line().endswith(f"about {left:.1f} h left")
+
+
 def test_epochs_of_a_training_count(inside: Path) -> None:
     plan, now = planned("cpu"), 1000.0
     (output,) = (

@@ -387,7 +387,7 @@ def test_gradients_that_are_not_finite_are_a_warning_once_a_call(digits, attack,
     assert said[0].filename == __file__
     assert found.isfinite().all()
     seen.see_images(images, found, 0.2)
-    assert 0 < seen.summary()["non_finite_gradient_share"] <= 1
+    assert 0 < seen.over([seen.counts()])["non_finite_gradient_share"] <= 1
 
 
 def test_finite_gradients_are_no_warning_and_share_0(digits):
@@ -397,15 +397,15 @@ def test_finite_gradients_are_no_warning_and_share_0(digits):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attack(DkNN().fit(x, y), config=config, generator=seeded(), on_gradient=seen.see_gradient)(images, labels)
-    assert seen.summary()["non_finite_gradient_share"] == 0
+    assert seen.over([seen.counts()])["non_finite_gradient_share"] == 0
 
 
 def test_validity_counts_gradients_that_are_not_finite():
     seen = Validity()
-    assert seen.summary()["non_finite_gradient_share"] is None
+    assert seen.over([seen.counts()])["non_finite_gradient_share"] is None
     seen.see_gradient(torch.tensor([[0.0, float("nan")], [float("inf"), 1.0], [0.0, 0.0], [1.0, 2.0]]))
-    assert seen.summary()["non_finite_gradient_share"] == 0.5
-    assert seen.summary()["zero_gradient_share"] == 0.25
+    assert seen.over([seen.counts()])["non_finite_gradient_share"] == 0.5
+    assert seen.over([seen.counts()])["zero_gradient_share"] == 0.25
 
 
 @pytest.mark.parametrize("rule", [None, BoxSteps("adam", 0.1), BoxSteps("rmsprop", 0.1)])

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -174,13 +174,13 @@ class Measured:
         if climbing and self.place.device.type == "cuda":
             following = groups[1] if len(groups) > 1 else []
             self.ahead = {n: DrawnAhead(start_seed(job, n), evaluator.images.shape) for n in following}
-        with _Clock(seconds, "search", self.place.device):
+        with _clock(seconds, "search", self.place.device):
             clean = [
                 trial.neighbours(evaluator.clean_features, attack) for trial, attack in zip_longest(trials, attacks)
             ]
         group, found = list(zip(numbers, trials, clean, climbs, strict=True)), list[Tensor]()
         if attacks:
-            with _Clock(seconds, "attack", self.place.device):
+            with _clock(seconds, "attack", self.place.device):
                 found = evaluator.run(attacks, clean)
         measured = self._look(self.cell, group, found, seconds)
         for other in passed:
@@ -200,7 +200,7 @@ class Measured:
             one.see_images(evaluator.images, images, self.setting.config.eps)
         robust, classes = [clean for _, _, clean, _ in group], [evaluator.clean_classes] * len(group)
         if adversarial:
-            with _Clock(seconds, "search", place.device):
+            with _clock(seconds, "search", place.device):
                 looks = [evaluator.look(images) for images in adversarial]
                 robust = [trial.neighbours(look[0]) for (_, trial, *_), look in zip(group, looks, strict=True)]
                 classes = [found for _, found in looks]
@@ -286,16 +286,11 @@ def _outside(job: CellJob, place: Place) -> NDArray[np.int64]:
     return np.flatnonzero(~np.isin(counted, batch))
 
 
-class _Clock:
+@contextmanager
+def _clock(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
     """Adds the seconds of a block to a dictionary, the device's work included."""
-
-    def __init__(self, seconds: dict[str, float], name: str, device: torch.device) -> None:
-        self.seconds, self.name, self.device = seconds, name, device
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds[self.name] += time.perf_counter() - self.began
+    began = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds[name] += time.perf_counter() - began

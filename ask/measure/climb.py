@@ -57,10 +57,6 @@ class Validity:
         seen = {"gradients": self.gradients, "zero_gradients": zeros, "non_finite_gradients": unsound}
         return {"max_linf": self.max_linf, "min": self.low, "max": self.high, **seen}
 
-    def summary(self) -> dict[str, float | None]:
-        """JSON-able figures; eps and range in [0, 1]."""
-        return self.over([self.counts()])
-
     @staticmethod
     def over(counts: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
         """The same of several trials, from each one's :meth:`counts`."""

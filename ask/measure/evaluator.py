@@ -5,14 +5,14 @@ from contextlib import nullcontext
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ask.attacks.linf import Ascent, ascend, fitting_batch, frozen
+from ask.attacks.linf import GradientAttack, ascend, fitting_batch, frozen
 from ask.attacks.references import Subject
 from ask.config.base import Precision, Similarity
 from ask.config.jobs import ClassifierSpec, FeatureSpec
@@ -38,14 +38,6 @@ class Attack(Protocol):
 
     def __call__(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] = ...) -> Tensor:
         """Images like the given ones, from true labels; neighbours of the clean images by attacked layer."""
-
-
-@runtime_checkable
-class GradientAttack(Attack, Protocol):
-    """An attack that can share the network's passes with others (:func:`ask.attacks.linf.ascend`)."""
-
-    def ascent(self, images: Tensor, labels: Tensor, *, neighbours: Mapping[str, Neighbours] = ...) -> Ascent:
-        """The attack on these images, ready to climb; arguments as in a call."""
 
 
 class Evaluator:

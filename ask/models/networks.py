@@ -139,7 +139,7 @@ class Convolution(nn.Conv2d):
         images = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 0, 0, -batch % STRIP))
         strips = images.unflatten(0, (-1, STRIP)).transpose(1, 2).flatten(2, 3)
         found = super().forward(strips.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        apart = found.unflatten(2, (STRIP, side + 1))[:, :, :, :side].transpose(1, 2).flatten(0, 1)
+        apart: Tensor = found.unflatten(2, (STRIP, side + 1))[:, :, :, :side].transpose(1, 2).flatten(0, 1)
         return apart[:batch].permute(0, 3, 1, 2)
 
 

@@ -296,13 +296,9 @@ class _Planner:
     def _over_seeds(self, artifact: ArtifactConfig, asked: dict[str, Any]) -> dict[str, Any]:
         """A measured value, and where several models are asked for, the other models' cells in ``over``."""
         entry = self._single(artifact, asked)
-        seeds = (
-            1
-            if not self.settings.is_trained(asked["model"]) or asked["metric"] in get_args(CostMetric)
-            else asked["training_seeds"]
-        )
-        if seeds > 1:
-            entry["over"] = [self._single(artifact, asked, seed)["cell"] for seed in range(1, seeds)]
+        trained = self.settings.is_trained(asked["model"]) and asked["metric"] not in get_args(CostMetric)
+        if trained and asked["training_seeds"] > 1:
+            entry["over"] = [self._single(artifact, asked, seed)["cell"] for seed in range(1, asked["training_seeds"])]
         return entry
 
     def _single(self, artifact: ArtifactConfig, asked: dict[str, Any], seed: int = 0) -> dict[str, Any]:

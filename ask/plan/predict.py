@@ -274,20 +274,21 @@ class Progress:
             path: known.speed(task.group).seconds(cost_left(task, counted[path], own).flop)
             for path, task in own.items()
         }
-        self.before = self._done()
+        self.telling = [path for path, task in own.items() if task.group not in LIGHT]
+        self.before = self._done(self.telling)
 
     def line(self) -> str:
         """Jobs, share of the work, and the time that what is left takes at the pace so far."""
-        total, done, elapsed = sum(self.work.values()), self._done(), self.clock() - self.began
-        gained = done - self.before
+        total, done, elapsed = sum(self.work.values()), self._done(self.work), self.clock() - self.began
+        gained = self._done(self.telling) - self.before
         pace = gained / elapsed if gained > 0 and elapsed > 0 else self.cores
         jobs = sum(self._share(path) == 1 for path in self.work)
         left = (total - done) / pace
         words = f"{max(1, left / 60):.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
         return f"{jobs} of {len(self.work)} jobs, {done / max(total, 1e-9):.0%} of the work, about {words} left"
 
-    def _done(self) -> float:
-        return sum(work * self._share(path) for path, work in self.work.items())
+    def _done(self, paths: Iterable[Path]) -> float:
+        return sum(self.work[path] * self._share(path) for path in paths)
 
     def _share(self, path: Path) -> float:
         """Of a job's work: all or nothing, but for the epochs that a training has finished."""
