@@ -24,8 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BOTH = ("float32", "bfloat16")
 
 
-def digests(names: tuple[str, ...] = (), precisions: tuple[str, ...] = BOTH) -> Iterator[tuple[str, str]]:
-    """Name and digest of each method of the paper's configuration (or of some) in each precision."""
+def digests(
+    names: tuple[str, ...] = (), precisions: tuple[str, ...] = BOTH, *, wide: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Name and digest of each method of the paper's configuration (or of some) in each precision.
+
+    Narrow networks, and with ``wide`` VGG16 at full width too, which convolves small images side by side.
+    """
     import yaml
 
     methods = yaml.safe_load((ROOT / "config/config.yaml").read_text())["models"]
@@ -34,14 +39,15 @@ def digests(names: tuple[str, ...] = (), precisions: tuple[str, ...] = BOTH) -> 
     for name, method in methods.items():
         if method["base"] == "none" or (names and name not in names):
             continue
-        own = method.pop("training", {}) | {"epochs": 4, "batch_size": 20, "steps": 2, "holdout": 0}
+        own = method.pop("training", {}) | {"epochs": 4, "batch_size": 40, "steps": 2, "holdout": 0}
         method.pop("epochs_factor", None)
-        for network in (NetworkSpec(name="vgg16", width=1 / 16, dropout=0), NetworkSpec(name="resnet18", width=1 / 16)):
+        networks = [NetworkSpec(name="vgg16", width=1 / 16, dropout=0), NetworkSpec(name="resnet18", width=1 / 16)]
+        for network in networks + [NetworkSpec(name="vgg16", dropout=0)] * wide:
             job = TrainJob.model_validate(
                 {"dataset": "fixed", "model": name, "network": network, "method": method, "seed": 0, "training": own}
             )
             for passes in precisions:
-                yield f"{name}, {network.name}, {passes}", _digest(job, images, labels, passes)
+                yield f"{name}, {network.name} of width {network.width:g}, {passes}", _digest(job, images, labels, passes)
 
 
 def _digest(job: TrainJob, images: np.ndarray, labels: np.ndarray, passes: str) -> str:
@@ -59,4 +65,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     settle()
-    print(json.dumps(dict(digests()), indent=1))
+    print(json.dumps(dict(digests(wide=True)), indent=1))
