@@ -47,7 +47,8 @@ def digests(
                 {"dataset": "fixed", "model": name, "network": network, "method": method, "seed": 0, "training": own}
             )
             for passes in precisions:
-                yield f"{name}, {network.name} of width {network.width:g}, {passes}", _digest(job, images, labels, passes)
+                about = f"{name}, {network.name} of width {network.width:g}, {passes}"
+                yield about, _digest(job, images, labels, passes)
 
 
 def _digest(job: TrainJob, images: np.ndarray, labels: np.ndarray, passes: str) -> str:

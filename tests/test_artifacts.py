@@ -28,7 +28,7 @@ from ask.paths import Run
 from ask.report import numbers
 from ask.report.captions import listed
 from ask.report.evidence import describe, duration, in_text
-from ask.report.figures import render_figure, spread
+from ask.report.figures import PANEL_INCHES, render_figure, set_places, spread
 from ask.report.site import render_report
 from ask.report.tables import LATEX, partial_table, render_table, spans
 from ask.statistics import over_trials_and_images
@@ -409,6 +409,22 @@ def test_figures_are_the_same_bytes_every_time(run: Run) -> None:
     assert set(first) == {".csv", ".json", ".svg", ".png", ".pdf"}
     assert first == second
     assert not re.search(rb"20\d\d-\d\d-\d\d", first[".svg"])
+
+
+@pytest.mark.parametrize("places", [[1, 4, 8, 16], [12.8, 25.6, 51.2, 102.4], [1, 2, 3, 5, 7, 9], [0.03, 0.3, 3, 30]])
+def test_names_of_neighbouring_marks_do_not_touch(places: list[float]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(PANEL_INCHES[0] * 0.45, 2))
+    panel = figure.add_axes((0, 0.2, 1, 0.8))
+    panel.set_xlim(places[0], places[-1])
+    panel.tick_params(labelsize=8.5)
+    set_places(panel, places)
+    FigureCanvasAgg(figure).draw()
+    boxes = [name.get_window_extent() for name in panel.get_xticklabels() if name.get_text()]
+    assert len(boxes) > 2
+    assert all(after.x0 - before.x1 > 2 for before, after in pairwise(boxes))
 
 
 def test_figure_csv_holds_what_was_drawn(run: Run) -> None:

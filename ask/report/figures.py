@@ -95,11 +95,11 @@ def set_places(panel: Axes, places: Sequence[float]) -> None:
     if places[0] > 0 and places[-1] / places[0] >= 100:
         panel.set_xscale("log")
     if len(places) <= 9:
-        # A place too near to the last one that was named keeps its mark, not its name.
-        names, last = [], -math.inf
-        for place in places:
-            near = panel.get_xscale() == "linear" and place - last < 0.14 * (places[-1] - places[0])
-            names.append("" if near else f"{place:g}")
+        # A place too near to the last one that was named, for a name of its length, keeps its mark alone.
+        names, last, linear = [], -math.inf, panel.get_xscale() == "linear"
+        for name, place in ((f"{place:g}", place) for place in places):
+            near = linear and place - last < max(0.14, 0.045 * len(name)) * (places[-1] - places[0])
+            names.append("" if near else name)
             last = last if near else place
         panel.set_xticks(places, names)
         panel.set_xticks([], minor=True)
