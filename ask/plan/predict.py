@@ -54,14 +54,16 @@ class Machine:
 PRODUCT = 187e9
 """Operations a second of a convolution and back to its images (:func:`ask.precision.expected`) that a CPU's rates go
 with, of one core. Assumed, for it was not measured on the server that they are of: there 150e9 would be 0.8 of it."""
+CONVOLVING = 0.7
+"""Share of a network's time there that goes with the product; activations, pooling and norms go as float32 does. With a
+product in bfloat16 4.2 times as fast (AMX), trainings and attacks at full width were 1.9 and 2.6 times as fast."""
 MACHINES = {
     # What results/lite (training, and what follows on networks) and results/paper (pixels) reached on one core of a
     # server with AVX-512: on another, and in another precision, in proportion to its product.
     "CPU": Machine(
         {"training": 150e9, "calibration": 85e9, "AdvKnn's blocks": 43e9}
-        # Shares of the product, too: results/bench has attacks at full width at 1.06 of it, without what a cell does
-        # beside them. Trainings and calibrations at full width are on no record yet.
-        | {f"training{WIDE}": 178e9, f"calibration{WIDE}": 140e9, f"attacks{WIDE}": 170e9}
+        # At full width, what results/cpu reached, taken to that server.
+        | {f"training{WIDE}": 178e9, f"calibration{WIDE}": 200e9, f"attacks{WIDE}": 180e9}
         | {"calibration on pixels": 15e9, "attacks on pixels": 28e9},
         105e9,
         3.0,
@@ -118,7 +120,8 @@ class Predictor:
             return self.learned[group]
         machine, factor = MACHINES[kind], self.factor if kind == self.here else 1.0
         if kind == self.here:
-            factor /= self.pace.passes if group.removesuffix(WIDE) in ON_NETWORKS else self.pace.other
+            share = CONVOLVING if group.removesuffix(WIDE) in ON_NETWORKS else 0.0
+            factor *= share / self.pace.passes + (1 - share) / self.pace.other
         if group in LIGHT:
             return Speed(math.inf, 1.0)
         rate = machine.rates.get(group) or machine.rates.get(group.removesuffix(WIDE), machine.other)
@@ -172,10 +175,8 @@ def pace_of(found: Mapping[str, Any]) -> Pace:
     """Of the processor that settled a run's precision, by what is written down of it; that of the assumptions else."""
     if "threads" not in found or gpu():
         return Pace()
-    passes, other = (
-        found["gflops"][name] * 1e9 / found["threads"] / PRODUCT for name in (found["precision"], "float32")
-    )
-    return Pace(passes, other)
+    rates = (found["gflops"][name] * 1e9 / found["threads"] for name in (found["precision"], "float32"))
+    return Pace(*(rate / PRODUCT for rate in rates))
 
 
 def predictor(own: Measured, others: Iterable[Measured] = (), pace: Pace = Pace()) -> Predictor:
@@ -194,14 +195,15 @@ def predictor(own: Measured, others: Iterable[Measured] = (), pace: Pace = Pace(
 
 
 def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
-    """A run's jobs that this machine has finished, of those that Snakemake noted the time of."""
+    """A run's jobs that this machine has finished, of those that Snakemake noted the time of; as on one core."""
     found, name = defaultdict[str, list[tuple[float, float]]](list), machine()
     for path, task in plan.tasks.items():
-        seconds = task.seconds(plan.run)
-        if seconds is None or (task.group not in LIGHT and not hardware_of(task, plan.run).startswith(name)):
+        seconds, made_on = task.seconds(plan.run), hardware_of(task, plan.run)
+        if seconds is None or (task.group not in LIGHT and not made_on.startswith(name)):
             continue
+        threads = re.search(r", (\d+) threads$", made_on) if task.name == "train" else None
         if (share := _share(task)) is not None:
-            found[task.group].append((costs[path].flop * share, seconds))
+            found[task.group].append((costs[path].flop * share, seconds * int(threads[1] if threads else 1)))
     return found
 
 
@@ -228,10 +230,8 @@ def hardware_of(task: Task, run: Run) -> str:
             return ""
     features = getattr(task.job, "features", task.job)
     record = run.model(getattr(features, "dataset", ""), getattr(features, "model", "")) / "config.yaml"
-    found = (
-        re.search(r"^hardware: (.*)$", record.read_text(encoding="utf-8"), re.MULTILINE) if record.is_file() else None
-    )
-    return found[1] if found else ""
+    text = record.read_text(encoding="utf-8") if record.is_file() else ""
+    return found[1] if (found := re.search(r"^hardware: (.*)$", text, re.MULTILINE)) else ""
 
 
 def kind_of(task: Task, run: Run) -> str:
