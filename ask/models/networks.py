@@ -124,8 +124,8 @@ def _full(output: Tensor) -> Tensor:
 class Convolution(nn.Conv2d):
     """A 3 x 3 convolution that keeps the side; on a CPU, where it is wide, of small images laid side by side.
 
-    Kernels of torch's convolution work row by row; with rows of 2 or 4 pixels they reach a fraction of a product's speed.
-    Strips of 16 images with a column of zeros between them take a quarter to nine tenths of their time.
+    Kernels of torch's convolution work row by row, and reach a fraction of a product's speed with rows of 2 or 4 pixels.
+    Strips of 16 images with a column of zeros between them take a quarter to nine tenths of that time.
     """
 
     def __init__(self, c_in: int, c_out: int, *, bias: bool = True) -> None:
