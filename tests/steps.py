@@ -35,7 +35,7 @@ def digests(
 
     methods = yaml.safe_load((ROOT / "config/config.yaml").read_text())["models"]
     generator = np.random.default_rng(0)
-    images, labels = generator.integers(0, 256, (60, 3, 32, 32), np.uint8), np.arange(60) % 10
+    images, labels = generator.integers(0, 256, (120, 3, 32, 32), np.uint8), np.arange(120) % 10
     for name, method in methods.items():
         if method["base"] == "none" or (names and name not in names):
             continue

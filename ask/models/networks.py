@@ -124,7 +124,7 @@ def _full(output: Tensor) -> Tensor:
 class Convolution(nn.Conv2d):
     """A 3 x 3 convolution that keeps the side; on a CPU, where it is wide, of small images laid side by side.
 
-    Kernels of torch's convolution work row by row, and reach a fraction of a product's speed with rows of 2 or 4 pixels.
+    Kernels of torch's convolutions go row by row, and reach a fraction of a product's speed with rows of 2 or 4 pixels.
     Strips of 16 images with a column of zeros between them take a quarter to nine tenths of that time.
     """
 

@@ -198,7 +198,8 @@ def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
     """A run's jobs that this machine has finished, of those that Snakemake noted the time of; as on one core."""
     found, name = defaultdict[str, list[tuple[float, float]]](list), machine()
     for path, task in plan.tasks.items():
-        seconds, made_on = task.seconds(plan.run), hardware_of(task, plan.run)
+        seconds = task.seconds(plan.run)
+        made_on = "" if seconds is None else hardware_of(task, plan.run)
         if seconds is None or (task.group not in LIGHT and not made_on.startswith(name)):
             continue
         threads = re.search(r", (\d+) threads$", made_on) if task.name == "train" else None
