@@ -24,7 +24,7 @@ from ask.plan.why import reasons, resized
 ASSUMED = """
 Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
 there counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs.
-Assumed: a CPU of 150 GFLOP/s a core in training and 105 in attacks (178 and 180 of wide networks), where a convolution
+Assumed: a CPU of 150 GFLOP/s a core in training and 105 in attacks (178 and 210 of wide networks), where a convolution
 reaches 187 (this machine's is measured once; seven tenths of a network's time go with it); GPU 280 TFLOP/s in
 training (35 % of 800 in bf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20."""
 ALIKE = 0.99
