@@ -613,16 +613,18 @@ def test_cuda_gives_the_cpus_loss_and_gradient() -> None:
     network = build(NetworkSpec(name="resnet18", width=1 / 4), in_channels=3, image_size=32, num_classes=10, seed=0)
     images = torch.rand(64, 3, 32, 32, generator=seeded(CPU, 0))
     labels = torch.arange(64) % 10
-    results: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    for device in ("cpu", "cuda"):
+    losses, gradients = [], []
+    for device, rounded in (("cpu", False), ("cpu", True), ("cuda", True)):
         copy = build_on(network, device)
-        with torch.autocast(device, dtype=torch.bfloat16):  # on a CPU too: in bf16 gradients are others than in fp32
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=rounded):
             loss = F.cross_entropy(copy(images.to(device)), labels.to(device))
-        gradients = torch.autograd.grad(loss, list(copy.parameters()))
-        results[device] = loss.detach().cpu(), [g.float().cpu() for g in gradients]
-    assert results["cuda"][0].item() == pytest.approx(results["cpu"][0].item(), rel=0.02)
-    flat = [torch.cat([g.flatten() for g in results[device][1]]) for device in ("cpu", "cuda")]
-    assert F.cosine_similarity(flat[0], flat[1], dim=0) > 0.98
+        found = torch.autograd.grad(loss, list(copy.parameters()))
+        losses.append(loss.item())
+        gradients.append(torch.cat([gradient.float().cpu().flatten() for gradient in found]))
+    assert losses[2] == pytest.approx(losses[0], rel=0.02)
+    # Two processors' bfloat16 differ by more than a fixed bar allows for: neither may be further from float32.
+    cpu, cuda = (1 - F.cosine_similarity(gradients[0], gradient, dim=0) for gradient in gradients[1:])
+    assert cuda < 1.5 * cpu < 0.3
 
 
 def build_on(network: Network, device: str) -> Network:
