@@ -402,6 +402,18 @@ def test_labels_keep_their_distance(heights: list[float], expected: list[float])
     assert spread(heights, 1.0) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([0.1, 0.2, 4.0], [0.0, 1.0, 4.0]),  # the lowest would lie below the axis, on its numbers
+        ([2.0, 4.9, 4.8], [2.0, 5.0, 4.0]),
+        ([1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 5.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),  # no room for all
+    ],
+)
+def test_labels_stay_beside_the_axis(heights: list[float], expected: list[float]) -> None:
+    assert spread(heights, 1.0, 0.0, 5.0) == pytest.approx(expected)
+
+
 def test_figures_are_the_same_bytes_every_time(run: Run) -> None:
     job = figure_job(run)
     first = {path.suffix: path.read_bytes() for path in render_figure(job, run)}

@@ -121,7 +121,8 @@ def draw_line(panel: Axes, line: pd.DataFrame, look: Look) -> None:
 def draw_labels(panel: Axes, lines: Mapping[str, pd.DataFrame], looks: Mapping[str, Look], *, gap: float) -> None:
     """Name each line at its right end, so that no reader has to match a legend."""
     ends = [(line["x"].iloc[-1], line["mean"].iloc[-1]) for line in lines.values()]
-    for label, end, height in zip(lines, ends, spread([mean for _, mean in ends], gap), strict=True):
+    heights = spread([mean for _, mean in ends], gap, *panel.get_ylim())
+    for label, end, height in zip(lines, ends, heights, strict=True):
         panel.annotate(
             label,
             xy=end,
@@ -135,10 +136,9 @@ def draw_labels(panel: Axes, lines: Mapping[str, pd.DataFrame], looks: Mapping[s
         )
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Nearest heights in the same order that keep a gap: isotonic regression."""
-    order = np.argsort(heights, kind="stable")
-    steps = gap * np.arange(len(heights))
-    placed = np.empty(len(heights))
-    placed[order] = isotonic_regression(np.asarray(heights)[order] - steps).x + steps
+def spread(heights: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """Nearest heights in the same order that keep a gap, in a range if there is room for all: isotonic regression."""
+    order, steps = np.argsort(heights, kind="stable"), gap * np.arange(len(heights))
+    placed, most = np.empty(len(heights)), max(low, high - steps[-1])
+    placed[order] = isotonic_regression(np.asarray(heights)[order] - steps).x.clip(low, most) + steps
     return list(placed)
