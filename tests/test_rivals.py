@@ -4,6 +4,7 @@ And what artifacts make of the rivals: their cells, and the sentence on what rem
 """
 
 import itertools
+import json
 import math
 from importlib import import_module
 
@@ -29,6 +30,7 @@ from ask.paths import Run
 from ask.plan.planner import plan_run
 from ask.plan.settings import leave_out
 from ask.report.tables import render_table
+from ask.statistics import summarise
 
 CLASSES, PER_CLASS, SIDE = 4, 12, 3
 ARTIFACTS = ROOT / "config/artifacts"
@@ -702,6 +704,22 @@ def test_what_remains_of_the_margin_is_said_below_the_table(tmp_path, network, e
     assert expected in texts[".md"]
     assert expected.split(" (")[0].replace("'", "&#x27;") in texts[".html"].partition("</table>")[2]
     assert "ASK-Atk leaves at least 12.6 points less" in texts[".tex"]
+
+
+def test_margins_bear_intervals_of_paired_differences(tmp_path):
+    run = Run(tmp_path / "run")
+    job = margin_table(run, {"ASK-Atk": (20, 27), "AdvKnn": (30, 40)})
+    trials = [0.18, 0.22] * 5
+    for name, own in {"cell-0-0": trials, "cell-0-1": [one + 0.1 for one in trials], "cell-1-1": trials}.items():
+        path = run.cell("digits", "at", name)
+        content = json.loads(path.read_text())
+        content["results"][0]["robust"] = summarise(own)
+        path.write_text(json.dumps(content))
+    render_table(job, run)
+    text = run.table("table01").with_suffix(".md").read_text()
+    half = 100 * summarise(trials)["ci95"]
+    assert f"cosine, Conv 3 +10.0 (AdvKnn); cosine, Conv 4 \N{MINUS SIGN}7.0±{half:.1f} (AdvKnn)" in text
+    assert f"leaves up to 7.0±{half:.1f} points more than the best of the paper's rivals" in text
 
 
 def test_a_table_without_that_wish_says_nothing(tmp_path):

@@ -135,11 +135,8 @@ def passed(root: Path, output: Path, cell: Mapping[str, Any]) -> list[dict[str, 
     """Jobs of the cells that the ascent of one passes through (JSON documents): what :func:`share` has written down."""
     with suppress(OSError, ValueError):  # where no run has been, each cell is measured on its own
         found = json.loads((root / _ASCENTS).read_text(encoding="utf-8")).get(str(output.relative_to(root)), [])
-        return [
-            one
-            for one in found
-            if ascent_of(one) == ascent_of(cell) and one["attack"]["steps"] < cell["attack"]["steps"]
-        ]
+        most = cell["attack"]["steps"]
+        return [one for one in found if ascent_of(one) == ascent_of(cell) and one["attack"]["steps"] < most]
     return []
 
 
@@ -208,9 +205,8 @@ def _trials(path: Path) -> int:
     """Highest trial of an entry, counted from one."""
     if path.suffix == ".safetensors":
         return int(_header(path)["job"]["trials"])
-    return (
-        int(max((about["trial"] for about in json.loads(path.read_text(encoding="utf-8"))["by_trial"]), default=-1)) + 1
-    )
+    rows = json.loads(path.read_text(encoding="utf-8"))["by_trial"]
+    return int(max((about["trial"] for about in rows), default=-1)) + 1
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -204,11 +204,8 @@ def _elsewhere(run: Run, settled: Mapping[str, Any]) -> Iterator[Measured]:
 def _batches_of(profile: str) -> int:
     """About how many batches a profile asks for; raises ConfigError for one that is not there or asks for none."""
     path = Path("profiles") / profile / "profile.yaml"
-    asked = (
-        (yaml.safe_load(path.read_text(encoding="utf-8")).get("resources") or {}).get("batches")
-        if path.is_file()
-        else None
-    )
+    read = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    asked = (read.get("resources") or {}).get("batches")
     if not asked:
         raise ConfigError(f"--profile {profile}: {path} names no `resources: batches`; take slurm, or a copy of it")
     return int(asked)

@@ -118,10 +118,8 @@ def listed(values: Iterable[str], unit: str = "") -> str:
 
 
 def _network(spec: Json) -> str:
-    width, options = (
-        spec.get("width", 1),
-        ", ".join(f"{name} {value}" for name, value in spec.get("options", {}).items()),
-    )
+    options = ", ".join(f"{name} {value}" for name, value in spec.get("options", {}).items())
+    width = spec.get("width", 1)
     if factory := spec.get("factory"):
         return f"{factory} ({options})" if options else str(factory)
     return worded(spec["name"]) + ("" if width == 1 else f" at width 1/{1 / width:g}")

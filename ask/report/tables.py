@@ -16,16 +16,21 @@ from ask.files import write_text
 from ask.paths import Run
 from ask.report.captions import noted, notice, sentence, settings_of
 from ask.report.numbers import (
+    PLUS_MINUS,
     EmptyGroupError,
     Json,
     MissingValueError,
     collect,
     entries,
+    estimate,
     format_difference,
+    join_predictions,
     load_cell,
+    read_predictions,
     read_reference,
     write_numbers,
 )
+from ask.statistics import Estimate, pool_trials
 
 KINDS = ("measured", "paper", "difference")
 """What a cell shows."""
@@ -56,7 +61,7 @@ def render_table(job: Json, run: Run) -> list[Path]:
         MissingValueError: a cell has not been measured.
     """
     numbers = collect(job, run, skip=EmptyGroupError)  # the table shows a blank
-    remark = margin_remark(job, numbers)
+    remark = margin_remark(job, numbers, run)
     if remark:
         job = {**job, "notes": [*job["notes"], remark]}
     path, job = run.table(job["id"]), described(job, numbers, run)
@@ -69,44 +74,48 @@ def render_table(job: Json, run: Run) -> list[Path]:
     ]
 
 
-def margin_remark(job: Json, numbers: pd.DataFrame) -> str:
+def margin_remark(job: Json, numbers: pd.DataFrame, run: Run) -> str:
     """What remains of an attack's margin against the best of its rivals, in words, if the job asks for that.
 
-    Each row and each group of columns is a setting, in which the rivals are the other innermost columns.
+    Each row and each group of columns is a setting, in which the rivals are the other innermost columns. Intervals are
+    of paired differences, over trials and, where predictions are kept, images.
     """
     if not job.get("margin"):
         return ""
     of, papers = job["margin"]["of"], job["margin"]["rivals"]
-    settings: dict[str, dict[str, float]] = {}
-    for row, column, mean in zip(numbers["row"], numbers["column"], numbers["mean"], strict=True):
-        *outer, innermost = job["column_headers"][column]
-        setting = ", ".join(filter(None, [*outer, *job["row_headers"][row]]))
-        settings.setdefault(setting, {})[innermost] = mean
+    settings: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for row in numbers.to_dict("records"):
+        *outer, innermost = job["column_headers"][row["column"]]
+        setting = ", ".join(filter(None, [*outer, *job["row_headers"][row["row"]]]))
+        values = join_predictions([read_predictions(row["reference"], row["metric"], run)], row["values"])
+        settings.setdefault(setting, {})[innermost] = row, values
     every = {
-        who: {
-            setting: min((mean - found[of], label) for label, mean in found.items() if label in rivals)
-            for setting, found in settings.items()
-            if of in found and rivals & found.keys()
-        }
-        for who, rivals in (
-            ("the paper's rivals", set(papers)),
-            ("all shown", {label for found in settings.values() for label in found} - {of}),
-        )
+        (setting, label): estimate([(1.0, *rival), (-1.0, *found[of])])[0]
+        for setting, found in settings.items()
+        for label, rival in found.items()
+        if of in found and label != of
     }
-    parts = []
-    for who, margins in every.items():
-        if margins:
-            setting, (margin, label) = min(margins.items(), key=lambda item: item[1])
-            parts.append(f"{_less_or_more(margin)} the best of {who} (smallest margin: {setting}, {label})")
-    each = [f"{setting} {format_difference(m)} ({label})" for setting, (m, label) in every["all shown"].items()]
+    margins, parts, best = dict(zip(every, pool_trials(list(every.values())), strict=True)), [], dict[str, str]()
+    for who, rivals in (("the paper's rivals", papers), ("all shown", {label for _, label in margins})):
+        own = sorted((one for one in margins if one[1] in rivals), key=lambda one: (-margins[one].mean, one[1]))
+        best = {setting: dict(own)[setting] for setting in settings if setting in dict(own)}  # of equal ones the last
+        if best:
+            least = min(best.items(), key=lambda one: margins[one].mean)
+            parts.append(f"{_less_or_more(margins[least])} the best of {who} (smallest margin: {', '.join(least)})")
+    each = [f"{one[0]} {format_difference(margins[one].mean)}{_half(margins[one])} ({one[1]})" for one in best.items()]
     return f"{of} leaves {' and '.join(parts)}. Margins against the best of all: {'; '.join(each)}." if parts else ""
 
 
-def _less_or_more(margin: float) -> str:
-    points = f"{abs(margin):.1f}"
+def _half(margin: Estimate) -> str:
+    return f"{PLUS_MINUS}{margin.half_width:.1f}" if margin.half_width >= 0.05 else ""
+
+
+def _less_or_more(margin: Estimate) -> str:
+    points = f"{abs(margin.mean):.1f}"
     if points == "0.0":
         return "in some setting as much as"
-    return f"at least {points} points less than" if margin > 0 else f"up to {points} points more than"
+    points += _half(margin)
+    return f"at least {points} points less than" if margin.mean > 0 else f"up to {points} points more than"
 
 
 def partial_table(job: Json, run: Run) -> str:
