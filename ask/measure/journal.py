@@ -135,8 +135,8 @@ def passed(root: Path, output: Path, cell: Mapping[str, Any]) -> list[dict[str, 
     """Jobs of the cells that the ascent of one passes through (JSON documents): what :func:`share` has written down."""
     with suppress(OSError, ValueError):  # where no run has been, each cell is measured on its own
         found = json.loads((root / _ASCENTS).read_text(encoding="utf-8")).get(str(output.relative_to(root)), [])
-        most = cell["attack"]["steps"]
-        return [one for one in found if ascent_of(one) == ascent_of(cell) and one["attack"]["steps"] < most]
+        alike = [one for one in found if ascent_of(one) == ascent_of(cell)]
+        return [one for one in alike if one["attack"]["steps"] < cell["attack"]["steps"]]
     return []
 
 
