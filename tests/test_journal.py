@@ -291,3 +291,13 @@ def test_an_ascent_measures_the_cells_that_it_passes_through(place, attacked, im
         assert record["results"] == alone[name][0]["results"]
     assert len(attacked) == before
     assert not journal.folder_of(place.run.cell("digits", "raw", "s3")).exists()
+
+
+def test_what_an_ascent_passes_through_is_asked_of_any_cell(tmp_path):
+    output = tmp_path / "cells/d/m/long.json"
+    clean, short, long = ({"attack": attack} for attack in (None, {"eps": 8.0, "steps": 20}, {"eps": 8.0, "steps": 40}))
+    assert journal.passed(tmp_path, output, long) == []
+    journal.share(tmp_path, [(output, short), (output, {"attack": {"eps": 4.0, "steps": 20}})])
+    assert journal.passed(tmp_path, output, long) == [short]
+    assert journal.passed(tmp_path, output, short) == []
+    assert journal.passed(tmp_path, output.with_name("clean.json"), clean) == []
