@@ -43,6 +43,8 @@ def test_every_measurement_is_in_one_batch_behind_what_it_needs(paper, overlay, 
     sharing = [task for task in plan.tasks.values() if task.after]
     assert len(sharing) >= 10
     assert all(home[task.output] == home[task.after] for task in sharing), "an ascent is climbed twice"
+    reads = {task.output: {*task.needs} for task in plan.tasks.values()}
+    assert all(reads[task.output] <= reads[task.after] for task in sharing), "an ascent looks at what may not be there"
     left = {plan.tasks[path].name for path in todo - home.keys()}
     assert left <= {"train", "prepare", "download", "table", "figure", "pictures", "boundaries", "claims", "report"}
     order, done = (

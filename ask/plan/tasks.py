@@ -197,7 +197,7 @@ class TaskMaker:
         return dict(sorted(self.tasks.items(), key=lambda item: order.index(item[1].name)))
 
     def _share_ascents(self) -> None:
-        """Let cells that differ only in their number of steps, and in who looks, follow the one of most steps."""
+        """Let cells that differ only in steps and in who looks follow the one of most steps, if it reads what they do."""
         alike: dict[str, list[Task]] = {}
         for task in self.tasks.values():
             if task.name == "attack" and hasattr(task.job.attack, "steps"):
@@ -205,7 +205,7 @@ class TaskMaker:
         for cells in alike.values():
             longest = max(cells, key=lambda task: int(task.job.attack.steps))
             for task in cells:
-                if task is not longest and task.job.trials <= longest.job.trials:
+                if task is not longest and task.job.trials <= longest.job.trials and {*task.needs} <= {*longest.needs}:
                     self.tasks[task.output] = replace(task, after=longest.output)
 
     def _output(self, cell: CellJob) -> Path:
