@@ -197,7 +197,7 @@ class TaskMaker:
         return dict(sorted(self.tasks.items(), key=lambda item: order.index(item[1].name)))
 
     def _share_ascents(self) -> None:
-        """Let cells that differ only in steps and in who looks follow the one of most steps, if it reads what they do."""
+        """Let cells that differ in steps, and in who looks, follow the one of most steps if it reads what they do."""
         alike: dict[str, list[Task]] = {}
         for task in self.tasks.values():
             if task.name == "attack" and hasattr(task.job.attack, "steps"):
