@@ -111,7 +111,8 @@ def unpack(bundle: Path) -> list[str]:
         if source == PACKAGES:
             _make_room(contents["python"])
         with tarfile.open(fileobj=io.BytesIO(b"".join(path.read_bytes() for path in taken))) as archive:
-            archive.extractall(SITE if source == PACKAGES else DATA, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 knows none
+            archive.extractall(SITE if source == PACKAGES else DATA)
         for path in taken:
             path.unlink()
         write_json(done, parts)

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def run_on_slurm(text: str, project: Path) -> None:
 def test_code_runs(block: Block, tmp_path: Path) -> None:
     script = tmp_path / "block.py"
     script.write_text(block.text)
-    done = shell(f"{sys.executable} {script}", ROOT)
+    done = shell(shlex.join([sys.executable, str(script)]), ROOT)
     assert done.returncode == 0, done.stderr
 
 

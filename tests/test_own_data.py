@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import shlex
 import subprocess
 import sys
 import time
@@ -350,11 +351,13 @@ def command(*arguments, cwd=ROOT, **environment):
 
 
 def test_a_reader_that_has_read_enough_is_no_error():
-    line = f"{sys.executable} -m ask status --configfile config/lite.yaml | head -n 1"
+    line = f"{shlex.quote(sys.executable)} -m ask status --configfile config/lite.yaml | head -n 1"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("artifact")
     assert done.stderr == ""
-    closed = f"{sys.executable} -m ask status --configfile config/lite.yaml | true; echo ${{PIPESTATUS[0]}}"
+    closed = (
+        f"{shlex.quote(sys.executable)} -m ask status --configfile config/lite.yaml | true; echo ${{PIPESTATUS[0]}}"
+    )
     done = subprocess.run(["bash", "-c", closed], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.stdout.strip(), done.stderr) in (("141", ""), ("0", "")), "0 where all was said before"
 

@@ -153,7 +153,7 @@ def test_clean_errors_counted_as_errors_are_told_by_committed_predictions() -> N
         found = numbers[(numbers["similarity"] == "cosine") & (numbers["dknn_layers"] == "conv4")]
         means = dict(zip(found["attack"] + found["variant"], found["mean"], strict=True))
         margins[name] = means["advknn"] - means["asknon-targeted"]
-        assert "ASK-Atk leaves at least" in margin_remark(plan.artifacts[name], numbers)
+        assert "ASK-Atk leaves at least" in margin_remark(plan.artifacts[name], numbers, run)
     assert margins["table01"] == pytest.approx(12.6, abs=0.05)
     assert margins["table01-kept"] == pytest.approx(2.9, abs=0.05)
 

@@ -111,10 +111,9 @@ def _half(margin: Estimate) -> str:
 
 
 def _less_or_more(margin: Estimate) -> str:
-    points = f"{abs(margin.mean):.1f}"
-    if points == "0.0":
+    points = f"{abs(margin.mean):.1f}{_half(margin)}"
+    if points.startswith("0.0"):
         return "in some setting as much as"
-    points += _half(margin)
     return f"at least {points} points less than" if margin.mean > 0 else f"up to {points} points more than"
 
 
