@@ -3,9 +3,9 @@
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
-import shlex
 import subprocess
 import sys
 import time
@@ -351,7 +351,8 @@ def command(*arguments, cwd=ROOT, **environment):
 
 
 def test_a_reader_that_has_read_enough_is_no_error():
-    line = f"{shlex.quote(sys.executable)} -m ask status --configfile config/lite.yaml | head -n 1"
+    asked = f"{shlex.quote(sys.executable)} -m ask status --configfile config/lite.yaml"
+    line = f"{asked} | head -n 1"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith("artifact")
     assert done.stderr == ""
