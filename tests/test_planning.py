@@ -22,7 +22,7 @@ from ask.plan import commands, predict, why
 from ask.plan.cost import Shape, costs, network_macs, shape_of
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
-from ask.plan.planner import Plan, plan_run
+from ask.plan.planner import Plan, load, plan_run
 from ask.plan.predict import Speed, learn
 from ask.training.record import count_passes
 
@@ -242,6 +242,41 @@ def test_a_training_on_two_cores_counts_twice(tmp_path: Path, monkeypatch: pytes
         noted.write_text("s\tload\n60\t0\n")
     found = predict.finished(plan, costs(plan))
     assert [seconds for _, seconds in found["training"]] == [60, 120]
+    assert [predict.core_seconds(task, plan.run) for task in (first, second)] == [60, 120]
+
+
+def test_jobs_are_held_against_the_machine_that_they_ran_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose precision was settled on a machine ten times as fast goes on here."""
+    monkeypatch.setattr(predict, "gpu", lambda: "")
+    monkeypatch.chdir(tmp_path)
+    Path("config").symlink_to(ROOT / "config")
+    plan = load([Path("config/demo.yaml")])
+    counted, product = costs(plan), predict.PRODUCT / 1e9
+    fast = {"precision": "float32", "processor": "a fast one, 2 cores, 1 thread", "threads": 1}
+    here = {"precision": "float32", "processor": f"{predict.machine()}, 1 thread", "threads": 1}
+    fast["gflops"], here["gflops"] = {"float32": 10 * product}, {"float32": product}
+    monkeypatch.setattr("ask.precision.expected", lambda wanted, device: here | {"precision": wanted})
+    plan.run.root.mkdir(parents=True)
+    (plan.run.root / "precision.json").write_text(json.dumps(fast))
+    cells = [task for task in plan.tasks.values() if task.group == "attacks" and counted[task.output].flop > 0][:2]
+    seconds = {}
+    for task, machine in zip(cells, (fast, here), strict=True):
+        speed = predict.Predictor("CPU", pace=predict.pace_of(machine)).speed("attacks")
+        seconds[task.output] = speed.seconds(counted[task.output].flop)
+        task.output.parent.mkdir(parents=True, exist_ok=True)
+        task.output.write_text(json.dumps({"hardware": machine["processor"], "job": task.document}))
+        noted = plan.run.benchmark(task.output)
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        noted.write_text(f"s\tload\n{seconds[task.output]}\t0\n")
+    commands.plan(configfile=[Path("config/demo.yaml")], json_=True)
+    found = json.loads(capsys.readouterr().out)
+    (row,) = (stage for stage in found["stages"] if stage["stage"] == "attacks")
+    assert row["predicted"] == pytest.approx(sum(seconds.values()))
+    assert row["actual"] == pytest.approx(sum(seconds.values()))
+    assert row["basis"] == "1 job here"
+    assert predict.pace_of(commands._settled(plan)) == predict.Pace(), "what is left runs here"
 
 
 def test_plan_and_status_of_a_run_that_has_not_begun(

@@ -13,11 +13,12 @@ import yaml
 
 from ask.config.run import ConfigError, read_run
 from ask.paths import Run
+from ask.plan import predict
 from ask.plan.batches import START, forecast
 from ask.plan.cost import cost_left, costs
 from ask.plan.graph import Task, required
 from ask.plan.planner import Plan, load, plan_of
-from ask.plan.predict import MACHINES, Measured, finished, gpu, kind_of, pace_of, predictor, settled_in
+from ask.plan.predict import MACHINES, Measured, Predictor, predictor
 from ask.plan.preflight import inspect
 from ask.plan.why import reasons, resized
 
@@ -54,8 +55,9 @@ def plan(
     planned = load(configfile, trials)
     tasks, run, counted = planned.tasks, planned.run, costs(planned)
     settled = _settled(planned)
-    others, pace = list(_elsewhere(run, settled)), pace_of(settled)
-    known, before = predictor(finished(planned, counted), others, pace), predictor({}, others, pace)
+    others, pace = list(_elsewhere(run, settled)), predict.pace_of(settled)
+    known, before = predictor(predict.finished(planned, counted), others, pace), predictor({}, others, pace)
+    there = Predictor(known.here, pace=predict.pace_of(predict.settled_in(run)))
     grown = {path for path, task in tasks.items() if resized(task)}
 
     def undone(targets: list[Path]) -> set[Path]:
@@ -70,11 +72,15 @@ def plan(
         jobs = {"jobs": len(wanted), "left": len(todo)}
         return {**jobs, "flop": flop, "seconds": times[known.here], **times, "bytes": size}
 
+    def foreseen(path: Path) -> float:
+        """Seconds that a job was to take on the machine that it ran on."""
+        speeds = before if predict.made_here(tasks[path], run) else there
+        return speeds.speed(tasks[path].group, predict.kind_of(tasks[path], run)).seconds(counted[path].flop)
+
     def of_stage(group: str, wanted: set[Path], left: set[Path]) -> dict[str, Any]:
         own = {path for path in wanted if tasks[path].group == group}
-        took = {path: seconds for path in own if (seconds := tasks[path].seconds(run)) is not None}
-        predicted = sum(before.speed(group, kind_of(tasks[path], run)).seconds(counted[path].flop) for path in took)
-        about = {"basis": known.basis(group), "predicted": predicted, "actual": sum(took.values())}
+        took = {path: seconds for path in own if (seconds := predict.core_seconds(tasks[path], run)) is not None}
+        about = {"basis": known.basis(group), "predicted": sum(map(foreseen, took)), "actual": sum(took.values())}
         return {"stage": group, **total(own, left), **about}
 
     parts = _targets(planned, names)
@@ -140,8 +146,8 @@ def why(
         steps = ", ".join(f"{count} {step}" for step, count in Counter(task.name for task in members).items())
         more = f" and {len(members) - 3} more" if len(members) > 3 else ""
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
-    settled = settled_in(planned.run)
-    known = predictor(finished(planned, counted), _elsewhere(planned.run, settled), pace_of(settled))
+    settled = _settled(planned)
+    known = predictor(predict.finished(planned, counted), _elsewhere(planned.run, settled), predict.pace_of(settled))
     left = {path: cost_left(tasks[path], counted[path], found).flop for path in found}
     took = sum(known.speed(tasks[path].group).seconds(flop) for path, flop in left.items())
     print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
@@ -179,26 +185,27 @@ def _targets(planned: Plan, names: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def _settled(planned: Plan) -> dict[str, Any]:
-    """What is written down of a run's precision, or what this machine would write down; nothing without torch."""
-    if (found := settled_in(planned.run)) or gpu():
+    """A run's precision, if it is written down, and this machine's rates; those written down without torch."""
+    found = predict.settled_in(planned.run)
+    if predict.gpu() or found.get("processor", "").startswith(predict.machine()):
         return found
     with suppress(ModuleNotFoundError):
         import torch
 
         from ask.precision import expected
 
-        return expected(planned.config.precision, torch.device("cpu"))
-    return {}
+        return expected(found.get("precision", planned.config.precision), torch.device("cpu"))
+    return found
 
 
 def _elsewhere(run: Run, settled: Mapping[str, Any]) -> Iterator[Measured]:
     """What all other runs of this precision have measured that have results and a configuration of their name."""
     for folder in sorted(Path("results").glob("*/benchmarks")):
         overlays = [] if folder.parent.name == "paper" else [Path(f"config/{folder.parent.name}.yaml")]
-        mine, other = (found.get("precision", "float32") for found in (settled, settled_in(Run(folder.parent))))
+        mine, other = (found.get("precision", "float32") for found in (settled, predict.settled_in(Run(folder.parent))))
         if folder.parent != run.root and mine == other and all(overlay.is_file() for overlay in overlays):
             other = load(overlays)
-            yield finished(other, costs(other))
+            yield predict.finished(other, costs(other))
 
 
 def _batches_of(profile: str) -> int:

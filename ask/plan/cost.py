@@ -12,18 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ask.config import jobs
 from ask.config.attacks import AutoAttackOptions, SquareConfig
 from ask.config.base import DataSpec
-from ask.config.jobs import (
-    AdoptJob,
-    BlockJob,
-    CalibrationJob,
-    CellJob,
-    ClassifierSpec,
-    FeatureSpec,
-    IndexJob,
-    TimingJob,
-)
+from ask.config.jobs import ClassifierSpec, FeatureSpec
 from ask.config.training import NetworkSpec, TrainJob, layers_of
 from ask.data.sources import PUBLISHED
 from ask.errors import AskError, DataError
@@ -167,28 +159,28 @@ def _cost(job: Any, shapes: Mapping[str, Shape]) -> Cost:
         case TrainJob():  # keeps the weights of two epochs
             shape = shapes[job.dataset]
             return Cost(_training(job, shape), 8.0 * reach(job.network, shape)[2])
-        case AdoptJob():
+        case jobs.AdoptJob():
             shape = shapes[job.features.dataset]
             return Cost(0.0, 4.0 * (reach(job.features.network, shape)[2] if job.features.network else 0))
-        case IndexJob():
+        case jobs.IndexJob():
             shape = shapes[job.features.dataset]
             forward, dimensions = _forward(job.features, shape, job.layer)
             return Cost(shape.train * forward, 4.0 * shape.train * dimensions)
-        case CalibrationJob():
+        case jobs.CalibrationJob():
             return Cost(len(job.grid) * _once(job, shapes, (job.classifier,), job.images))
-        case BlockJob():
+        case jobs.BlockJob():
             shape = shapes[job.features.dataset]
             _, dimensions = _forward(job.features, shape, job.layer)
             references, size = job.references_per_class * shape.classes, dimensions * shape.classes
             search = 2 * references**2 * dimensions
             return Cost(job.trials * (job.block.epochs * references * 6 * size + search), 4.0 * job.trials * size)
-        case CellJob():  # keeps predictions, counted before compression
+        case jobs.CellJob():  # keeps predictions, counted before compression
             test = shapes[job.features.dataset].test
             images = min(job.test_images or test, test)
             size = images * (job.trials * (2 * len(job.classifiers) + 1) + 2)
             whole = job.trials * _once(job, shapes, job.classifiers, images)
             return Cost(whole, size, whole - job.trials * _once(job, shapes, job.classifiers, images, climbs=False))
-        case TimingJob():
+        case jobs.TimingJob():
             return Cost(job.rounds * sum(_once(cell, shapes, cell.classifiers, job.images) for cell in job.cells))
     return Cost()
 
@@ -211,7 +203,7 @@ def _training(job: TrainJob, shape: Shape) -> float:
 
 
 def _once(
-    job: CellJob | CalibrationJob,
+    job: jobs.CellJob | jobs.CalibrationJob,
     shapes: Mapping[str, Shape],
     classifiers: Iterable[ClassifierSpec],
     images: int,

@@ -196,15 +196,11 @@ def predictor(own: Measured, others: Iterable[Measured] = (), pace: Pace = Pace(
 
 def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
     """A run's jobs that this machine has finished, of those that Snakemake noted the time of; as on one core."""
-    found, name = defaultdict[str, list[tuple[float, float]]](list), machine()
+    found = defaultdict[str, list[tuple[float, float]]](list)
     for path, task in plan.tasks.items():
-        seconds = task.seconds(plan.run)
-        made_on = "" if seconds is None else hardware_of(task, plan.run)
-        if seconds is None or (task.group not in LIGHT and not made_on.startswith(name)):
-            continue
-        threads = re.search(r", (\d+) threads$", made_on) if task.name == "train" else None
-        if (share := _share(task)) is not None:
-            found[task.group].append((costs[path].flop * share, seconds * int(threads[1] if threads else 1)))
+        seconds = core_seconds(task, plan.run)
+        if seconds is not None and made_here(task, plan.run) and (share := _share(task)) is not None:
+            found[task.group].append((costs[path].flop * share, seconds))
     return found
 
 
@@ -233,6 +229,18 @@ def hardware_of(task: Task, run: Run) -> str:
     record = run.model(getattr(features, "dataset", ""), getattr(features, "model", "")) / "config.yaml"
     text = record.read_text(encoding="utf-8") if record.is_file() else ""
     return found[1] if (found := re.search(r"^hardware: (.*)$", text, re.MULTILINE)) else ""
+
+
+def core_seconds(task: Task, run: Run) -> float | None:
+    """Seconds of a finished job, if Snakemake noted them; of a training on several threads, their sum."""
+    seconds = task.seconds(run)
+    threads = re.search(r", (\d+) threads$", hardware_of(task, run)) if seconds and task.name == "train" else None
+    return seconds and seconds * int(threads[1] if threads else 1)
+
+
+def made_here(task: Task, run: Run) -> bool:
+    """Whether a finished job ran on a machine like this one, by its record; a light one counts wherever it ran."""
+    return task.group in LIGHT or hardware_of(task, run).startswith(machine())
 
 
 def kind_of(task: Task, run: Run) -> str:

@@ -10,25 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ask.config import jobs
 from ask.config.attacks import ATTACKS, PIXEL, VARIANTS
 from ask.config.base import LAYERS, DataSpec, Precision, Spec
-from ask.config.jobs import (
-    AdoptJob,
-    BlockJob,
-    CalibrationJob,
-    CellJob,
-    ClassifierSpec,
-    CostJob,
-    DownloadJob,
-    ExampleJob,
-    FailureJob,
-    FeatureSpec,
-    IndexJob,
-    PlaneJob,
-    PrepareJob,
-    StudyJob,
-    TimingJob,
-)
+from ask.config.jobs import ClassifierSpec, FeatureSpec
 from ask.config.run import DatasetConfig, RunConfig, StandIn
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob, layers_of
 from ask.data.sources import PUBLISHED
@@ -74,7 +59,7 @@ class TaskMaker:
         self.tasks[output] = Task(name, job, output, tuple(dict.fromkeys(needs)))
         return output
 
-    def cell(self, subject: Subject, asked: Mapping[str, Any], classifier: ClassifierSpec | None) -> CellJob:
+    def cell(self, subject: Subject, asked: Mapping[str, Any], classifier: ClassifierSpec | None) -> jobs.CellJob:
         """The cell that measures these settings (all of them given), with all that it needs."""
         features, attack = subject.features, self._attack(asked, subject.scale)
         name = self._cell_id(subject, attack, asked)
@@ -99,7 +84,7 @@ class TaskMaker:
             given["calibration_images"] = self.config.calibration.images
         # An attack on the network's output is the same whatever similarity a classifier has.
         aimed = attack is None or layers
-        job = CellJob(
+        job = jobs.CellJob(
             id=name,
             features=features,
             attack=attack,
@@ -117,14 +102,14 @@ class TaskMaker:
         self.put("attack", job, self._reads(job, job.classifiers))
         return job
 
-    def failures(self, cell: CellJob, classifier: ClassifierSpec) -> str:
+    def failures(self, cell: jobs.CellJob, classifier: ClassifierSpec) -> str:
         """Id of the analysis of a cell's failures and successes."""
         name = f"failures-{cell.id}"
 
-        def make(final: CellJob) -> None:
+        def make(final: jobs.CellJob) -> None:
             own = final.model_copy(update={"classifiers": (classifier,)})
             layer = classifier.layers[-1]
-            job = FailureJob(id=name, cell=own, similarity=classifier.similarity, layer=layer)
+            job = jobs.FailureJob(id=name, cell=own, similarity=classifier.similarity, layer=layer)
             self.put("failures", job, [self._output(cell), *self._reads(own, [classifier])])
 
         self._later[Path(name)] = lambda: make(self._final(cell))
@@ -135,25 +120,25 @@ class TaskMaker:
         dataset, model = subject.features.dataset, subject.features.model
         for one in (model, base):
             self._model(replace(subject, features=subject.features.model_copy(update={"model": one})))
-        job = CostJob(id="training-cost", dataset=dataset, model=model, base=base)
+        job = jobs.CostJob(id="training-cost", dataset=dataset, model=model, base=base)
         self.put("cost", job, [self.run.weights(dataset, one) for one in (model, base)])
         return job.id
 
     def study(self, name: str) -> None:
         """A simulation."""
-        self.put("study", StudyJob(id=name, seed=self.config.seed))
+        self.put("study", jobs.StudyJob(id=name, seed=self.config.seed))
 
     def plane(self, name: str) -> None:
         """The models trained in the plane."""
-        self.put("plane", PlaneJob(id=name, seed=self.config.seed))
+        self.put("plane", jobs.PlaneJob(id=name, seed=self.config.seed))
 
-    def timing(self, cells: Iterable[CellJob]) -> str:
+    def timing(self, cells: Iterable[jobs.CellJob]) -> str:
         """Id of the comparison of attacks' seconds; the first cell is what the others are compared with."""
         cells = tuple(cells)
         grid, timing = self.config.calibration, self.config.timing
         name = f"timing-{cells[0].id.removeprefix('ask-')}"
 
-        def points(cell: CellJob) -> int:
+        def points(cell: jobs.CellJob) -> int:
             attack = cell.attack
             layers = len(getattr(attack, "layers", ()))
             if attack and attack.name == "ask":
@@ -163,7 +148,7 @@ class TaskMaker:
 
         def make() -> None:
             own = tuple(self._final(cell, trials=1, classifiers=()) for cell in cells)
-            job = TimingJob(
+            job = jobs.TimingJob(
                 id=name,
                 cells=own,
                 grid_sizes=tuple(map(points, own)),
@@ -176,13 +161,15 @@ class TaskMaker:
         self._later[Path(name)] = make
         return name
 
-    def example(self, name: str, cells: Iterable[CellJob], classifier: ClassifierSpec, class_index: int | None) -> None:
+    def example(
+        self, name: str, cells: Iterable[jobs.CellJob], classifier: ClassifierSpec, class_index: int | None
+    ) -> None:
         """The pictures of one image under several attacks."""
         cells = tuple(cells)
 
         def make() -> None:
             own = tuple(self._final(cell, trials=1, classifiers=()) for cell in cells)
-            job = ExampleJob(id=name, cells=own, classifier=classifier, class_index=class_index)
+            job = jobs.ExampleJob(id=name, cells=own, classifier=classifier, class_index=class_index)
             reads = (path for cell in own for path in self._reads(cell, [classifier]))
             self.put("example", job, [*map(self._output, cells), *reads])
 
@@ -208,15 +195,15 @@ class TaskMaker:
                 if task is not longest and task.job.trials <= longest.job.trials and {*task.needs} <= {*longest.needs}:
                     self.tasks[task.output] = replace(task, after=longest.output)
 
-    def _output(self, cell: CellJob) -> Path:
+    def _output(self, cell: jobs.CellJob) -> Path:
         return self.run.cell(cell.features.dataset, cell.features.model, cell.id)
 
-    def _final(self, cell: CellJob, **changes: Any) -> CellJob:
+    def _final(self, cell: jobs.CellJob, **changes: Any) -> jobs.CellJob:
         """A cell as all artifacts together ask for it; what its reader does not look at may be changed."""
-        whole: CellJob = self.tasks[self._output(cell)].job
+        whole: jobs.CellJob = self.tasks[self._output(cell)].job
         return whole.model_copy(update=changes)
 
-    def _reads(self, job: CellJob | CalibrationJob, classifiers: Iterable[ClassifierSpec]) -> list[Path]:
+    def _reads(self, job: jobs.CellJob | jobs.CalibrationJob, classifiers: Iterable[ClassifierSpec]) -> list[Path]:
         """All that an attack reads: data, weights, indexes, calibrations and blocks."""
         dataset, model = job.features.dataset, job.features.model
         layers = {*getattr(job.attack, "layers", ()), *(layer for c in classifiers for layer in c.layers)}
@@ -234,8 +221,8 @@ class TaskMaker:
         spec, needs = spec_of(subject.dataset), []
         own = fingerprint(Path(spec.path).expanduser(), subject.dataset.fingerprint) if spec.path else ""
         if spec.source in PUBLISHED and PUBLISHED[spec.source].files:
-            needs = [self.put("download", DownloadJob(source=spec.source))]
-        job = PrepareJob(dataset=subject.features.dataset, data=subject.features.data, spec=spec, content=own)
+            needs = [self.put("download", jobs.DownloadJob(source=spec.source))]
+        job = jobs.PrepareJob(dataset=subject.features.dataset, data=subject.features.data, spec=spec, content=own)
         return self.put("prepare", job, needs)
 
     def _model(self, subject: Subject) -> list[Path]:
@@ -249,7 +236,7 @@ class TaskMaker:
         method = self.config.models[subject.method]
         if method.base == "external":
             digest = digest_of(Path(method.weights).expanduser()) if method.weights else None
-            adopted = AdoptJob(features=features, weights=method.weights, digest=digest, seed=self.config.seed)
+            adopted = jobs.AdoptJob(features=features, weights=method.weights, digest=digest, seed=self.config.seed)
             return [data, self.put("adopt", adopted, [data])]
         job = TrainJob(
             dataset=features.dataset,
@@ -267,7 +254,7 @@ class TaskMaker:
     def _index(self, subject: Subject, layer: str) -> Path:
         if (known := self.run.index(subject.features.dataset, subject.features.model, layer)) in self.tasks:
             return known
-        job = IndexJob.model_validate({"features": subject.features, "layer": layer})
+        job = jobs.IndexJob.model_validate({"features": subject.features, "layer": layer})
         return self.put("index", job, self._model(subject))
 
     def _calibration(
@@ -309,7 +296,7 @@ class TaskMaker:
         name = f"{what}-{_attack_id(tuned, similarity)}{self._step_id(tuned, subject.scale)}"
         if self.run.calibration(subject.features.dataset, subject.features.model, name) in self.tasks:
             return name
-        job = CalibrationJob(
+        job = jobs.CalibrationJob(
             id=name,
             features=subject.features,
             attack=tuned,
@@ -349,7 +336,7 @@ class TaskMaker:
         features, similarity = subject.features, asked["similarity"]
         name = f"{_SHORT.get(similarity, similarity)}-L{_where((layer,))}-K{attack.k}"
         known = self.tasks.get(self.run.blocks(features.dataset, features.model, name))
-        job = BlockJob.model_validate(
+        job = jobs.BlockJob.model_validate(
             {
                 "id": name,
                 "features": features,
