@@ -146,7 +146,7 @@ def why(
         steps = ", ".join(f"{count} {step}" for step, count in Counter(task.name for task in members).items())
         more = f" and {len(members) - 3} more" if len(members) > 3 else ""
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
-    settled = _settled(planned)
+    settled = predict.settled_in(planned.run) and _settled(planned)  # else it would import torch
     known = predictor(predict.finished(planned, counted), _elsewhere(planned.run, settled), predict.pace_of(settled))
     left = {path: cost_left(tasks[path], counted[path], found).flop for path in found}
     took = sum(known.speed(tasks[path].group).seconds(flop) for path, flop in left.items())
