@@ -147,7 +147,9 @@ def why(
         more = f" and {len(members) - 3} more" if len(members) > 3 else ""
         print(f"{reason}\n  {steps}: {', '.join(str(task.output) for task in members[:3])}{more}")
     settled = predict.settled_in(planned.run) and _settled(planned)  # else it would import torch
-    known = predictor(predict.finished(planned, counted), _elsewhere(planned.run, settled), predict.pace_of(settled))
+    own = predict.finished(planned, counted)
+    others = () if set(own) - set(predict.LIGHT) else _elsewhere(planned.run, settled)  # a second of planning
+    known = predictor(own, others, predict.pace_of(settled))
     left = {path: cost_left(tasks[path], counted[path], found).flop for path in found}
     took = sum(known.speed(tasks[path].group).seconds(flop) for path, flop in left.items())
     print(f"\n{len(found)} of {len(required(tasks, targets))} jobs, about {_time(took)} of job time.")
