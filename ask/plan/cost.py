@@ -15,7 +15,6 @@ from typing import Any
 from ask.config import jobs
 from ask.config.attacks import AutoAttackOptions, SquareConfig
 from ask.config.base import DataSpec
-from ask.config.jobs import ClassifierSpec, FeatureSpec
 from ask.config.training import NetworkSpec, TrainJob, layers_of
 from ask.data.sources import PUBLISHED
 from ask.errors import AskError, DataError
@@ -146,7 +145,7 @@ def reach(network: NetworkSpec, shape: Shape, layer: str | None = None) -> tuple
     return upto[place] if layer else whole, dimensions[place], weights
 
 
-def _forward(features: FeatureSpec, shape: Shape, layer: str | None = None) -> tuple[float, int]:
+def _forward(features: jobs.FeatureSpec, shape: Shape, layer: str | None = None) -> tuple[float, int]:
     """Operations of one image forward up to a layer (None: through the head), and the layer's dimensions."""
     if features.network is None or layer == "input":
         return 0.0, shape.channels * shape.side**2
@@ -205,7 +204,7 @@ def _training(job: TrainJob, shape: Shape) -> float:
 def _once(
     job: jobs.CellJob | jobs.CalibrationJob,
     shapes: Mapping[str, Shape],
-    classifiers: Iterable[ClassifierSpec],
+    classifiers: Iterable[jobs.ClassifierSpec],
     images: int,
     *,
     climbs: bool = True,

@@ -13,7 +13,6 @@ from typing import Any
 from ask.config import jobs
 from ask.config.attacks import ATTACKS, PIXEL, VARIANTS
 from ask.config.base import LAYERS, DataSpec, Precision, Spec
-from ask.config.jobs import ClassifierSpec, FeatureSpec
 from ask.config.run import DatasetConfig, RunConfig, StandIn
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob, layers_of
 from ask.data.sources import PUBLISHED
@@ -32,7 +31,7 @@ _SHORT |= {"rmsprop": "-successor", "adam": "", "non-targeted": "", "label": "-l
 class Subject:
     """What is attacked: a model of a data set, and how a stand-in scales what artifacts ask for."""
 
-    features: FeatureSpec
+    features: jobs.FeatureSpec
     dataset: DatasetConfig
     scale: StandIn
     training_seed: int = 0
@@ -59,7 +58,7 @@ class TaskMaker:
         self.tasks[output] = Task(name, job, output, tuple(dict.fromkeys(needs)))
         return output
 
-    def cell(self, subject: Subject, asked: Mapping[str, Any], classifier: ClassifierSpec | None) -> jobs.CellJob:
+    def cell(self, subject: Subject, asked: Mapping[str, Any], classifier: jobs.ClassifierSpec | None) -> jobs.CellJob:
         """The cell that measures these settings (all of them given), with all that it needs."""
         features, attack = subject.features, self._attack(asked, subject.scale)
         name = self._cell_id(subject, attack, asked)
@@ -102,7 +101,7 @@ class TaskMaker:
         self.put("attack", job, self._reads(job, job.classifiers))
         return job
 
-    def failures(self, cell: jobs.CellJob, classifier: ClassifierSpec) -> str:
+    def failures(self, cell: jobs.CellJob, classifier: jobs.ClassifierSpec) -> str:
         """Id of the analysis of a cell's failures and successes."""
         name = f"failures-{cell.id}"
 
@@ -162,7 +161,7 @@ class TaskMaker:
         return name
 
     def example(
-        self, name: str, cells: Iterable[jobs.CellJob], classifier: ClassifierSpec, class_index: int | None
+        self, name: str, cells: Iterable[jobs.CellJob], classifier: jobs.ClassifierSpec, class_index: int | None
     ) -> None:
         """The pictures of one image under several attacks."""
         cells = tuple(cells)
@@ -203,7 +202,7 @@ class TaskMaker:
         whole: jobs.CellJob = self.tasks[self._output(cell)].job
         return whole.model_copy(update=changes)
 
-    def _reads(self, job: jobs.CellJob | jobs.CalibrationJob, classifiers: Iterable[ClassifierSpec]) -> list[Path]:
+    def _reads(self, job: jobs.CellJob | jobs.CalibrationJob, classifiers: Iterable[jobs.ClassifierSpec]) -> list[Path]:
         """All that an attack reads: data, weights, indexes, calibrations and blocks."""
         dataset, model = job.features.dataset, job.features.model
         layers = {*getattr(job.attack, "layers", ()), *(layer for c in classifiers for layer in c.layers)}
@@ -301,7 +300,7 @@ class TaskMaker:
             features=subject.features,
             attack=tuned,
             similarity=similarity,
-            classifier=ClassifierSpec.model_validate({"similarity": similarity, "layers": layers, "k": default.k}),
+            classifier=jobs.ClassifierSpec.model_validate({"similarity": similarity, "layers": layers, "k": default.k}),
             grid=tuple(points[what]),
             images=grid.images,
             references_per_class=subject.dataset.references_per_class,
@@ -313,7 +312,7 @@ class TaskMaker:
         self.put("calibrate", job, self._reads(job, [job.classifier]))
         return name
 
-    def _precision(self, features: FeatureSpec) -> Precision:
+    def _precision(self, features: jobs.FeatureSpec) -> Precision:
         return self.config.precision if features.network else "auto"  # pixels pass through nothing
 
     def _taus(self, similarity: str) -> tuple[float, ...]:
