@@ -117,6 +117,20 @@ def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(hom
     assert not covers({"trials": 3, "k": 5}, {"trials": 20, "k": 5})
 
 
+def test_models_whose_labels_have_commas_are_told_apart_where_they_are_left_out(home):
+    plan = load([Path("config/lite-next.yaml")])
+    for path in plan.cells_of("control-loss"):
+        if path.parts[-2] in ("at", "ask-def"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    job, state = slices._measured(plan, "control-loss")
+    assert state == "in part"
+    assert (
+        "Not measured yet, and left out: ASK-Def, eps 4; AT+SNN; AT, at ASK-Def's cost; AT, averaged"
+        in job["notes"][-1]
+    )
+
+
 def test_one_slice_of_a_run_at_a_time(home, capsys):
     with locked(load([]).run.root / "scratch/slice.lock"):
         assert slices.slice_command("slice-2") == slices.FAILED

@@ -72,15 +72,16 @@ def plan(
         jobs = {"jobs": len(wanted), "left": len(todo)}
         return {**jobs, "flop": flop, "seconds": times[known.here], **times, "bytes": size}
 
-    def foreseen(path: Path) -> float:
-        """Seconds that a job was to take on the machine that it ran on."""
+    def foreseen(path: Path, flop: float) -> float:
+        """Seconds that a job of so many operations was to take on the machine that it ran on."""
         speeds = before if predict.made_here(tasks[path], run) else there
-        return speeds.speed(tasks[path].group, predict.kind_of(tasks[path], run)).seconds(counted[path].flop)
+        return speeds.speed(tasks[path].group, predict.kind_of(tasks[path], run)).seconds(flop)
 
     def of_stage(group: str, wanted: set[Path], left: set[Path]) -> dict[str, Any]:
         own = {path for path in wanted if tasks[path].group == group}
-        took = {path: seconds for path in own if (seconds := predict.core_seconds(tasks[path], run)) is not None}
-        about = {"basis": known.basis(group), "predicted": sum(map(foreseen, took)), "actual": sum(took.values())}
+        took = {path: pair for path in own if (pair := predict.measured(tasks[path], run, counted[path]))}
+        predicted = sum(foreseen(path, flop) for path, (flop, _) in took.items())
+        about = {"basis": known.basis(group), "predicted": predicted, "actual": sum(s for _, s in took.values())}
         return {"stage": group, **total(own, left), **about}
 
     parts = _targets(planned, names)

@@ -198,24 +198,9 @@ def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
     """A run's jobs that this machine has finished, of those that Snakemake noted the time of; as on one core."""
     found = defaultdict[str, list[tuple[float, float]]](list)
     for path, task in plan.tasks.items():
-        seconds = core_seconds(task, plan.run)
-        if seconds is not None and made_here(task, plan.run) and (share := _share(task)) is not None:
-            found[task.group].append((costs[path].flop * share, seconds))
+        if (pair := measured(task, plan.run, costs[path])) and made_here(task, plan.run):
+            found[task.group].append(pair)
     return found
-
-
-def _share(task: Task) -> float | None:
-    """Of a job's arithmetic, what its time was noted of: some trials may have been known, or more of them be planned.
-
-    None where its record is of other settings.
-    """
-    if task.output.suffix != ".json" or task.group in LIGHT:
-        return 1.0
-    record = json.loads(task.output.read_text(encoding="utf-8"))
-    job, planned = current(record.get("job") or {}), task.document
-    if without_trials(job) != without_trials(planned):
-        return None
-    return float((job["trials"] - record.get("known", 0)) / planned["trials"]) if task.counts_trials else 1.0
 
 
 def hardware_of(task: Task, run: Run) -> str:
@@ -231,11 +216,22 @@ def hardware_of(task: Task, run: Run) -> str:
     return found[1] if (found := re.search(r"^hardware: (.*)$", text, re.MULTILINE)) else ""
 
 
-def core_seconds(task: Task, run: Run) -> float | None:
-    """Seconds of a finished job, if Snakemake noted them; of a training on several threads, their sum."""
-    seconds = task.seconds(run)
-    threads = re.search(r", (\d+) threads$", hardware_of(task, run)) if seconds and task.name == "train" else None
-    return seconds and seconds * int(threads[1] if threads else 1)
+def measured(task: Task, run: Run, cost: Cost) -> tuple[float, float] | None:
+    """Operations of a finished job and its seconds, as on one core; None if Snakemake did not note them.
+
+    None, too, where its record is of other settings. Trials that were known already are no work of its.
+    """
+    seconds, share = task.seconds(run), 1.0
+    if seconds is None:
+        return None
+    if task.output.suffix == ".json" and task.group not in LIGHT:
+        record = json.loads(task.output.read_text(encoding="utf-8"))
+        job, planned = current(record.get("job") or {}), task.document
+        if without_trials(job) != without_trials(planned):
+            return None
+        share = (job["trials"] - record.get("known", 0)) / planned["trials"] if task.counts_trials else 1.0
+    threads = re.search(r", (\d+) threads$", hardware_of(task, run)) if task.name == "train" else None
+    return cost.flop * share, seconds * int(threads[1] if threads else 1)
 
 
 def made_here(task: Task, run: Run) -> bool:
