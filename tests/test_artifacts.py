@@ -8,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from artifact_jobs import (
 )
 
 from ask.paths import Run
-from ask.report import numbers
+from ask.report import numbers, site, tables
 from ask.report.captions import listed
 from ask.report.evidence import describe, duration, in_text
 from ask.report.figures import PANEL_INCHES, render_figure, set_places, spread
@@ -88,6 +89,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         (35.1234, None, "35.1"),
         (100.0, None, "100.0"),
         (0.0, 0.0, "0.00±0.00"),
+        (-1.23, 1.3, "−1.2±1.3"),
     ],
 )
 def test_rounding_follows_the_interval(mean: float, ci95: float | None, text: str) -> None:
@@ -612,3 +614,13 @@ def test_low_clean_accuracy_is_told_once_a_network() -> None:
     assert len(found) == 4, found
     assert sum(line.startswith("digits/at: clean accuracy of the network is 40.0%") for line in found) == 1
     assert sum(line.startswith("digits/ask-def: clean accuracy of the DkNN") for line in found) == 1
+
+
+def test_cells_that_a_number_is_taken_from_or_a_mean_with_are_named_too():
+    other = {"measured": "−1.2±1.3", "difference": "", "paper": "", "shade": ""}
+    number = SimpleNamespace(**other, reference="d/m/c#l2/conv3/5", baseline="d/at/c#l2/conv3/5", over=["d/m-seed1/c#"])
+    alone = SimpleNamespace(**other, reference="d/m/<c>#", baseline=None, over=None)
+    cells = tables._html_cell(number) + tables._html_cell(alone)
+    assert site.references(cells) == ["d/at/c#l2/conv3/5", "d/m-seed1/c#", "d/m/c#l2/conv3/5", "d/m/<c>#"]
+    found = re.findall(r'data-cell="([^"#]*)#[^"]*"><a href="#cell-([^"]*)"', site.linked(cells))
+    assert found == [("d/m/c", "d-m-c"), ("d/m/&lt;c&gt;", "d-m--c-")]

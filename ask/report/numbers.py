@@ -294,8 +294,8 @@ def format_parts(mean: float, ci95: float | None) -> tuple[str, str | None]:
 
 
 def format_value(mean: float, ci95: float | None) -> str:
-    """``35.12±0.18``; without an interval ``35.1``."""
-    return PLUS_MINUS.join(filter(None, format_parts(mean, ci95)))
+    """``35.12±0.18``; without an interval ``35.1``; with a true minus sign."""
+    return PLUS_MINUS.join(filter(None, format_parts(mean, ci95))).replace("-", MINUS)
 
 
 def format_published(mean: float | None, ci95: float | None) -> str:

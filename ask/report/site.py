@@ -28,7 +28,7 @@ SUFFIXES = ("csv", "json", "md", "tex", "html", "svg", "png", "pdf")
 """What tables and figures can be downloaded as."""
 
 NUMBER = re.compile(
-    r'(<td class="value[^"]*" data-cell="([^"]*)">)(<span class="measured">.*?</span>)(?= <span class="paper">|</td>)'
+    r'(<td class="value[^>]* data-cell="([^"]*)">)(<span class="measured">.*?</span>)(?= <span class="paper">|</td>)'
 )
 """A number of a rendered table: what opens it, its reference, itself."""
 
@@ -101,8 +101,7 @@ def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile:
             )
     rows, text = read_csv(path), drawn.read_text(encoding="utf-8")
     named = references(text)
-    behind = {each: load_cell(each, run) for each in dict.fromkeys(name.partition("#")[0] for name in named)}
-    cells.update(behind)
+    cells |= (behind := {each: load_cell(each, run) for each in dict.fromkeys(n.partition("#")[0] for n in named)})
     files = [path.with_suffix(f".{suffix}") for suffix in SUFFIXES]
     return {
         **{key: artifact.get(key) for key in ("id", "kind", "title", "caption", "paper", "category")},
@@ -121,8 +120,8 @@ def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile:
 
 def references(text: str) -> list[str]:
     """Cells behind a table or drawing, which its numbers or keywords name."""
-    found = re.findall(r'data-cell="([^"]*)"|<rdf:li>([^<]*#[^<]*)</rdf:li>', text)
-    return list(dict.fromkeys(unescape(number or keyword) for number, keyword in found))
+    found = re.findall(r'data-(?:beside|cell)="([^"]*)"|<rdf:li>([^<]*#[^<]*)</rdf:li>', text)
+    return list(dict.fromkeys(unescape(one) for number, keyword in found for one in number.split() or [keyword]))
 
 
 def linked(text: str) -> str:
