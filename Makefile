@@ -92,7 +92,7 @@ crate: .venv/.stamp-test ## Pack a finished run as a Workflow Run RO-Crate, with
 	@$(IN_ENV) tools.crate $(OVERLAY)
 
 lock: .venv/.stamp-lock ## Write requirements.lock anew: the versions of constraints.txt with the hashes of PyPI's files
-	@$(IN_ENV) uv pip compile pyproject.toml --quiet --extra dev -c constraints.txt --universal --python-version 3.11.5 \
+	@$(IN_ENV) uv pip compile pyproject.toml --quiet --extra dev -c constraints.txt --universal --python-version 3.11 \
 		--no-config --generate-hashes --no-annotate --custom-compile-command 'make lock' -o requirements.lock
 
 install: .venv/.stamp-$(FAISS) ## Install what demo and paper need; they do it themselves too
