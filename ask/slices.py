@@ -393,7 +393,6 @@ def _measured(plan: Plan, name: str) -> tuple[dict[str, Any], str]:
         rest = plan_run(smaller, {name: load_artifacts(ARTIFACTS, config.artifacts)[name]}, Paper.read(PAPER))
         if job["kind"] != "pictures" and whole(rest):
             labels = sorted((config.models.get(one) or config.datasets[one]).label for one in absent)
-            between = "; " if any("," in label for label in labels) else ", "
-            note = f"Not measured yet, and left out: {between.join(labels)}."
+            note = f"Not measured yet, and left out: {('; ' if ',' in ''.join(labels) else ', ').join(labels)}."
             return {**rest.artifacts[name], "notes": [*rest.artifacts[name]["notes"], note]}, "in part"
     return {}, "not measured"

@@ -618,8 +618,8 @@ def test_low_clean_accuracy_is_told_once_a_network() -> None:
 
 def test_cells_that_a_number_is_taken_from_or_a_mean_with_are_named_too():
     other = {"measured": "−1.2±1.3", "difference": "", "paper": "", "shade": ""}
-    number = SimpleNamespace(**other, reference="d/m/c#l2/conv3/5", baseline="d/at/c#l2/conv3/5", over=["d/m-seed1/c#"])
-    alone = SimpleNamespace(**other, reference="d/m/<c>#", baseline=None, over=None)
+    number = SimpleNamespace(**other, reference="d/m/c#l2/conv3/5", beside=["d/at/c#l2/conv3/5", "d/m-seed1/c#"])
+    alone = SimpleNamespace(**other, reference="d/m/<c>#", beside=None)
     cells = tables._html_cell(number) + tables._html_cell(alone)
     assert site.references(cells) == ["d/at/c#l2/conv3/5", "d/m-seed1/c#", "d/m/c#l2/conv3/5", "d/m/<c>#"]
     found = re.findall(r'data-cell="([^"#]*)#[^"]*"><a href="#cell-([^"]*)"', site.linked(cells))

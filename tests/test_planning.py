@@ -276,6 +276,8 @@ def test_jobs_are_held_against_the_machine_that_they_ran_on(
     assert row["actual"] == pytest.approx(sum(seconds.values()))
     assert row["basis"] == "1 job here"
     assert predict.pace_of(commands._settled(plan)) == predict.Pace(), "what is left runs here"
+    cells[1].output.unlink()
+    assert not predict.finished(plan, counted), "a time whose record is gone tells nothing"
 
 
 def test_plan_and_status_of_a_run_that_has_not_begun(

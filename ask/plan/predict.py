@@ -219,12 +219,12 @@ def hardware_of(task: Task, run: Run) -> str:
 def measured(task: Task, run: Run, cost: Cost) -> tuple[float, float] | None:
     """Operations of a finished job and its seconds, as on one core; None if Snakemake did not note them.
 
-    None, too, where its record is of other settings. Trials that were known already are no work of its.
+    None, too, where its record is gone or of other settings. Trials that were known already are no work of its.
     """
-    seconds, share = task.seconds(run), 1.0
-    if seconds is None:
+    seconds, share, recorded = task.seconds(run), 1.0, task.output.suffix == ".json"
+    if seconds is None or (recorded and not task.output.is_file()):
         return None
-    if task.output.suffix == ".json" and task.group not in LIGHT:
+    if recorded and task.group not in LIGHT:
         record = json.loads(task.output.read_text(encoding="utf-8"))
         job, planned = current(record.get("job") or {}), task.document
         if without_trials(job) != without_trials(planned):

@@ -27,7 +27,7 @@ COLUMNS = ("artifact", *SETTING_COLUMNS, "mean", "ci95", "ci95_trials", "trials"
 PLACES = ("row", "column", "axes", "panel", "line", "x")
 """Where a number stands: in a table, or in a plot (`axes` counts its panels)."""
 _OWN = [*("artifact", "mean", "ci95", "ci95_trials", "trials", "values"), *("paper_mean", "paper_ci95")]
-_OWN += ["reference", "baseline", "over", *PLACES]
+_OWN += ["reference", "baseline", "over", "beside", *PLACES]
 
 METRICS = {f"{who}_{kind}_accuracy": kind for who in ("dknn", "dnn") for kind in ("robust", "clean", "kept")}
 """Where results keep a metric, if not under its own name: a classifier's, or the network's own (``dnn_``)."""
@@ -63,7 +63,7 @@ def collect(job: Json, run: Run, *, skip: type[MissingValueError] | tuple[()] = 
     """All numbers of a table or plot, one a row, in the job's order: what everything shown of them is made from.
 
     Columns are the settings, then ``artifact``, those of `lookup`, the paper's, the references to what was read
-    (`write_reference`) and `PLACES`. They hold objects: a setting stays what it was (8 is not 8.0), None means none.
+    (`write_reference`; ``beside``: all but the first) and `PLACES`. They hold objects (8 is not 8.0), None means none.
     As text there are ``measured``, ``paper`` and ``difference`` (empty where there is none), and the ``shade`` of the
     difference: ``above-2``, ``below-1``; empty when small. Numbers that raise ``skip`` are left out.
 
@@ -79,9 +79,10 @@ def collect(job: Json, run: Run, *, skip: type[MissingValueError] | tuple[()] = 
             continue
         found |= {"artifact": job["id"], "paper_mean": entry.get("paper_mean"), "paper_ci95": entry.get("paper_ci95")}
         found["reference"] = write_reference(entry)
-        found["over"] = [write_reference(one) for one in _each(entry)[1:]] or None
+        found["over"] = found["beside"] = [write_reference(one) for one in _each(entry)[1:]] or None
         if "baseline" in entry:
-            found["baseline"] = write_reference({**entry, **entry["baseline"]})
+            base = [write_reference(one) for one in _each({**entry, "over": (), **entry["baseline"]})]
+            found |= {"baseline": base[0], "beside": [*base, *(found["over"] or ())]}
         rows.append({**dict.fromkeys(columns), **entry["columns"], **found, **place})
     numbers = pd.DataFrame(rows, columns=list(dict.fromkeys(columns)), dtype=object)
     mean, ci95, paper, paper_ci95 = (numbers[name] for name in ("mean", "ci95", "paper_mean", "paper_ci95"))

@@ -101,7 +101,8 @@ def show(artifact: Json, run: Run, cells: dict[str, dict[str, Any]], configfile:
             )
     rows, text = read_csv(path), drawn.read_text(encoding="utf-8")
     named = references(text)
-    cells |= (behind := {each: load_cell(each, run) for each in dict.fromkeys(n.partition("#")[0] for n in named)})
+    behind = {each: load_cell(each, run) for each in dict.fromkeys(name.partition("#")[0] for name in named)}
+    cells.update(behind)
     files = [path.with_suffix(f".{suffix}") for suffix in SUFFIXES]
     return {
         **{key: artifact.get(key) for key in ("id", "kind", "title", "caption", "paper", "category")},

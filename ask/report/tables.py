@@ -257,8 +257,7 @@ def _html_cell(number: Any) -> str:
     interval = f'<span class="interval">{sign}{half_width}</span>' if sign else ""
     difference = f' <span class="difference">{number.difference}</span>' if number.difference else ""
     paper = f' <span class="paper">paper {number.paper}{difference}</span>' if number.paper else ""
-    beside = " ".join([*filter(None, [number.baseline]), *(number.over or ())])
-    beside = f' data-beside="{escape(beside)}"' if beside else ""
+    beside = f' data-beside="{escape(" ".join(number.beside))}"' if number.beside else ""
     return (
         f'<td class="{f"value {number.shade}".rstrip()}"{beside} data-cell="{escape(number.reference)}">'
         f'<span class="measured">{mean}{interval}</span>{paper}</td>'
