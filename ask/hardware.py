@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from ask.paths import Run, prepared
 if TYPE_CHECKING:
     import torch
 
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
+"""Names of x86 processors' vector units by the flag that tells of them, widest first."""
+WIDE = ("AMX", "AVX-512 bf16", "AVX-512")
 PACKAGES = ("torch", "numpy", "safetensors", "snakemake", "faiss-cpu", "faiss-gpu")
 
 
@@ -75,7 +79,7 @@ def describe(device: "torch.device") -> dict[str, Any]:
 
 
 def hardware(device: "torch.device") -> str:
-    """E.g. ``AMD EPYC, 2 cores, 1 thread``."""
+    """E.g. ``AMD EPYC, AVX2, 2 cores, 1 thread``."""
     import torch
 
     if device.type == "cuda":
@@ -160,14 +164,45 @@ def commit() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's model name, as far as the system tells."""
+    """The processor's model name and its widest vector units, as far as the system tells: ``AMD EPYC, AVX2``.
+
+    Clouds call several generations of a processor alike, and speed and last digits come of these units.
+    """
+    return ", ".join(part for part in _processor() if part)
+
+
+@cache
+def _processor() -> tuple[str, str]:
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+        found = dict(
+            re.findall(r"^(model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+        )
+    except OSError:  # not Linux
+        found = {}
+    flags = found.get("flags", "").split()
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return name.strip(), next((units for flag, units in UNITS.items() if flag in flags), "")
+
+
+def machines(gpu: str = "") -> tuple[str, ...]:
+    """How records of jobs on this machine begin, on its GPU if one is named; without units, it had AVX-512."""
+    if gpu:
+        return (gpu,)
+    name, units = _processor()
+    names = {processor(), name} if units in WIDE else {processor()}
+    return tuple(f"{known}, {os.cpu_count()} cores" for known in sorted(names))
+
+
+def settled_in(run: Path, machines: tuple[str, ...]) -> dict[str, Any]:
+    """What a run's folder says of its network passes' precision on a machine (:func:`ask.precision.settled`).
+
+    Where that machine is not named: what the machine said that asked first; nothing until one has.
+    """
+    try:
+        found: dict[str, Any] = json.loads((run / "precision.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return next((one for one in found.get("others", ()) if one["processor"].startswith(machines)), found)
 
 
 def weights_read(job: Mapping[str, Any], run: Run) -> dict[str, str]:

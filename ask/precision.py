@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache
@@ -24,6 +24,7 @@ from torch import nn
 
 from ask import files
 from ask.config.base import Precision
+from ask.hardware import hardware, machines, settled_in
 
 Passes = Literal["float32", "bfloat16"]
 """What network passes compute in."""
@@ -192,19 +193,29 @@ def settled(wanted: Precision, device: torch.device, run: Path) -> Passes:
     """The precision of a run's network passes on the way.
 
     ``auto`` is decided once a run, by the machine that asks first, and kept in ``precision.json`` in its folder: all
-    machines that work on it compute alike, and a training goes on in the precision in which it began.
+    machines that work on it compute alike, and a training goes on in the precision in which it began. Only kinds of
+    machine that gain nothing by a run's bfloat16 (many lack it, and are twenty times slower in it) take float32, and
+    are noted there.
     """
     if wanted != "auto":
         return wanted
-    path = run / "precision.json"
-    if not path.is_file():
+    path, here = run / "precision.json", machines(hardware(device) if device.type == "cuda" else "")
+    if not _decided(found := settled_in(run, here), here):
         record = expected(wanted, device)
         with files.locked(path.with_suffix(".lock")):
-            if not path.is_file():
-                files.write_json(path, record)
+            if not (found := settled_in(run, here)):
+                files.write_json(path, found := record)
+            elif not _decided(found, here):
+                files.write_json(path, found | {"others": [*found.get("others", ()), record]})
+                found = record
         path.with_suffix(".lock").unlink(missing_ok=True)
-    precision: Passes = json.loads(path.read_text(encoding="utf-8"))["precision"]
+    precision: Passes = found["precision"]
     return precision
+
+
+def _decided(found: Mapping[str, Any], here: tuple[str, ...]) -> bool:
+    """Whether what is written down settles a machine's precision, too; float32 suits all."""
+    return bool(found) and (found["precision"] == "float32" or found["processor"].startswith(here))
 
 
 def expected(wanted: Precision, device: torch.device) -> dict[str, Any]:
@@ -212,7 +223,7 @@ def expected(wanted: Precision, device: torch.device) -> dict[str, Any]:
     found = {name: round(rate / 1e9, 1) for name, rate in _rates(device).items()}
     faster = found["bfloat16"] >= GAIN * found["float32"]
     chosen = ("bfloat16" if faster else "float32") if wanted == "auto" else wanted
-    return {"precision": chosen, "processor": _name(device), "gflops": found, "threads": torch.get_num_threads()}
+    return {"precision": chosen, "processor": hardware(device), "gflops": found, "threads": torch.get_num_threads()}
 
 
 def _rates(device: torch.device) -> dict[Any, float]:
@@ -228,7 +239,7 @@ def once_a_machine(
     With ``quiet``, those of a CPU with other work are not kept: for whoever reads them, and not only compares them.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ask" / f"{name}.json"
-    key = f"{_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    key = f"{hardware(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         known = json.loads(cache.read_text(encoding="utf-8"))
@@ -259,9 +270,3 @@ def _measure(device: torch.device) -> dict[Passes, float]:
             best[precision] = min(best[precision], time.perf_counter() - began)
     flop = 2 * 2 * 2 * images * side**2 * channels**2 * 9
     return {precision: flop / seconds for precision, seconds in best.items()}
-
-
-def _name(device: torch.device) -> str:
-    from ask.hardware import hardware
-
-    return hardware(device)

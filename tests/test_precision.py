@@ -1,7 +1,9 @@
 """Passes of a network in bfloat16: what they change, what they don't, and who decides."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from ask.config.jobs import CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.config.run import load_artifacts, load_run, read_run
 from ask.config.training import NetworkSpec
 from ask.data import download, prepare
+from ask.hardware import machines, processor, settled_in
 from ask.knn.dknn import DkNN
 from ask.measure.cells import run_cell
 from ask.measure.place import Place, build_index
@@ -179,13 +182,74 @@ def test_a_small_gain_is_none(tmp_path: Path, rates: list[dict[str, float]]) -> 
     assert settled("auto", CPU, tmp_path) == "float32"
 
 
-def test_a_run_keeps_its_precision_on_other_machines(tmp_path: Path, rates: list[dict[str, float]]) -> None:
-    rates.append({"float32": 1e9, "bfloat16": 9e9})
-    assert settled("auto", CPU, tmp_path / "run") == "bfloat16"
-    (tmp_path / "cache" / "ask" / "precision.json").unlink()  # another machine, on which float32 is faster
-    rates.append({"float32": 9e9, "bfloat16": 1e9})
-    assert settled("auto", CPU, tmp_path / "run") == "bfloat16"
-    assert settled("auto", CPU, tmp_path / "another") == "float32"
+@pytest.fixture
+def processors(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Moves to another machine, by name and vector units of its processor."""
+
+    def move(name: str, units: str) -> None:
+        monkeypatch.setattr("ask.hardware._processor", lambda: (name, units))
+
+    return move
+
+
+FAST, SLOW = {"float32": 1e9, "bfloat16": 9e9}, {"float32": 9e9, "bfloat16": 1e9}
+
+
+def test_a_run_keeps_its_precision_on_other_machines(
+    tmp_path: Path, rates: list[dict[str, float]], processors: Callable[..., None]
+) -> None:
+    """On all that are faster in it; the others take float32, which suits all."""
+    run = tmp_path / "run"
+    for name, units, found, precision in (
+        ("EPYC", "AVX-512 bf16", FAST, "bfloat16"),
+        ("EPYC", "AVX2", SLOW, "float32"),
+        ("Xeon", "AMX", FAST, "bfloat16"),
+        ("Core", "AVX2", SLOW, "float32"),
+    ):
+        processors(name, units)
+        rates.append(found)
+        assert settled("auto", CPU, run) == settled("auto", CPU, run) == precision
+        assert not rates, "each kind measures once"
+    record = json.loads((run / "precision.json").read_text())
+    assert record["precision"] == "bfloat16"
+    assert "EPYC, AVX-512 bf16" in record["processor"]
+    assert [other["precision"] for other in record["others"]] == ["float32", "bfloat16", "float32"]
+    processors("EPYC", "AVX2")
+    assert settled_in(run, machines())["precision"] == "float32", "what plan goes by"
+    processors("Xeon", "AMX")
+    assert settled("auto", CPU, run) == "bfloat16"
+
+
+def test_a_run_that_began_in_float32_stays_in_it(
+    tmp_path: Path, rates: list[dict[str, float]], processors: Callable[..., None]
+) -> None:
+    processors("EPYC", "AVX2")
+    rates.append(SLOW)
+    assert settled("auto", CPU, tmp_path) == "float32"
+    processors("Xeon", "AMX")
+    assert settled("auto", CPU, tmp_path) == "float32"
+    assert "others" not in json.loads((tmp_path / "precision.json").read_text())
+
+
+def test_records_from_before_units_were_noted_are_of_machines_with_avx512(
+    tmp_path: Path, rates: list[dict[str, float]], processors: Callable[..., None]
+) -> None:
+    old = f"EPYC, {os.cpu_count()} cores, 2 threads"
+    (tmp_path / "precision.json").write_text(json.dumps({"precision": "bfloat16", "processor": old}))
+    processors("EPYC", "AVX-512 bf16")
+    assert old.startswith(machines())
+    assert settled("auto", CPU, tmp_path) == "bfloat16"
+    processors("EPYC", "AVX2")
+    assert not old.startswith(machines())
+    rates.append(SLOW)
+    assert settled("auto", CPU, tmp_path) == "float32"
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="not Linux")
+def test_a_processor_is_named_with_its_units() -> None:
+    flags = Path("/proc/cpuinfo").read_text()
+    assert processor().endswith(", AVX2") == ("avx2" in flags and "avx512f" not in flags)
+    assert ("AVX-512" in processor() or "AMX" in processor()) == ("avx512f" in flags)
 
 
 def test_a_choice_measures_nothing_and_leaves_no_file(tmp_path: Path, rates: list[dict[str, float]]) -> None:

@@ -9,12 +9,12 @@ import numpy as np
 from ask.config.jobs import CellJob, IndexJob
 from ask.config.stored import current
 from ask.errors import AskError
-from ask.hardware import hardware, pick_device, weights_read
+from ask.hardware import hardware, machines, pick_device, weights_read
 from ask.measure.cells import run_cell
 from ask.measure.place import Place, build_index
 from ask.measure.setting import layers_of
 from ask.paths import Run, prepared
-from ask.precision import settle, undisturbed
+from ask.precision import expected, settle, undisturbed
 
 
 def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
@@ -33,9 +33,11 @@ def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
         raise AskError(f"{path} was measured on weights {record.get('weights')}; here are {found or 'none'}")
     if not (facts := prepared(data, job.features) / "facts.json").is_file():
         raise AskError(f"{facts} is not there; make it by: snakemake {facts}, with the run's --configfile")
-    job = job.model_copy(update={"trials": trials or job.trials, "precision": record.get("passes", "float32")})
+    device, passes = pick_device(record["device"]), record.get("passes", "float32")
+    slow = passes == "bfloat16" and expected("auto", device)["precision"] != passes
+    job = job.model_copy(update={"trials": trials or job.trials, "precision": "float32" if slow else passes})
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Run(Path(folder)), data, pick_device(record["device"]))
+        place = Place(Run(Path(folder)), data, device)
         for part in ("models", "calibration"):
             (place.run.root / part).symlink_to((run.root / part).resolve())
         with undisturbed(place.device):
@@ -46,5 +48,7 @@ def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
         equal = [measured[kind] == stored[kind][:, : job.trials] for kind in ("clean", "robust")]
         if "network_robust" in stored:
             equal.append(measured["network_robust"] == stored["network_robust"][: job.trials])
-    same = "this machine's kind" if record["hardware"] == hardware(place.device) else record["hardware"]
-    return float(np.concatenate([where.ravel() for where in equal]).mean()), same
+    gpu = hardware(device) if device.type == "cuda" else ""
+    where = "this machine's kind" if record["hardware"].startswith(machines(gpu)) else record["hardware"]
+    where += ", in bfloat16; here in float32, which is faster" if slow else ""
+    return float(np.concatenate([part.ravel() for part in equal]).mean()), where

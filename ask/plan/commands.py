@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import yaml
 
+from ask import hardware
 from ask.config.run import ConfigError, read_run
 from ask.paths import Run
 from ask.plan import predict
@@ -57,7 +58,7 @@ def plan(
     settled = _settled(planned)
     others, pace = list(_elsewhere(run, settled)), predict.pace_of(settled)
     known, before = predictor(predict.finished(planned, counted), others, pace), predictor({}, others, pace)
-    there = Predictor(known.here, pace=predict.pace_of(predict.settled_in(run)))
+    there = Predictor(known.here, pace=predict.pace_of(hardware.settled_in(run.root, ())))
     grown = {path for path, task in tasks.items() if resized(task)}
 
     def undone(targets: list[Path]) -> set[Path]:
@@ -188,16 +189,17 @@ def _targets(planned: Plan, names: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def _settled(planned: Plan) -> dict[str, Any]:
-    """A run's precision, if it is written down, and this machine's rates; those written down without torch."""
+    """A run's precision on this machine, and this machine's rates; those written down without torch."""
     found = predict.settled_in(planned.run)
-    if predict.gpu() or found.get("processor", "").startswith(predict.machine()):
+    if predict.gpu() or found.get("processor", "").startswith(predict.machines()):
         return found
     with suppress(ModuleNotFoundError):
         import torch
 
         from ask.precision import expected
 
-        return expected(found.get("precision", planned.config.precision), torch.device("cpu"))
+        exact = found.get("precision") == "float32"  # which suits all machines
+        return expected("float32" if exact else planned.config.precision, torch.device("cpu"))
     return found
 
 

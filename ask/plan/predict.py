@@ -5,7 +5,6 @@ And while it runs, how far it is and how long it still takes.
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -13,16 +12,15 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ask import hardware
 from ask.config.stored import current
 from ask.config.training import TrainJob
-from ask.hardware import processor
 from ask.measure.journal import without_trials
 from ask.paths import Run
 from ask.plan.cost import Cost, cost_left, costs
@@ -165,10 +163,13 @@ def _fit(pairs: Sequence[tuple[float, float]]) -> Speed:
 
 
 def settled_in(run: Run) -> dict[str, Any]:
-    """What is written down of a run's precision (:func:`ask.precision.settled`); nothing until that is settled."""
-    with suppress(OSError, ValueError):
-        return dict(json.loads((run.root / "precision.json").read_text(encoding="utf-8")))
-    return {}
+    """A run's precision on this machine, as far as it is written down (:func:`ask.hardware.settled_in`)."""
+    return hardware.settled_in(run.root, machines())
+
+
+def machines() -> tuple[str, ...]:
+    """How records of this machine's jobs begin."""
+    return hardware.machines(gpu())
 
 
 def pace_of(found: Mapping[str, Any]) -> Pace:
@@ -236,17 +237,12 @@ def measured(task: Task, run: Run, cost: Cost) -> tuple[float, float] | None:
 
 def made_here(task: Task, run: Run) -> bool:
     """Whether a finished job ran on a machine like this one, by its record; a light one counts wherever it ran."""
-    return task.group in LIGHT or hardware_of(task, run).startswith(machine())
+    return task.group in LIGHT or hardware_of(task, run).startswith(machines())
 
 
 def kind_of(task: Task, run: Run) -> str:
     """Kind of machine that a finished job ran on."""
     return "CPU" if " cores" in (found := hardware_of(task, run)) or not found else "GPU"
-
-
-def machine() -> str:
-    """How records of this machine's jobs begin."""
-    return gpu() or f"{processor()}, {os.cpu_count()} cores"
 
 
 @cache
