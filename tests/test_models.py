@@ -1,5 +1,6 @@
 """The networks: sizes, names of layers, what is computed, folding, files."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ from ask.models.networks import (
     BLOCKS,
     STRIP,
     WIDE,
+    BasicBlock,
     Convolution,
     Network,
     build,
@@ -286,3 +288,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="disk full"):
         save_weights(path, narrow("vgg16"), {"run": "new"})
     assert load_weights(path)[1]["run"] == "old"
+
+
+@pytest.mark.parametrize("channels", [3, 4, 7, 8])
+def test_gradients_of_shortcuts_with_few_channels(channels: int) -> None:
+    """Where a processor has AVX2 and nothing wider, oneDNN's are garbage for fewer than 8."""
+    shortcut = BasicBlock(channels, 64, 2).shortcut[0].to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(shortcut).double()
+    x = torch.randn((64, channels, 8, 8), generator=torch.Generator().manual_seed(0))
+    exact(x.double()).square().sum().backward()
+    for _ in range(8):
+        for size in range(8, 17):
+            torch.full((2**size,), 1e3)  # what freed memory holds is not to be seen
+        shortcut.weight.grad = None
+        shortcut(x.contiguous(memory_format=torch.channels_last)).square().sum().backward()
+        error = (shortcut.weight.grad.double() - exact.weight.grad).abs().max() / exact.weight.grad.abs().max()
+        assert error < 1e-5

@@ -203,7 +203,7 @@ def test_a_measured_stage_corrects_those_that_were_not(tmp_path: Path, monkeypat
     slow, assumed = 2.0, predict.Predictor("CPU")
     for task in cells:
         task.output.parent.mkdir(parents=True, exist_ok=True)
-        task.output.write_text(json.dumps({"hardware": f"{predict.machine()}, 1 thread", "job": task.document}))
+        task.output.write_text(json.dumps({"hardware": f"{predict.machines()[0]}, 1 thread", "job": task.document}))
         noted = plan.run.benchmark(task.output)
         noted.parent.mkdir(parents=True, exist_ok=True)
         seconds = slow * assumed.speed("attacks").seconds(counted[task.output].flop)
@@ -215,7 +215,7 @@ def test_a_measured_stage_corrects_those_that_were_not(tmp_path: Path, monkeypat
     assert known.speed("training").overhead == assumed.speed("training").overhead
     assert known.speed("training").rate == pytest.approx(assumed.speed("training").rate / slow)
     assert known.speed("training", "GPU") == assumed.speed("training", "GPU")
-    hardware = {"hardware": f"{predict.machine()}, 1 thread"}
+    hardware = {"hardware": f"{predict.machines()[0]}, 1 thread"}
     for task in cells:
         job = task.document | {"trials": 2 * task.document["trials"]}
         task.output.write_text(json.dumps(hardware | {"job": job, "known": task.document["trials"]}))
@@ -236,7 +236,7 @@ def test_a_training_on_two_cores_counts_twice(tmp_path: Path, monkeypatch: pytes
     for task, threads in ((first, "1 thread"), (second, "2 threads")):
         task.output.parent.mkdir(parents=True)
         task.output.touch()
-        task.output.with_name("config.yaml").write_text(f"hardware: {predict.machine()}, {threads}\n")
+        task.output.with_name("config.yaml").write_text(f"hardware: {predict.machines()[0]}, {threads}\n")
         noted = plan.run.benchmark(task.output)
         noted.parent.mkdir(parents=True, exist_ok=True)
         noted.write_text("s\tload\n60\t0\n")
@@ -254,7 +254,7 @@ def test_jobs_are_held_against_the_machine_that_they_ran_on(
     plan = load([Path("config/demo.yaml")])
     counted, product = costs(plan), predict.PRODUCT / 1e9
     fast = {"precision": "float32", "processor": "a fast one, 2 cores, 1 thread", "threads": 1}
-    here = {"precision": "float32", "processor": f"{predict.machine()}, 1 thread", "threads": 1}
+    here = {"precision": "float32", "processor": f"{predict.machines()[0]}, 1 thread", "threads": 1}
     fast["gflops"], here["gflops"] = {"float32": 10 * product}, {"float32": product}
     monkeypatch.setattr("ask.precision.expected", lambda wanted, device: here | {"precision": wanted})
     plan.run.root.mkdir(parents=True)

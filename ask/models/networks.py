@@ -143,6 +143,20 @@ class Convolution(nn.Conv2d):
         return apart[:batch].permute(0, 3, 1, 2)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution of every ``stride``-th pixel; of few channels, of these pixels as an image of their own.
+
+    On processors with AVX2 and nothing wider, torch 2.13 (oneDNN 3.12) garbles weight gradients, and memory beside
+    them, of such strides over 2 to 7 channels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations (batch, c_out, side / stride, side / stride) of (batch, c_in, side, side)."""
+        if self.in_channels >= 8:
+            return super().forward(x)
+        return F.conv2d(x[..., :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al., 2016); Sequentials, so that folding sees conv-BN pairs."""
 
@@ -157,7 +171,7 @@ class BasicBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or c_in != c_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out))
+            self.shortcut = nn.Sequential(Pointwise(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations (batch, c_out, side / stride, side / stride)."""
