@@ -9,7 +9,6 @@ from torch import nn
 
 from ask.attacks import PGD, ASKAttack, ASKAttackConfig, PGDConfig, frozen, linf_ascent
 from ask.attacks.ask import draw_references, nearest_wrong_class, temperature, weights
-from ask.attacks.linf import DrawnAhead, random_start
 from ask.attacks.references import identity_features
 from ask.knn.dknn import DkNN
 from ask.knn.search import ExactSearch
@@ -343,19 +342,3 @@ def test_gpu_equals_cpu(digits, network, similarity):
         found[device] = adversarial.cpu(), neighbours["a"].class_indices.cpu()
     assert torch.equal(found["cpu"][1], found["cuda"][1])
     torch.testing.assert_close(found["cpu"][0], found["cuda"][0])
-
-
-def test_noise_drawn_ahead_is_what_the_generator_would_have_drawn():
-    images = torch.zeros(3, 2, 4, 4)
-    plain, late = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
-    ahead = DrawnAhead(5, images.shape)
-    noise = ahead.taken_by(late, images)
-    assert noise is not None
-    assert torch.equal(noise * 2 * 0.1 - 0.1, random_start(images, 0.1, plain))
-    assert torch.equal(torch.rand(4, generator=late), torch.rand(4, generator=plain)), "both have drawn as much"
-    for other in (torch.Generator().manual_seed(6), late):  # of another seed; one that has drawn something else before
-        state = other.get_state()
-        assert ahead.taken_by(other, images) is None
-        assert torch.equal(other.get_state(), state)
-    assert ahead.taken_by(torch.Generator().manual_seed(5), images[:2]) is None
-    assert ahead.taken_by(torch.Generator().manual_seed(5), images.double()) is None

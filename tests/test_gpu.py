@@ -4,7 +4,6 @@ All of it runs on a pretended device too (``--pretend-cuda``).
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,19 +20,15 @@ from training_jobs import load_images, make_job
 import ask.knn.faiss
 from ask.attacks import AdvKnn, AdvKnnConfig, ASKAttack, ASKAttackConfig, BlockConfig, DkNNAttack, DkNNAttackConfig
 from ask.attacks.advknn import fit_blocks
-from ask.attacks.linf import Ascent, DrawnAhead, ascend
+from ask.attacks.linf import Ascent, ascend
 from ask.attacks.pgd import PGD, PGDConfig
 from ask.attacks.references import identity_features
 from ask.cli import main, perform
-from ask.config.base import DataSpec
-from ask.config.jobs import CellJob, ClassifierSpec, FeatureSpec, IndexJob
-from ask.data import download, prepare
 from ask.knn.dknn import DkNN
 from ask.knn.faiss import FaissSearch
 from ask.knn.search import ExactSearch
-from ask.measure.cells import run_cell
-from ask.measure.evaluator import Evaluator, hold
-from ask.measure.place import Place, build_index
+from ask.measure.evaluator import hold
+from ask.measure.place import Place
 from ask.paths import Run as Folder
 from ask.precision import in_force, settle
 from ask.training.methods import Crafting, Replayed, as_it_comes
@@ -293,43 +288,6 @@ def test_a_cut_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         perform(task.name, job.model_dump_json(), place)
     made = {path.stem.partition("-")[0] for path in (tmp_path / "run/cells").rglob("*.json")}
     assert made == {"ask", "dknn", "advknn", "pgd"}
-
-
-def test_the_next_trial_s_start_is_drawn_while_this_one_climbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Evaluator, "attacks_at_once", 1)
-    raw = FeatureSpec(dataset="digits", model="raw", network=None)
-    attack = ASKAttackConfig(layers=("input",), eps=40 / 255, step_size=4 / 255, steps=2, tau=0.1)
-    job = CellJob(
-        id="cell",
-        features=raw,
-        attack=attack,
-        similarity="l2",
-        classifiers=(ClassifierSpec(similarity="l2", layers=("input",), k=5),),
-        references_per_class=20,
-        trials=3,
-        test_images=30,
-        seed=0,
-    )
-    place = Place(Folder(tmp_path / "run"), tmp_path / "data", torch.device("cuda"))
-    spec = DataSpec(source="digits")
-    download(spec, place.data, None)
-    prepare(spec, place.data, "digits")
-    build_index(IndexJob(features=raw, layer="input"), place)
-    taken, take = list[bool](), DrawnAhead.taken_by
-
-    def seen(self: DrawnAhead, *given: Any) -> Tensor | None:
-        found = take(self, *given)
-        taken.append(found is not None)
-        return found
-
-    monkeypatch.setattr(DrawnAhead, "taken_by", seen)
-    _, ahead = run_cell(job, place)
-    assert taken == [True, True]
-    monkeypatch.setattr(DrawnAhead, "taken_by", lambda *_: None)
-    shutil.rmtree(tmp_path / "run/scratch")
-    _, plain = run_cell(job, place)
-    for name, classes in plain.items():
-        np.testing.assert_array_equal(ahead[name], classes, err_msg=name)
 
 
 @pytest.mark.parametrize("free", [2**36, 0])

@@ -11,7 +11,6 @@ Such an attack looks weaker than it could be, of which a call warns once.
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -47,31 +46,6 @@ def random_start(images: Tensor, eps: float, generator: torch.Generator) -> Tens
     kind = torch.float32 if images.dtype in HALF else images.dtype
     noise = torch.rand(images.shape, generator=generator, device=generator.device, dtype=kind)
     return noise.to(images.device).mul_(2 * eps).sub_(eps)
-
-
-class DrawnAhead:
-    """Uniform noise in [0, 1) for a random start of float32 images, drawn on the CPU by a thread meanwhile.
-
-    Args:
-        seed: of the generator that is to draw it.
-        shape: of the images.
-    """
-
-    def __init__(self, seed: int, shape: torch.Size) -> None:
-        self.shape, generator = shape, torch.Generator().manual_seed(seed)
-        self._before = generator.get_state()
-        thread = ThreadPoolExecutor(1)
-        self._drawn = thread.submit(lambda: (torch.rand(shape, generator=generator), generator.get_state()))
-        thread.shutdown(wait=False)
-
-    def taken_by(self, generator: torch.Generator, images: Tensor) -> Tensor | None:
-        """What the generator would draw for these images, which it then has drawn; None where that is another draw."""
-        fits = images.shape == self.shape and images.dtype == torch.float32 and generator.device.type == "cpu"
-        if not fits or not torch.equal(generator.get_state(), self._before):
-            return None
-        noise, after = self._drawn.result()
-        generator.set_state(after)
-        return noise.to(images.device)
 
 
 def check_generator(generator: object) -> None:
@@ -242,7 +216,6 @@ class GradientAttack(ABC, Generic[C]):
         self.features, self.layers, self.config = features, layers, config
         self.generator, self.on_gradient = generator, on_gradient
         self.rule: StepRule = SignSteps(config.step_size)
-        self.ahead: DrawnAhead | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
         """Adversarial images, warning once of gradients that are not finite; arguments as :meth:`ascent`.
@@ -257,10 +230,7 @@ class GradientAttack(ABC, Generic[C]):
 
     def start(self, images: Tensor) -> Tensor:
         """The perturbation to start from, by the generator's next draw."""
-        noise = self.ahead.taken_by(self.generator, images) if self.ahead else None
-        if noise is None:
-            return random_start(images, self.config.eps, self.generator)
-        return noise.mul_(2 * self.config.eps).sub_(self.config.eps)
+        return random_start(images, self.config.eps, self.generator)
 
     @abstractmethod
     def ascent(self, images: Tensor, labels: Tensor, *, targeted: bool = False) -> "Ascent":

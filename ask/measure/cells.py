@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ask.attacks.linf import DrawnAhead, GradientAttack
+from ask.attacks.linf import GradientAttack
 from ask.config.jobs import CellJob
 from ask.data.arrays import load
 from ask.hardware import hardware, weights_read
@@ -135,7 +135,6 @@ class Measured:
     def __init__(self, cell: Cell, passed: Sequence[Cell], place: Place) -> None:
         self.cell, self.passed, self.place, self.since = cell, passed, place, time.perf_counter()
         self.job, self.setting = cell.job, cell.setting
-        self.ahead: dict[int, DrawnAhead] = {}
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -154,8 +153,7 @@ class Measured:
         """
         job, evaluator, setting = self.job, self.evaluator, self.setting
         seconds = {"attack": 0.0, "search": 0.0}
-        groups = [list(group) for _, group in groupby(missing, lambda number: number // evaluator.attacks_at_once)]
-        numbers = groups[0]
+        numbers = list(next(groupby(missing, lambda number: number // evaluator.attacks_at_once))[1])
         trials = [evaluator.draw(job.references_per_class, reference_seed(job, number)) for number in numbers]
         climbs = [WatchedClimb([one.steps for one in (*self.passed, self.cell)]) for _ in numbers]
         attacks: list[Attack] = []
@@ -169,11 +167,6 @@ class Measured:
         waypoints = Waypoints(one.steps for one in passed)
         if passed:
             waypoints.follow(climbing)
-        for attack, number in zip(climbing, numbers, strict=False):
-            attack.ahead = self.ahead.pop(number, None)
-        if climbing and self.place.device.type == "cuda":
-            following = groups[1] if len(groups) > 1 else []
-            self.ahead = {n: DrawnAhead(start_seed(job, n), evaluator.images.shape) for n in following}
         with _clock(seconds, "search", self.place.device):
             clean = [
                 trial.neighbours(evaluator.clean_features, attack) for trial, attack in zip_longest(trials, attacks)

@@ -53,8 +53,10 @@ class OwnNetwork(Network):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self._pairs: list[tuple[str, str]] = []
         images = torch.rand((2, in_channels, image_size, image_size), generator=torch.Generator().manual_seed(0))
-        # Many forward passes flatten by view(), which channels_last forbids.
-        for self.memory_format in (torch.channels_last, torch.contiguous_format):
+        # Many forward passes flatten by view(), which channels_last forbids; of few channels see `Pointwise`.
+        convolutions = [part for part in self.modules() if isinstance(part, nn.Conv2d)]
+        few = any(part.kernel_size == (1, 1) != part.stride and part.in_channels < 8 for part in convolutions)
+        for self.memory_format in (torch.channels_last, torch.contiguous_format)[few:]:
             self.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # torch's stubs lack it
             try:
                 self._look(images)
