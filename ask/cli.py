@@ -17,15 +17,14 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from ask import files
 from ask.errors import AskError
 from ask.paths import Run
-from ask.steps import LONGEST, STEPS, modules_of, output_of
+from ask.steps import LONGEST, STEPS, Step, modules_of, output_of
 
 if TYPE_CHECKING:
     from ask.measure.place import Place
@@ -33,61 +32,37 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command that is no step."""
 
-    group: str
     does: str
     """``module:function``; its parameters are the command's options."""
     text: str
 
 
-_QUESTIONS, _PARTS, _TOOLS = "Questions about a run", "A run in parts", "Tools"
-COMMANDS: Mapping[str, Command] = {
-    "check": Command(
-        _QUESTIONS, "ask.plan.commands:check", "Validate a configuration and what it names on disk, and count its jobs."
-    ),
-    "plan": Command(
-        _QUESTIONS,
-        "ask.plan.commands:plan",
-        "Count what a run takes, what is done, and how predictions compare with what it took.",
-    ),
-    "status": Command(
-        _QUESTIONS, "ask.plan.commands:status", "Say what of each artifact is done, and print partial tables."
-    ),
-    "why": Command(
-        _QUESTIONS,
-        "ask.plan.commands:why",
-        "Say which jobs would run again, and because of which value, function or file.",
-    ),
-    "repeat": Command(
-        _QUESTIONS, "ask.plan.commands:repeat", "Measure cells again from their records and weights, and compare."
-    ),
-    "slice": Command(
-        _PARTS,
-        "ask.slices:slice_command",
-        "Make a slice of a run within a time limit; exit status 0: finished, 75: more to do, 1: failed.",
-    ),
-    "batch": Command(
-        _PARTS, "ask.plan.batches:batch_command", "Make the members of a batch; the job of a cluster that does so."
-    ),
-    "pack": Command(
-        _PARTS,
-        "ask.slices:pack_command",
-        "Pack a run's evidence (or a slice's) into archives, without weights and indexes.",
-    ),
-    "merge": Command(_PARTS, "ask.slices:merge_command", "Merge packed evidence into its run, by content."),
-    "render": Command(
-        _PARTS,
-        "ask.slices:render_command",
-        "Render the tables, figures, claims and report that a run's evidence suffices for; measures nothing.",
-    ),
-    "demo": Command(_TOOLS, "ask.cli:demo", "Run everything on embedded data and a CPU, in minutes."),
-    "bench": Command(_TOOLS, "ask.cli:bench", "Time attacks, search and training against other libraries."),
-    "reference": Command(_TOOLS, "ask.cli:reference", "Write the configuration's JSON schema and reference page."),
+GROUPS = {
+    "Questions about a run": {
+        "check": Command("ask.plan.commands:check", "Validate a configuration and what it names, and count its jobs."),
+        "plan": Command("ask.plan.commands:plan", "Count what a run takes, took, and was to take."),
+        "status": Command("ask.plan.commands:status", "Say what of each artifact is done, and print partial tables."),
+        "why": Command("ask.plan.commands:why", "Say which jobs would run again, and what change they follow from."),
+        "repeat": Command("ask.plan.commands:repeat", "Measure cells again from their records, and compare."),
+    },
+    "A run in parts": {
+        "slice": Command("ask.slices:slice_command", "Make a slice within a time limit; exit status 75: more to do."),
+        "batch": Command("ask.plan.batches:batch_command", "Make the members of a batch, in a job of a cluster."),
+        "pack": Command("ask.slices:pack_command", "Pack evidence into archives, without weights and indexes."),
+        "merge": Command("ask.slices:merge_command", "Merge packed evidence into its run, by content."),
+        "render": Command("ask.slices:render_command", "Render all that a run's evidence suffices for."),
+    },
+    "Tools": {
+        "demo": Command("ask.cli:demo", "Run everything on embedded data and a CPU, in minutes."),
+        "bench": Command("ask.cli:bench", "Time attacks, search and training against other libraries."),
+        "reference": Command("ask.cli:reference", "Write the configuration's JSON schema and reference page."),
+    },
 }
-"""Commands beside the steps."""
+"""Commands beside the steps, as help groups them."""
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,12 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """All commands in groups, a line each."""
-    groups: dict[str, dict[str, str]] = {"Steps of the workflow": {name: step.text for name, step in STEPS.items()}}
-    for name, command in COMMANDS.items():
-        groups.setdefault(command.group, {})[name] = command.text
+    groups: dict[str, Mapping[str, Step | Command]] = {"Steps of the workflow": STEPS, **GROUPS}
     lines = ["usage: python -m ask COMMAND …  (python -m ask COMMAND --help)"]
     for group, members in groups.items():
-        lines += ["", f"{group}:", *(f"  {name:<11} {text}" for name, text in members.items())]
+        lines += ["", f"{group}:", *(f"  {name:<11} {command.text}" for name, command in members.items())]
     return "\n".join(lines)
 
 

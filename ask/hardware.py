@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,22 +119,20 @@ def matmul_peak(
     generator = torch.Generator(device).manual_seed(0)  # the global one belongs to the caller
     factors = torch.rand((2, side, side), generator=generator, device=device)
     a, b = factors.to(dtype or (torch.bfloat16 if gpu else torch.float32)).unbind()
-    best = float("inf")
     with products_read_as(read):
-        for _ in range(5):
-            _wait(device)
-            began = time.perf_counter()
-            torch.mm(a, b)
-            _wait(device)
-            best = min(best, time.perf_counter() - began)
-    return float(2 * side**3 / best)
+        return float(2 * side**3 / min(timed(device, lambda: torch.mm(a, b)) for _ in range(5)))
 
 
-def _wait(device: "torch.device") -> None:
+def timed(device: "torch.device", work: Callable[[], object]) -> float:
+    """Seconds that some work takes, a GPU's share of it included."""
     import torch
 
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait: Callable[[], object] = partial(torch.cuda.synchronize, device) if device.type == "cuda" else int
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -24,7 +23,7 @@ from torch import nn
 
 from ask import files
 from ask.config.base import Precision
-from ask.hardware import hardware, machines, settled_in
+from ask.hardware import hardware, machines, settled_in, timed
 
 Passes = Literal["float32", "bfloat16"]
 """What network passes compute in."""
@@ -254,19 +253,22 @@ def once_a_machine(
 
 
 def _measure(device: torch.device) -> dict[Passes, float]:
-    """Operations a second by precision: the best of four rounds in which both take turns; the first one warms up."""
+    """Operations a second by precision: the best of four rounds, of which the first warms up; both take turns."""
     images, channels, side = (512, 256, 32) if device.type == "cuda" else (64, 128, 16)
     block = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
     block.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs lack it
     x = torch.rand((images, channels, side, side), device=device, generator=torch.Generator(device).manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+
+    def work() -> None:
+        torch.autograd.grad(block(block(x)).float().sum(), x)
+
     best: dict[Passes, float] = {"float32": float("inf"), "bfloat16": float("inf")}
     for _ in range(4):
         for precision in best:
-            began = time.perf_counter()
             with network_passes(precision), autocast(device):
-                out = block(block(x))
-            float(torch.autograd.grad(out.float().sum(), x)[0].sum())  # waits for the device
-            best[precision] = min(best[precision], time.perf_counter() - began)
+                best[precision] = min(best[precision], timed(device, work))
+        if best["bfloat16"] > 3 * best["float32"]:
+            break  # it lacks it, and would take many seconds
     flop = 2 * 2 * 2 * images * side**2 * channels**2 * 9
     return {precision: flop / seconds for precision, seconds in best.items()}

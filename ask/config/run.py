@@ -164,7 +164,8 @@ class RunConfig(Spec):
     """`auto` takes a GPU when there is one."""
     precision: Precision = "auto"
     """Of a network's passes in trainings and attacks; features, losses, searches and votes are float32, and so are the
-    passes that classify. `auto` takes bfloat16 where it is measured to be at least 1.2 times faster, once a run."""
+    passes that classify. `auto` takes bfloat16 where it is measured to be at least 1.2 times faster, once a run;
+    machines that gain nothing by a run's bfloat16 take float32."""
     search: Literal["auto", "exact", "faiss"] = "auto"
     """What finds nearest neighbours: `exact` (torch) or `faiss` (Flat; on a GPU where its CUDA build is installed), the
     same ones; `auto` takes faiss where it is measured to be at least 1.2 times faster, once a machine."""

@@ -33,7 +33,7 @@ def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
         raise AskError(f"{path} was measured on weights {record.get('weights')}; here are {found or 'none'}")
     if not (facts := prepared(data, job.features) / "facts.json").is_file():
         raise AskError(f"{facts} is not there; make it by: snakemake {facts}, with the run's --configfile")
-    device, passes = pick_device(record["device"]), record.get("passes", "float32")
+    device, passes, made = pick_device(record["device"]), record.get("passes", "float32"), record["hardware"]
     slow = passes == "bfloat16" and expected("auto", device)["precision"] != passes
     job = job.model_copy(update={"trials": trials or job.trials, "precision": "float32" if slow else passes})
     with tempfile.TemporaryDirectory() as folder:
@@ -49,6 +49,6 @@ def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
         if "network_robust" in stored:
             equal.append(measured["network_robust"] == stored["network_robust"][: job.trials])
     gpu = hardware(device) if device.type == "cuda" else ""
-    where = "this machine's kind" if record["hardware"].startswith(machines(gpu)) else record["hardware"]
-    where += ", in bfloat16; here in float32, which is faster" if slow else ""
+    alike = made.startswith(machines(gpu)) and made.split(", ")[-1] == hardware(device).split(", ")[-1]
+    where = f"{made}, in bfloat16; here in float32" if slow else "this machine's kind" if alike else made
     return float(np.concatenate([part.ravel() for part in equal]).mean()), where

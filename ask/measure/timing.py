@@ -1,7 +1,5 @@
 """Seconds of several attacks on one machine, in turns, set-up counted and not counted (paper, App. E-d)."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +7,7 @@ import torch
 
 from ask.config.jobs import CellJob, TimingJob
 from ask.data.arrays import load
+from ask.hardware import timed
 from ask.measure.evaluator import Attack, Evaluator, draw_references
 from ask.measure.place import FORWARD_BATCH, Place, to_float
 from ask.measure.setting import Setting, layers_of, reference_seed, start_seed
@@ -26,7 +25,7 @@ def measure(job: TimingJob, place: Place) -> dict[str, Any]:
     racers = [_Racer(cell, job, place) for cell in job.cells]
     for racer in racers:
         racer.attack_once()  # the first time pays for memory and code that later ones find ready
-    seconds = np.array([[_timed(place, racer.attack_once) for racer in racers] for _ in range(job.rounds)])
+    seconds = np.array([[timed(place.device, racer.attack_once) for racer in racers] for _ in range(job.rounds)])
     an_image = seconds / racers[0].images
     setups = [
         racer.setup_seconds + points * job.calibration_images * float(np.median(an_image[:, i]))
@@ -58,7 +57,7 @@ class _Racer:
         self.evaluator = Evaluator(
             cell.features, layers_of(cell.attack), cell.similarity, (), self.images, place, cell.precision
         )
-        self.setup_seconds = _timed(place, lambda: self._set_up(cell, place))
+        self.setup_seconds = timed(place.device, lambda: self._set_up(cell, place))
 
     def _set_up(self, cell: CellJob, place: Place) -> None:
         """Compute the references' features, as the index step does for the whole training set; make the attack."""
@@ -77,11 +76,3 @@ class _Racer:
         """Attack all images, from the search for their neighbours on."""
         clean = self.trial.neighbours(self.evaluator.clean_features, self.attack)
         self.evaluator.run([self.attack], [clean])
-
-
-def _timed(place: Place, work: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    work()
-    if place.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began

@@ -25,7 +25,8 @@ from ask.plan.why import reasons, resized
 
 ASSUMED = """
 Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
-there counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs.
+there counts as done, up to date or not (`python -m ask why` tells), and so does what only it needs; a table that
+shows a part of its numbers does not.
 Assumed: a CPU of 150 GFLOP/s a core in training and 105 in attacks (178 and 210 of wide networks), where a convolution
 reaches 187 (this machine's is measured once; seven tenths of a network's time go with it); GPU 280 TFLOP/s in
 training (35 % of 800 in bf16), 100 in attacks (tf32), 6 s a job; small GPU 58 and 20."""
@@ -58,7 +59,6 @@ def plan(
     settled = _settled(planned)
     others, pace = list(_elsewhere(run, settled)), predict.pace_of(settled)
     known, before = predictor(predict.finished(planned, counted), others, pace), predictor({}, others, pace)
-    there = Predictor(known.here, pace=predict.pace_of(hardware.settled_in(run.root, ())))
     grown = {path for path, task in tasks.items() if resized(task)}
 
     def undone(targets: list[Path]) -> set[Path]:
@@ -75,8 +75,11 @@ def plan(
 
     def foreseen(path: Path, flop: float) -> float:
         """Seconds that a job of so many operations was to take on the machine that it ran on."""
-        speeds = before if predict.made_here(tasks[path], run) else there
-        return speeds.speed(tasks[path].group, predict.kind_of(tasks[path], run)).seconds(flop)
+        task, speeds = tasks[path], before
+        if not predict.made_here(task, run):
+            there = predict.pace_of(hardware.settled_in(run.root, (predict.hardware_of(task, run) or "unknown",)))
+            speeds = Predictor(known.here, pace=there)
+        return speeds.speed(task.group, predict.kind_of(task, run)).seconds(flop)
 
     def of_stage(group: str, wanted: set[Path], left: set[Path]) -> dict[str, Any]:
         own = {path for path in wanted if tasks[path].group == group}
@@ -121,7 +124,8 @@ def status(
         needs = [planned.tasks[path] for path in required(planned.tasks, paths) - set(paths)]
         measured = [task for task in needs if task.step.stage in ("attacks", "analyses")]
         trained = [task for task in needs if task.name in ("train", "adopt")]
-        rendered = "yes" if all(planned.tasks[path].done for path in paths) else "no"
+        whole, some = (all(getattr(planned.tasks[path], how) for path in paths) for how in ("whole", "done"))
+        rendered = "yes" if whole else "in part" if some else "no"
         rows.append((name, _of(trained), _of(measured), rendered))
     print(_table(("artifact", "models", "measurements", "rendered"), rows))
 

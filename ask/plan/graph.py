@@ -15,7 +15,7 @@ from ask import files
 from ask.measure.journal import known
 from ask.paths import Run
 from ask.plan.provenance import fingerprint
-from ask.steps import LONGEST, STEPS, Step, modules_of
+from ask.steps import LAST, LONGEST, RENDERED, STEPS, Step, modules_of
 
 ON_NETWORKS = ("training", "calibration", "attacks", "analyses")
 """Stages of which most is passes that may be in bfloat16."""
@@ -103,6 +103,11 @@ class Task:
         return self.output.is_file()
 
     @property
+    def whole(self) -> bool:
+        """Whether it is done and, if it shows what others made, all of that is there (`ask render` shows what is)."""
+        return self.done and (self.step.stage not in (RENDERED, LAST) or all(need.is_file() for need in self.needs))
+
+    @property
     def counts_trials(self) -> bool:
         """Whether it is measured trial by trial, and keeps what it has (:mod:`ask.measure.journal`)."""
         return self.name == "attack"
@@ -133,7 +138,7 @@ def required(tasks: Tasks, targets: Iterable[Path], *, undone: bool = False) -> 
     waiting = list(targets)
     while waiting:
         path = waiting.pop()
-        if path in tasks and path not in found and not (undone and tasks[path].done):
+        if path in tasks and path not in found and not (undone and tasks[path].whole):
             found.add(path)
             waiting += tasks[path].needs
     return found
