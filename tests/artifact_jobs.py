@@ -37,6 +37,7 @@ def write_cell(
         "device": "cpu",
         "versions": {"python": "3.11.2", "torch": "2.11.0", "ask": "0.1.0"},
         "hardware": "2 cores of a laptop CPU, 8 GiB",
+        "passes": "bfloat16",
         "command": f"python -m ask attack --run {run.root.name} --dataset {dataset} --model {model} --cell {name}",
     }
     path.write_text(json.dumps(content))

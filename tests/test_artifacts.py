@@ -497,6 +497,7 @@ def test_report_shows_run_evidence_and_warnings(tmp_path: Path) -> None:
     pages = pages_of(render_everything(tmp_path / "demo"))
     index = pages["index.html"]
     assert "2 cores of a laptop CPU" in index
+    assert re.search(r"bfloat16 in \d+ cells", index)
     assert "48 min 8 s (2,888 s) in 70 cells" in index
     assert "3.4% of the images had no gradient" in index
     assert "clean accuracy of the DkNN (cosine, conv4, K=5) is 43.0%" in index

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -65,6 +66,7 @@ def describe(name: str, cell: Json, run: Run, configfile: str = "") -> dict[str,
         "images with a gradient that is not finite": None if unsound is None else f"{unsound:.2%}",
         "device": cell.get("device"),
         "hardware": cell.get("hardware"),
+        "network's passes in the attack": cell.get("passes"),
         "versions": ", ".join(f"{name} {version}" for name, version in (cell.get("versions") or {}).items()),
         "code": cell.get("code"),
     }
@@ -193,8 +195,10 @@ def summarise(configuration: Mapping[str, Any], cells: Iterable[Json]) -> list[t
     versions = dict.fromkeys(item for cell in seen for item in cell.get("versions", {}).items())
     found = {name: " and ".join(v for other, v in versions if other == name) for name, _ in versions}
     seconds = sum((cell.get("seconds") or {}).get("total") or 0.0 for cell in seen)
+    passes = Counter(cell["passes"] for cell in seen if cell.get("passes"))
     facts += [
         ("hardware", "; ".join(hardware)),
+        ("network's passes in attacks", ", ".join(f"{one} in {count} cells" for one, count in passes.most_common())),
         ("versions", ", ".join(map(" ".join, found.items()))),
         ("compute", f"{duration(seconds)} ({seconds:,.0f} s) in {len(seen)} cell{'s' * (len(seen) != 1)}"),
     ]
