@@ -152,13 +152,14 @@ def _versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, str]:
-    """The git commit of the code, if it lies in a checkout; ``+`` marks uncommitted changes."""
+    """The git commit of the code, if it lies in a checkout; ``+`` marks uncommitted changes, but those of results."""
+    git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
     try:
-        command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        found = git(["git", "rev-parse", "--short=12", "HEAD"])
+        changed = git(["git", "status", "--porcelain", "--untracked-files=no", ":/", ":(top,exclude)results"])
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
+    return {"commit": found.stdout.strip() + "+" * bool(changed.stdout)} if found.returncode == 0 else {}
 
 
 def processor() -> str:

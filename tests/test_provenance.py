@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ask.hardware import commit
 from ask.plan import provenance
 from ask.steps import STEPS, modules_of
 
@@ -175,3 +177,24 @@ def test_steps_depend_on_what_they_run():
             name.startswith(("ask.attacks", "ask.models.networks", "ask.knn.search"))
             for name in provenance.closure(modules_of(step, {}))
         )
+
+
+def test_a_commit_is_marked_for_changed_code_and_not_for_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run changes results that lie in the repository, of which its code knows nothing."""
+    for name in ("ask/code.py", "config/config.yaml", "results/lite/precision.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("1\n")
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    for command in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "all")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr("ask.hardware.__file__", str(tmp_path / "ask/code.py"))
+    clean = commit()["commit"]
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    (tmp_path / "results/lite/precision.json").write_text("2\n")
+    assert commit()["commit"] == clean
+    (tmp_path / "config/config.yaml").write_text("2\n")
+    assert commit()["commit"] == f"{clean}+"
+    shutil.rmtree(tmp_path / ".git")
+    assert commit() == {}
