@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -157,9 +158,23 @@ def said(folder):
 
 
 def training(cluster, folder):
-    """Waits until its training has a checkpoint; the number of its job."""
-    wait_until(lambda: list((folder / RUN / "scratch").rglob("*.safetensors")))
+    """Waits until AT's training has a checkpoint, whichever model's comes first; the number of its job."""
+    wait_until(lambda: list((folder / RUN / "scratch/digits-tiny/at").glob("*.safetensors")))
     return cluster.jobs(folder)[0]
+
+
+@contextmanager
+def held(folder):
+    """Its training stands still meanwhile: on a fast machine it would be over before what is to happen during it."""
+    trainings = processes(folder, b"\0ask.worker\0")
+    assert trainings
+    try:
+        for process in trainings:
+            os.kill(process, signal.SIGSTOP)
+        yield
+    finally:
+        for process in trainings:
+            os.kill(process, signal.SIGCONT)
 
 
 def continued(folder, calm, run):
@@ -169,12 +184,12 @@ def continued(folder, calm, run):
     assert "continuing at epoch" in (folder / RUN / "logs/models/digits-tiny/at/train.log").read_text()
 
 
-def processes(folder):
-    """Numbers of a folder's training processes."""
+def processes(folder, kind=b"\0train\0"):
+    """Numbers of a folder's processes with that in their command: its training jobs."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if b"\0train\0" in (path / "cmdline").read_bytes() and (path / "cwd").readlink() == folder:
+            if kind in (path / "cmdline").read_bytes() and (path / "cwd").readlink() == folder:
                 found.append(int(path.name))
         except OSError:
             continue
@@ -244,7 +259,9 @@ def test_an_allocation_puts_itself_back_before_its_end(cluster, calm, project):
     """The whole run in one job, which is told in the middle of a training that its time is nearly up."""
     job = cluster.submit(project, ASK_LAST_SECONDS="100000")
     training(cluster, project)
-    cluster.say("scancel", "--batch", "--signal=USR1", job)
+    with held(project):
+        cluster.say("scancel", "--batch", "--signal=USR1", job)
+        wait_until(lambda: "interrupting what runs" in said(project))
     assert wait_until(lambda: cluster.ended(job)) == "COMPLETED", said(project)
     assert "back into the queue" in said(project)
     assert "Restarts=1" in cluster.say("scontrol", "show", "job", job)
@@ -255,16 +272,17 @@ def test_an_allocation_puts_itself_back_before_its_end(cluster, calm, project):
 
 def test_allocations_run_side_by_side_in_one_folder(cluster, calm, project):
     """Each with targets of its own; of a model that both want, one trains and the other waits."""
-    wanted = {"one": [RUN / "scratch/digits-tiny/at.done"], "two": [RUN / "tables/other.csv", WEIGHTS]}
-    jobs = {
-        name: cluster.submit(project, *map(str, targets), options=[f"--output={name}"])
-        for name, targets in wanted.items()
-    }
+    log = project / RUN / "logs/models/digits-tiny/at/train.log"
+    jobs = {"one": cluster.submit(project, str(RUN / "scratch/digits-tiny/at.done"), options=["--output=one"])}
+    training(cluster, project)
+    with held(project):
+        jobs["two"] = cluster.submit(project, f"{RUN}/tables/other.csv", str(WEIGHTS), options=["--output=two"])
+        wait_until(lambda: "waiting for another training" in log.read_text())
     for name, job in jobs.items():
         assert wait_until(lambda job=job: cluster.ended(job)) == "COMPLETED", (project / name).read_text()
     for pattern in ("**/weights.safetensors", "**/cells/**/*.npz", "**/tables/other.csv"):
         same(project, calm, pattern)
-    assert "at: trained meanwhile" in (project / RUN / "logs/models/digits-tiny/at/train.log").read_text()
+    assert "at: trained meanwhile" in log.read_text()
 
 
 def test_an_allocation_that_finishes_nothing_gives_up(cluster, project):
