@@ -66,9 +66,9 @@ test: .venv/.stamp-test ## Run the tests, on all cores, one torch thread each
 test-pretend: .venv/.stamp-test ## Run the tests marked gpu without a GPU: CUDA's rules on a pretended device (needs g++)
 	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n logical --maxprocesses 8 -m gpu --pretend-cuda $(PYTEST)
 
-test-slurm: .venv/.stamp-test ## Run the tests on a throw-away SLURM of two nodes; installs it on Debian and Ubuntu (needs root)
+test-slurm: .venv/.stamp-test ## Run the tests on throw-away SLURMs of two nodes; installs it on Debian and Ubuntu (needs root)
 	@command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || tests/slurm_loopback.sh install >/dev/null
-	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q --slurm -m slurm $(PYTEST)
+	@OMP_NUM_THREADS=1 $(IN_ENV) pytest -q -n 2 --dist loadgroup --slurm -m slurm $(PYTEST)
 
 lint: .venv/.stamp-lint ## Check style, types and the workflow; changes nothing
 	@$(IN_ENV) ruff check .
