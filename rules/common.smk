@@ -1,6 +1,7 @@
 """The plan of the run, made once from the configuration, and what all rules ask of it."""
 
 import re
+import shlex
 import shutil
 import sys
 

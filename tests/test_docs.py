@@ -104,6 +104,9 @@ def run_on_slurm(text: str, project: Path) -> None:
         text = "\n".join(commands).replace("snakemake ", "snakemake results/demo/tables/proposition1.csv ")
         try:
             done = shell(text.replace("/tmp/slurm-try", str(own)), project, SLURM_TRY=str(own))
+            if shlex.quote(sys.executable) != sys.executable:
+                assert "put .venv where no path has a space" in done.stdout + done.stderr
+                return
             assert done.returncode == 0, done.stdout + done.stderr
             assert "with SLURM jobid" in done.stdout + done.stderr
             assert (project / "results/demo/tables/proposition1.csv").is_file()
