@@ -26,7 +26,9 @@ include: "rules/artifacts.smk"
 onstart:
     # Snakemake writes the interpreter into a cluster's jobs as it is, unquoted.
     if not workflow.local_exec and shlex.quote(sys.executable) != sys.executable:
-        raise WorkflowError(f"No job of a cluster could start {sys.executable!r}: put .venv where no path has a space.")
+        raise WorkflowError(
+            f"No job of a cluster could start {sys.executable!r}: put .venv where no path has a space."
+        )
     start_worker()
     if workflow.local_exec:
         watch_progress(
