@@ -1,6 +1,6 @@
 """Trained networks that lie beside the code: robust ones to try attacks on, and those of the committed results.
 
->>> network = ask.zoo.load("lite-next/cifar10/ask-def")
+>>> network = ask.zoo.load("lite/cifar10/ask-def")
 >>> network.features(images, ("conv4",))["conv4"].shape
 (n, 512)
 """

@@ -159,14 +159,18 @@ def test_a_run_without_anything_evaluates_nothing_and_says_how(tmp_path: Path) -
     assert rows["C66"]["why"].endswith("Without data: paper-parameters has not been made yet.")
 
 
-@pytest.mark.parametrize("run", ["lite", "raw-pixels"])
-def test_committed_evidence_is_judged(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    committed = Run(ROOT / "results" / ("lite" if run == "lite" else "paper"))
+@pytest.mark.parametrize(
+    ("run", "folder", "least"), [("lite", "lite", 28), ("cpu", "cpu", 26), ("raw-pixels", "paper", 8)]
+)
+def test_committed_evidence_is_judged(
+    run: str, folder: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = Run(ROOT / "results" / folder)
     monkeypatch.setattr(Run, "claims", tmp_path / "claims.csv")
     rows = ledger(planned(run)[0], committed)
     assert {row["verdict"] for row in rows.values()} <= set(VERDICTS)
     judged = {name: row for name, row in rows.items() if row["verdict"] != "not evaluated"}
-    assert len(judged) >= (45 if run == "lite" else 8)
+    assert len(judged) >= least
     for name, row in judged.items():
         assert bool(row["decides"]) or row["verdict"] != "undecided", name
         assert bool(row["cells"]) or name in ("C63", "C70"), name

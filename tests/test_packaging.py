@@ -578,13 +578,13 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The crate of results/lite."""
+    """The crate of results/cpu."""
     crate = pytest.importorskip("tools.crate", reason="no rocrate: pip install 'ask-knn[crate]'")
-    out = tmp_path_factory.mktemp("crate") / "lite.crate.zip"
+    out = tmp_path_factory.mktemp("crate") / "cpu.crate.zip"
     before = Path.cwd()
     os.chdir(REPOSITORY)
     try:
-        return Path(crate.pack(crate.load([Path("config/lite.yaml")]), out))
+        return Path(crate.pack(crate.load([Path("config/cpu.yaml")]), out))
     finally:
         os.chdir(before)
 
@@ -620,18 +620,18 @@ def origins(entities: dict[str, dict[str, Any]], start: str) -> set[str]:
 def test_a_claims_lineage_reaches_the_publishers_file(entities: dict[str, dict[str, Any]]) -> None:
     found = origins(entities, "#claim-C01")
     for one in (
-        "results/lite/tables/table01.csv",
-        "results/lite/cells/cifar10/at/ask-cos-L3-K5-e8-s20.json",
-        "results/lite/calibration/cifar10/at/tau-ask-cos-L3-e8.json",
-        "#results/lite/index/cifar10/at/conv3.npy",
-        "#results/lite/models/cifar10/at/weights.safetensors",
+        "results/cpu/tables/table01.csv",
+        "results/cpu/cells/cifar10/at/ask-cos-L3-K5-e8-s20.json",
+        "results/cpu/calibration/cifar10/at/tau-ask-cos-L3-e8.json",
+        "#results/cpu/index/cifar10/at/conv3.npy",
+        "#results/cpu/models/cifar10/at/weights.safetensors",
         "#data/prepared/cifar10/facts.json",
         "#data/raw/cifar10/manifest.json",
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     ):
         assert one in found
     assert not any("ask-def" in one for one in found), "C01 is about AT"
-    ledger = {row["id"]: row for row in csv.DictReader((REPOSITORY / "results/lite/claims.csv").open(newline=""))}
+    ledger = {row["id"]: row for row in csv.DictReader((REPOSITORY / "results/cpu/claims.csv").open(newline=""))}
     assert {one.removeprefix("#claim-") for one in entities if one.startswith("#claim-")} == set(ledger)
     assert ledger["C01"]["measured"] in entities["#claim-C01"]["description"]
 
@@ -641,8 +641,8 @@ def test_every_record_in_the_crate_was_made_by_an_action_with_its_own_command(
 ) -> None:
     actions = [entity for entity in entities.values() if entity["@type"] == "CreateAction"]
     made = {result: action for action in actions for result in linked(action.get("result"))}
-    records = [one for one in entities if re.fullmatch(r"results/lite/(cells|calibration)/.*\.json", one)]
-    assert len(records) > 150
+    records = [one for one in entities if re.fullmatch(r"results/cpu/(cells|calibration)/.*\.json", one)]
+    assert len(records) > 100
     for one in records:
         assert made[one]["description"] == json.loads(read(one))["command"]
 
@@ -655,15 +655,15 @@ def test_the_crate_holds_each_file_that_it_describes_and_nothing_else(
         assert len(archive.namelist()) == len(set(archive.namelist()))
         assert set(archive.namelist()) - {"ro-crate-metadata.json"} == described
         text = archive.read("ro-crate-metadata.json").decode()
-        table = archive.read("results/lite/tables/table01.csv")
-    assert table == (REPOSITORY / "results/lite/tables/table01.csv").read_bytes()
-    assert entities["results/lite/tables/table01.csv"]["sha256"] == hashlib.sha256(table).hexdigest()
+        table = archive.read("results/cpu/tables/table01.csv")
+    assert table == (REPOSITORY / "results/cpu/tables/table01.csv").read_bytes()
+    assert entities["results/cpu/tables/table01.csv"]["sha256"] == hashlib.sha256(table).hexdigest()
     assert {
         "Snakefile",
         "ask/attacks/ask.py",
-        "config/lite.yaml",
+        "config/cpu.yaml",
         "LICENSE",
-        "results/lite/report/index.html",
+        "results/cpu/report/index.html",
     } <= described
     assert str(REPOSITORY) not in text
 

@@ -118,7 +118,7 @@ def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(hom
 
 
 def test_models_whose_labels_have_commas_are_told_apart_where_they_are_left_out(home):
-    plan = load([Path("config/lite-next.yaml")])
+    plan = load([Path("config/lite.yaml")])
     for path in plan.cells_of("control-loss"):
         if path.parts[-2].partition("-seed")[0] in ("at", "ask-def"):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,10 @@ from ask.report.evidence import describe
 from ask.report.numbers import collect
 from ask.report.tables import margin_remark
 
-RUNS = {"lite": "lite", "paper": "raw-pixels"}
+RUNS = {"lite": "lite", "cpu": "cpu", "paper": "raw-pixels"}
 """Committed results by their folder, and the configurations that made them."""
+EARLIER = json.loads(Path(__file__).with_name("stored_jobs.json").read_text())
+"""Jobs of the first lite run's records: each as written, and as a plan held it once each attack had its own type."""
 VGG16 = {"name": "vgg16", "width": 1.0, "dropout": 0.5}
 AUTO = {"parts": ["apgd-ce", "apgd-t", "fab-t", "square"], "iterations": 100, "queries": 5000, "batch_size": 500}
 
@@ -64,9 +66,16 @@ def test_committed_records_are_those_of_todays_plan(run: str) -> None:
         assert current(job) == wanted, path
 
 
+@pytest.mark.parametrize("name", EARLIER)
+def test_records_of_earlier_forms_are_read_as_todays(name: str) -> None:
+    assert current(EARLIER[name]["stored"]) == EARLIER[name]["today"]
+    assert EARLIER[name]["stored"] != EARLIER[name]["today"]
+    assert current(EARLIER[name]["today"]) == EARLIER[name]["today"]
+
+
 def test_committed_records_are_of_many_forms() -> None:
-    """What the test above rests on: each kind of record, and each attack that the lite run measures."""
-    jobs = [job for run in RUNS for job in stored(run).values()]
+    """What the tests above rest on: each kind of record, and each attack that the first lite run measured."""
+    jobs = [job["stored"] for job in EARLIER.values()] + [job for run in RUNS for job in stored(run).values()]
     attacks = {(job["attack"]["name"], job["attack"].get("variant")) for job in jobs if job.get("attack")}
     assert attacks >= {
         ("none", ""),
@@ -80,8 +89,8 @@ def test_committed_records_are_of_many_forms() -> None:
     assert any("tau" in point for job in jobs for point in job.get("grid", ()) if isinstance(point, dict))
     assert any(isinstance(point, float) for job in jobs for point in job.get("grid", ())), "the first form of a grid"
     assert any("alpha_from" not in job for job in jobs if "omega_from" in job), "the first form of a cell"
-    assert sum("cell" in job for job in jobs) == 1, "failures"
-    assert sum("cells" in job for job in jobs) == 2, "timing and Figure 2"
+    assert any("cell" in job for job in jobs), "failures"
+    assert sum("cells" in job for job in jobs) >= 2, "timing and Figure 2"
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -146,7 +155,7 @@ def test_unknown_documents_stay_as_they_are() -> None:
 
 def test_clean_errors_counted_as_errors_are_told_by_committed_predictions() -> None:
     """Most of ASK-Atk's margin over AdvKnn on Conv 4 is images that AdvKnn puts right."""
-    plan = planned("lite")
+    plan = planned("cpu")
     run, margins = Run(ROOT / plan.run.root), {}
     for name in ("table01", "table01-kept"):
         numbers = collect(plan.artifacts[name], run)
@@ -154,8 +163,8 @@ def test_clean_errors_counted_as_errors_are_told_by_committed_predictions() -> N
         means = dict(zip(found["attack"] + found["variant"], found["mean"], strict=True))
         margins[name] = means["advknn"] - means["asknon-targeted"]
         assert "ASK-Atk leaves at least" in margin_remark(plan.artifacts[name], numbers, run)
-    assert margins["table01"] == pytest.approx(12.6, abs=0.05)
-    assert margins["table01-kept"] == pytest.approx(2.9, abs=0.05)
+    assert margins["table01"] == pytest.approx(6.63, abs=0.005)
+    assert margins["table01-kept"] == pytest.approx(1.13, abs=0.005)
 
 
 def test_committed_parameters_at_an_end_of_their_grid_are_marked() -> None:
@@ -165,7 +174,7 @@ def test_committed_parameters_at_an_end_of_their_grid_are_marked() -> None:
         for path in sorted((run.root / "cells").rglob("*.json")):
             name = "/".join(path.relative_to(run.root / "cells").with_suffix("").parts)
             marked[folder, name] = describe(name, json.loads(path.read_text()), run)["parameters"]
-    assert marked["lite", "cifar10/at/ask-cos-L3-K5-e8-s20"] == "τ conv3 0.003 (edge of its grid)"
+    assert marked["lite", "cifar10/at-long-seed2/ask-cos-L3-K5-e8-s20"] == "τ conv3 0.0009 (edge of its grid)"
     assert marked["paper", "mnist/raw/ask-cos-Lin-K5-e40-s20"] == "τ input 0.003 (edge of its grid)"
     assert marked["paper", "fashion_mnist/raw/ask-l2-Lin-K5-e40-s20"] == "τ input 0.03", "it lies inside"
     assert "edge" not in marked["lite", "cifar10/at/pgd-e8-s20"]
