@@ -115,16 +115,18 @@ def lookup(entry: Json, run: Run) -> dict[str, Any]:
     Returns:
         ``mean`` over trials; ``ci95``, the half width of its 95% interval, which counts images, trials and trainings
         (trials alone where no predictions are kept; None of a single one); ``ci95_trials``, that of the t-interval over
-        trials (trainings, where there are several); the number of ``trials``, and their ``values`` in order.
+        trials (trainings, where there are several, paired by seed); the number of ``trials``, and ``values`` by trial
+        (by training).
 
     Raises:
         MissingValueError: the cell's file is not there, or holds no such classifier or metric.
         EmptyGroupError: no image is of the kind that the metric describes.
     """
     both = [entry] + ([{"over": (), **entry, **entry["baseline"]}] if "baseline" in entry else [])
-    found = []
+    found, trials = [], []
     for one in both:  # over trials or, where an entry names several models, over models
         of_models = [_statistic(each, run) for each in _each(one)]
+        trials += [len(model["trials"]) for model in of_models]
         found.append(summarise(model["mean"] for model in of_models) if len(of_models) > 1 else of_models[0])
     measured = found[0]
     if "baseline" in entry:
@@ -144,7 +146,7 @@ def lookup(entry: Json, run: Run) -> dict[str, Any]:
         "mean": scale * measured["mean"],
         "ci95": ci95,
         "ci95_trials": alone,
-        "trials": len(values),
+        "trials": min(trials),
         "values": values,
     }
 

@@ -78,7 +78,8 @@ def margin_remark(job: Json, numbers: pd.DataFrame, run: Run) -> str:
     """What remains of an attack's margin against the best of its rivals, in words, if the job asks for that.
 
     Each row and each group of columns is a setting, in which the rivals are the other innermost columns. Intervals are
-    of paired differences, over trials and, where predictions are kept, images.
+    of paired differences, over trials and, where predictions are kept, images; what trials vary is pooled over all of
+    them (docs/statistics.md).
     """
     if not job.get("margin"):
         return ""
@@ -103,7 +104,10 @@ def margin_remark(job: Json, numbers: pd.DataFrame, run: Run) -> str:
             least = min(best.items(), key=lambda one: margins[one].mean)
             parts.append(f"{_less_or_more(margins[least])} the best of {who} (smallest margin: {', '.join(least)})")
     each = [f"{one[0]} {format_difference(margins[one].mean)}{_half(margins[one])} ({one[1]})" for one in best.items()]
-    return f"{of} leaves {' and '.join(parts)}. Margins against the best of all: {'; '.join(each)}." if parts else ""
+    if not parts:
+        return ""
+    told = f"{of} leaves {' and '.join(parts)}. Margins against the best of all: {'; '.join(each)}."
+    return f"{told} Intervals pool over these margins what trials vary."
 
 
 def _half(margin: Estimate) -> str:
