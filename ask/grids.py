@@ -6,6 +6,8 @@ Point = Mapping[str, float]
 """A point of a grid, by parameter."""
 GROWING = ("tau", "alpha", "learning_rate")
 """Parameters on a scale of ratios, whose grids may grow; omega ends at 0 and 1, and guides are what a run affords."""
+WIDEST = 3
+"""Largest ratio of one step outwards: what lies next to the end, not far beyond a coarse grid's."""
 BOUNDED = ("omega",)
 """Parameters whose grid ends where the parameter itself does, so that an end says nothing."""
 
@@ -24,7 +26,7 @@ def ends(point: Point, grid: Sequence[Point]) -> list[str]:
 
 
 def beyond(point: Point, grid: Sequence[Point]) -> dict[str, float] | None:
-    """The next point outwards from one at an end of its grid, by the ratio of the grid's last step there.
+    """The next point outwards from one at an end of its grid, by the ratio of the grid's last step there, at most 3.
 
     Args:
         point: one of the grid.
@@ -37,5 +39,5 @@ def beyond(point: Point, grid: Sequence[Point]) -> dict[str, float] | None:
         if name in GROWING:
             tried = sorted({other[name] for other in grid})
             last, before = (tried[0], tried[1]) if point[name] == tried[0] else (tried[-1], tried[-2])
-            return {**point, name: float(f"{last * last / before:.3g}")}
+            return {**point, name: float(f"{last * min(max(last / before, 1 / WIDEST), WIDEST):.3g}")}
     return None

@@ -208,11 +208,11 @@ TAU = ({"tau": 0.1}, {"tau": 1.0}, {"tau": 10.0}, {"tau": 100.0})
     ("point", "expected", "further"),
     [
         ({"tau": 1.0}, [], None),
-        ({"tau": 0.1}, ["tau"], {"tau": 0.01}),
-        ({"tau": 100.0}, ["tau"], {"tau": 1000.0}),
+        ({"tau": 0.1}, ["tau"], {"tau": 0.0333}),
+        ({"tau": 100.0}, ["tau"], {"tau": 300.0}),
     ],
 )
-def test_grids_grow_by_their_own_ratio_from_their_ends(point, expected, further):
+def test_coarse_grids_grow_by_three_from_their_ends(point, expected, further):
     assert ends(point, TAU) == expected
     assert beyond(point, TAU) == further
 
@@ -221,8 +221,10 @@ def test_a_grid_of_two_parameters_grows_along_one_at_a_time():
     grid = [{"alpha": a, "learning_rate": r} for a in (1.0, 4.0, 30.0) for r in (0.03, 0.1, 0.3)]
     assert ends(grid[5], grid) == ["learning_rate"]
     assert beyond(grid[5], grid) == {"alpha": 4.0, "learning_rate": 0.9}
-    assert beyond(grid[8], grid) == {"alpha": 225.0, "learning_rate": 0.3}
+    assert beyond(grid[8], grid) == {"alpha": 90.0, "learning_rate": 0.3}
     assert ends(grid[4], grid) == []
+    fine = [{"alpha": 1.0}, {"alpha": 2.0}]
+    assert (beyond(fine[0], fine), beyond(fine[1], fine)) == ({"alpha": 0.5}, {"alpha": 4.0}), "by their own ratio"
 
 
 def test_what_is_not_searched_has_no_end_and_some_grids_do_not_grow():
