@@ -476,6 +476,18 @@ def test_art_calls_the_attack_on_arrays(digits, network, limits):
         assert low <= found.min() <= found.max() <= high
 
 
+def test_art_keeps_whole_pixel_values_in_the_ball(digits, network):
+    images, labels = digits[2][:60], digits[3][:60]
+    whole = (images * 255).round().to(torch.uint8).numpy()
+    estimator = art_estimator(network, images, clip_values=(0, 255))
+    found = to_art(pgd(network), estimator).generate(whole, labels.numpy())
+    change = found.astype(int) - whole
+    assert found.dtype == np.uint8
+    assert abs(change).max() == int(255 * EPS + 1e-3)
+    exact = to_art(pgd(network), estimator).generate(whole.astype(np.float32), labels.numpy())
+    assert abs(exact - found).max() <= 0.5 + 255 * EPS % 1 + 1e-3, "the nearest"
+
+
 def test_art_without_labels_attacks_what_the_estimator_predicts(digits, classifier):
     images = digits[2][:60]
     judge = art_estimator(DkNNModule(classifier).eval(), images)

@@ -1,5 +1,7 @@
 """AutoAttack on a network and Square on votes, through the authors' package."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -61,13 +63,56 @@ def test_square_lowers_a_dknn_by_its_votes_alone() -> None:
     search = ExactSearch(references.flatten(1), classes, n_classes=10, similarity="l2")
     subject = Subject(lambda x, layers: {layer: x.flatten(1) for layer in layers}, {"input": search})
     scores = dknn_scores(subject, 5)
-    assert torch.allclose(scores(images).sum(1), torch.ones(40))
+    assert torch.allclose(scores(images).sum(1), torch.full((40,), 1.1)), "half a vote of five more to the choice"
     config = SquareConfig(layers=("input",), queries=200, eps=EPS)
     attack = build(config, subject, generator=torch.Generator().manual_seed(3))
     found = attack(images, labels)
     before, after = (float((scores(x).argmax(1) == labels).float().mean()) for x in (images, found))
     assert after < before - 0.2
     assert float((found - images).abs().max()) <= EPS + 1e-6
+
+
+def test_square_goes_on_where_votes_are_tied() -> None:
+    """Two neighbours tie often; the lower class is the DkNN's choice, and is not fooled yet."""
+    references, classes = points(300, 1)
+    images, labels = points(100, 2)
+    search = ExactSearch(references.flatten(1), classes, n_classes=10, similarity="l2")
+    subject = Subject(lambda x, layers: {layer: x.flatten(1) for layer in layers}, {"input": search})
+    scores = dknn_scores(subject, 2)
+    margins = scores(images).topk(2).values.diff(dim=1)
+    assert (margins < 0).all(), "no scores are equal"
+    config = SquareConfig(layers=("input",), queries=300, eps=0.1, k=2)
+
+    def withstands(judge: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        found = AutoAttack(judge, config, seed=0)(images, labels)
+        return float((scores(found).argmax(1) == labels).float().mean())
+
+    votes_alone = withstands(lambda x: torch.floor(2 * scores(x)) / 2)
+    assert withstands(scores) < votes_alone - 0.05
+
+
+@pytest.mark.parametrize("classes", [4, 5, 9])
+def test_fewer_classes_than_the_ensembles_targets(classes: int) -> None:
+    images, labels = points(20, 0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, classes))
+    found = AutoAttack(network, AutoAttackConfig(eps=0.05, iterations=3, queries=5), seed=0)(images, labels % classes)
+    assert found.shape == images.shape
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "message"),
+    [
+        (3, torch.arange(6) % 3, r"apgd-t compares four classes, and the network has 3; give parts without it"),
+        (10, torch.arange(6) + 20, r"labels must lie in 0\.\.9, got 20\.\.25"),
+        (10, torch.arange(6).int(), "labels must be int64"),
+    ],
+)
+def test_what_the_ensemble_would_stumble_over_is_a_clear_error(
+    classes: int, labels: torch.Tensor, message: str
+) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, classes))
+    with pytest.raises(ValueError, match=message):
+        AutoAttack(network, AutoAttackConfig(eps=0.05), seed=0)(points(6, 0)[0], labels)
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

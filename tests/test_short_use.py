@@ -93,11 +93,39 @@ def test_settings_follow_the_classifier(digits):
         assert attack.config.layers == ("first", "last")
         assert {search.similarity for search in attack.references.values()} == {"cosine"}
         assert attack(images, labels).shape == images.shape
-    assert (ASKAttack(classifier).config.k_in, DkNNAttack(classifier).config.guides) == (3, 3)
+    assert (ASKAttack(classifier).config.k_in, DkNNAttack(classifier).config.guides) == (2, 3)
     assert (DkNNAttack(classifier).config.k, AdvKnn(classifier, block=BLOCK).config.k) == (2, 2)
     alone = ASKAttack(classifier, layers=("last",), steps=3, k_in=2, step_size=0.01, eps=0.1)
     assert (alone.config.layers, alone.config.steps, alone.config.k_in) == (("last",), 3, 2)
     assert (alone.config.step_size, alone.config.eps) == (0.01, 0.1)
+
+
+@pytest.mark.parametrize("k", [1, 15])
+def test_ask_atk_has_the_dknns_k_and_is_stronger_for_it(digits, k):
+    x, y, images, labels = digits
+    classifier = DkNN(metric="l2", n_neighbors=k).fit(x, y)
+    own, five = ASKAttack(classifier, eps=0.15, tau=0.1), ASKAttack(classifier, eps=0.15, tau=0.1, k_in=5, k_out=5)
+    assert (own.config.k_in, own.config.k_out) == (k, k)
+    assert classifier.score(own(images, labels), labels) < classifier.score(five(images, labels), labels)
+    assert ASKAttack(DkNN(n_neighbors=100).fit(x, y), eps=0.1).config.k_in == int(y.bincount().min()), "makes do"
+
+
+def test_a_saturated_loss_is_a_warning(digits):
+    """Large logits leave cross-entropy no gradient."""
+    _, _, images, labels = digits
+    linear = nn.Linear(64, 10)
+    prototypes = torch.stack([digits[0][digits[1] == c].mean(0) for c in range(10)])
+    with torch.no_grad():
+        linear.weight.copy_(prototypes)
+        linear.bias.copy_(-prototypes.square().sum(1) / 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PGD(linear, eps=0.05)(images, labels)
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.mul_(1e4)
+    with pytest.warns(RuntimeWarning, match=r"% of the images' gradients are zero, .* Large logits saturate"):
+        PGD(linear, eps=0.05)(images, labels)
 
 
 def test_seeds(digits, raw):
@@ -121,6 +149,13 @@ def test_mistakes_in_the_short_form_are_clear_errors(raw):
         PGD(network(), PGDConfig(), eps=0.1)
     with pytest.raises(ValueError, match="no references for attacked layers"):
         ASKAttack(raw, layers=("conv9",))
+    with pytest.raises(ValueError, match="all of one class"):
+        ASKAttack(DkNN().fit(torch.rand(20, 4), torch.zeros(20, dtype=torch.int64)), eps=0.1)
+    with pytest.raises(ValueError, match="k=5 exceeds the 4 references beside each; lower k or add references"):
+        AdvKnn(DkNN(n_neighbors=5).fit(torch.rand(5, 4), torch.arange(5)), eps=0.1)(torch.rand(2, 4), torch.arange(2))
+    whole = DkNN(hook_features(network(), ["3"])).fit(torch.rand(20, 64), torch.arange(20) % 2)
+    with pytest.raises(ValueError, match=r"floating-point images in \[0, 1\], got uint8; divide by 255"):
+        whole.predict((255 * torch.rand(3, 64)).byte().numpy())
 
 
 # The temperature chosen by itself.

@@ -264,7 +264,11 @@ def to_art(attack: ImageAttack, estimator: Any, *, targeted: bool = False) -> "E
             images = _unrounded(torch.from_numpy((x - low) / (high - low)).to(device, torch.float32))
             labels = torch.from_numpy(y.astype(np.int64)).to(device)
             found = _found(attack, images, labels, targeted=self.targeted).cpu().numpy()
-            return np.clip(found * (high - low) + low, low, high).astype(x.dtype)
+            result = np.clip(found * (high - low) + low, low, high)
+            if x.dtype.kind in "iu":  # the nearest whole values, no farther off than the farthest
+                whole = np.floor(np.abs(result - x).max() + 1e-3)
+                result = x + np.clip(np.rint(result - x), -whole, whole)
+            return result.astype(x.dtype)
 
     return ARTAttack()
 

@@ -1,7 +1,7 @@
 """AdvKnn (Li et al., 2019): a differentiable deep kNN block imitates the votes; PGD then ascends its divergence.
 
 At each attacked layer a block q(x) = softmax(W f(x) + b) is fitted to the vote distribution p of each reference
-among the others (leave one out). The attack starts from a clean image x and ascends
+among the others (leave one out). The attack starts near a clean image x and ascends
 
     sum_l KL(p_l(x) || q_l(x')) + w CE(q_l(x'), argmax p_l(x)),
 

@@ -7,11 +7,12 @@ whether a DkNN that withstands gradient attacks does so by masking them.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ask.attacks.linf import frozen
 from ask.attacks.references import Subject, neighbour_classes
-from ask.attacks.validation import HALF, checked, rounded
+from ask.attacks.validation import HALF, check_labels, checked, rounded
 from ask.config.attacks import AutoAttackConfig, SquareConfig
 from ask.errors import AskError
 from ask.knn.dknn import votes
@@ -64,6 +65,11 @@ class AutoAttack:
     def _run(self, images: Tensor, labels: Tensor) -> Tensor:
         """As a call; in float32 for images of half precision, whose type the scores get."""
         config, kind = self.config, images.dtype
+        with torch.no_grad(), frozen(self.scores):
+            classes = self.scores(images[:1]).shape[1]
+        check_labels(labels, len(images), classes)
+        if isinstance(config, AutoAttackConfig) and classes < 4 and "apgd-t" in config.parts:
+            raise ValueError(f"apgd-t compares four classes, and the network has {classes}; give parts without it")
         if kind in HALF:
             images = images.float()
         scores = self.scores if kind == images.dtype else lambda x: self.scores(x.to(kind)).float()
@@ -76,6 +82,7 @@ class AutoAttack:
             device=images.device,
         )
         ensemble.apgd.n_restarts, ensemble.fab.n_restarts = 1, 1
+        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, classes - 1)
         for part in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
             part.n_iter = config.iterations
         ensemble.square.n_queries = config.queries
@@ -104,7 +111,10 @@ def build(
 
 
 def dknn_scores(subject: Subject, k: int) -> Callable[[Tensor], Tensor]:
-    """Mean vote fractions of a DkNN on the attacked layers (eq. 1), as scores (batch, classes)."""
+    """Mean vote fractions of a DkNN on the attacked layers (eq. 1), as scores (batch, classes).
+
+    The DkNN's choice has half a vote more: Square takes an image at a tie for fooled, and stops there.
+    """
     layers = tuple(subject.references)
 
     def scores(images: Tensor) -> Tensor:
@@ -114,6 +124,7 @@ def dknn_scores(subject: Subject, k: int) -> Callable[[Tensor], Tensor]:
             for layer, search in subject.references.items():
                 nearest = search.search(features[layer], k=k)
                 found.append(votes(neighbour_classes(search, nearest, k), search.n_classes))
-        return torch.stack(found).sum(0).float() / (k * len(found))
+        counts = torch.stack(found).sum(0)
+        return (counts + 0.5 * F.one_hot(counts.argmax(1), counts.shape[1])) / (k * len(found))
 
     return scores

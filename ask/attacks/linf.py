@@ -105,15 +105,18 @@ def linf_ascent(
 
 
 class Unsound:
-    """Counts image gradients that hold NaN or infinite values, on the device."""
+    """Counts image gradients that hold NaN or infinite values, and those that are zero everywhere, on the device."""
 
     def __init__(self) -> None:
         self.found: Tensor | float = 0.0
+        self.zero: Tensor | float = 0.0
         self.seen = 0
 
     def see(self, gradient: Tensor) -> None:
         """Count those of one step, (batch, ...)."""
-        self.found = self.found + (~gradient.flatten(1).abs().amax(1).isfinite()).sum()
+        largest = gradient.flatten(1).abs().amax(1)
+        self.found = self.found + (~largest.isfinite()).sum()
+        self.zero = self.zero + (largest == 0).sum()
         self.seen += len(gradient)
 
     @property
@@ -122,7 +125,7 @@ class Unsound:
         return float(self.found) / max(1, self.seen)
 
     def warn(self, stacklevel: int = 3) -> None:
-        """Say so if there were any, at the line of the caller so many calls up."""
+        """Say so if there were any, or many zero ones, at the line of the caller so many calls up."""
         if share := self.share:
             warnings.warn(
                 f"{100 * share:.3g} % of the images' gradients hold NaN or infinite values; their pixels can't follow"
@@ -131,6 +134,18 @@ class Unsound:
                 RuntimeWarning,
                 stacklevel=stacklevel,
             )
+        if (zero := float(self.zero) / max(1, self.seen)) > MOST_STILL:
+            warnings.warn(
+                f"{100 * zero:.3g} % of the images' gradients are zero, and their pixels stay: the attack may look"
+                " weaker than it is. Large logits saturate cross-entropy, a large alpha DkNN-Atk's loss; that of its"
+                " successor is zero where it is satisfied",
+                RuntimeWarning,
+                stacklevel=stacklevel,
+            )
+
+
+MOST_STILL = 0.05
+"""Share of zero gradients beyond which an attack warns."""
 
 
 @dataclass(frozen=True)

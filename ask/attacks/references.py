@@ -78,6 +78,8 @@ class ReferenceAttack(GradientAttack[R]):
         self.types = {layer: search.features.dtype for layer, search in self.references.items()}
         first, *others = self.references.values()
         self.n_classes, self.classes = first.n_classes, first.classes
+        if self.n_classes < 2:
+            raise ValueError("the references are all of one class; an attack needs at least two")
         if any(_names(search) != _names(first) for search in others):
             raise ValueError("the attacked layers' references have different classes; fit them on the same labels")
 
@@ -85,10 +87,11 @@ class ReferenceAttack(GradientAttack[R]):
         """Settings that follow from what is attacked."""
         fields = self.config_type.model_fields
         fewest = min(int(search.counts.min()) for search in references.values())
-        found: dict[str, Any] = {name: min(fields[name].default, fewest) for name in _OF_EACH_CLASS if name in fields}
-        if self.classifier is not None and "k" in fields:
-            found["k"] = self.classifier.n_neighbors
-        return {"layers": tuple(references), **found}
+        found: dict[str, Any] = {name: fields[name].default for name in _OF_EACH_CLASS if name in fields}
+        if self.classifier is not None:
+            found |= {name: self.classifier.n_neighbors for name in ("k", "k_in", "k_out") if name in fields}
+        within = {name: min(found[name], fewest) for name in _OF_EACH_CLASS if name in found}
+        return {"layers": tuple(references), **found, **within}
 
     @classmethod
     def build(cls, config: R, subject: Subject, *, blocks: object = None, **draws: Any) -> Self:  # noqa: ARG003  # AdvKnn's
@@ -202,6 +205,9 @@ def leave_one_out(search: Search, k: int, every: int = 1) -> tuple[Tensor, Tenso
     Returns:
         Distances and classes, both (references / every, k), nearest first. Distances as in :class:`Neighbours`.
     """
+    if k >= len(search.features):
+        others = len(search.features) - 1
+        raise ValueError(f"k={k} exceeds the {others} references beside each; lower k or add references")
     rows = torch.arange(0, len(search.features), every, device=search.features.device)
     found = search.search(search.features[rows], k=k + 1)
     # Itself, or where a duplicate has taken its place, the last.

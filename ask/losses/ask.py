@@ -128,13 +128,8 @@ def instance_wise(
     return result.scatter(1, labels.unsqueeze(1), joined.unsqueeze(1))
 
 
-def layer_weighted_loss(margins: Sequence[Tensor], omega: Sequence[float]) -> Tensor:
-    """Sum over layers of omega_l times the layer's ASK loss (eq. 4), (batch,), from the layers' margins."""
-    return torch.stack([weight * F.softplus(margin) for margin, weight in zip(margins, omega, strict=True)]).sum(0)
-
-
 def scale_free_loss(margins: Sequence[Tensor], omega: Sequence[float] | Tensor) -> Tensor:
-    """A stand-in for :func:`layer_weighted_loss` whose gradient is a positive multiple, image by image.
+    """A stand-in for eq. (4), the sum of omega_l softplus(m_l), whose gradient is a positive multiple, image by image.
 
     The gradient of softplus(m) is sigmoid(m) times that of m, and sigmoid(m) is zero in float32 long before
     a small tau makes m leave its range: the plain loss then has no gradient at all. Sign steps ignore an

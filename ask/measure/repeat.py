@@ -21,12 +21,14 @@ def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
     """Measure a cell again, or its first trials: the share of equal predictions, and what the record was measured on.
 
     Raises:
-        AskError: the weights are not those that the record names, the data are not prepared, or the cell's attack needs
-            blocks of AdvKnn, which are not kept.
+        AskError: the record holds fewer trials, the weights are not those that it names, the data are not prepared, or
+            the cell's attack needs blocks of AdvKnn, which are not kept.
     """
     settle()
     record = json.loads(path.read_text(encoding="utf-8"))
     job, run = CellJob.model_validate_json(json.dumps(current(record["job"]))), Run(path.parents[3])
+    if (trials or 0) > job.trials:
+        raise AskError(f"{path} holds {job.trials} trials; {trials} can't be compared")
     if job.blocks_from:
         raise AskError(f"{path}: blocks of AdvKnn are not kept; `snakemake --force {path}` fits them again")
     if record.get("weights") != (found := weights_read(job.model_dump(mode="json"), run)):

@@ -1,7 +1,8 @@
 """What an attack is measured with beside its job: seeds of a trial, and what calibrations and AdvKnn's blocks found.
 
-A trial redraws the reference set and the random start; the model stays. Both depend on the data set and the
-trial only, so that all attacks and models of a trial share them and can be compared in pairs.
+A trial redraws the reference set and the random start; the model stays. Both depend on the data set and the trial only,
+so that all attacks and models of a trial share them and can be compared in pairs. (Random sampling draws its references
+first, from the same generator: its starts are its own.)
 """
 
 import json
