@@ -124,6 +124,8 @@ def test_images_are_normalised_where_the_configuration_says_so() -> None:
     torch.testing.assert_close(other.features(x, ("input",))["input"], x.flatten(1))
     with pytest.raises(OwnModelError, match="mean has 3 values, but images have 1 channels"):
         made(mean=[0.5] * 3, std=[0.5] * 3)
+    with pytest.raises(OwnModelError, match=r"mean \(123\.7,\) is in pixels of 0 to 255, .* divide by 255"):
+        made(mean=[123.7], std=[1.0])
 
 
 FOLDED = [("module.conv1", "module.bn1"), ("module.conv2", "module.bn2")]
@@ -197,6 +199,7 @@ def test_nothing_of_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.Monke
             {"fc.weight": torch.zeros(1)},
             r'does not fit test_own_networks:net: .* Missing key.*: "conv1\.weight"',
         ),
+        ({"fc.weight": torch.tensor([1.0, float("nan")])}, r"x\.pt: fc\.weight holds NaN or infinite values"),
         ({"epoch": 3}, "holds no tensors by name"),
         ([1], "holds no tensors by name"),
     ],
@@ -257,6 +260,25 @@ def test_contradictions_in_a_network_are_refused(given: dict[str, Any], message:
 def test_contradictions_in_a_model_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ModelSpec(label="x", **given)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def make(:", "its file fails: SyntaxError: "),
+        ("make = undefined", "its file fails: NameError: name 'undefined' is not defined"),
+        ("import os\nmake = os.nothing", "its file fails: module 'os' has no attribute 'nothing'"),
+        ("other = 1", "has no 'make'; mend its spelling"),
+    ],
+)
+def test_a_mistake_in_the_users_file_is_told_as_one(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"mine_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    with pytest.raises(OwnModelError, match=message):
+        build(NetworkSpec(factory=f"{name}:make"), in_channels=1, image_size=32, num_classes=10)
 
 
 def test_initialisation_depends_on_the_seed_alone_and_weights_survive_the_disk(tmp_path: Path) -> None:

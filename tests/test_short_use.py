@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -42,6 +43,13 @@ def network():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+
+
+class Pair(nn.Module):
+    """A network that returns a tuple."""
+
+    def forward(self, x):
+        return x, x
 
 
 # Single settings instead of a config.
@@ -139,10 +147,33 @@ def test_seeds(digits, raw):
 
 
 def test_mistakes_in_the_short_form_are_clear_errors(raw):
-    with pytest.raises(ValueError, match=r"(?s)epsilon.*not permitted"):
+    with pytest.raises(ValueError, match=r"ASKAttack has no setting 'epsilon'; choose from batch_size, eps, "):
         ASKAttack(raw, epsilon=EPS)
-    with pytest.raises(ValueError, match="write 8 of 255 as 8 / 255"):
+    with pytest.raises(ValueError, match="write 8 of 255 as 8 / 255") as told:
         ASKAttack(raw, eps=8)
+    assert "step_size" not in str(told.value)
+    with pytest.raises(ValueError, match="eps"):
+        ASKAttack(raw, eps="8/255")
+    with pytest.raises(ValueError, match=r"config must be of type PGDConfig, got 0\.03.*eps=8 / 255"):
+        PGD(network(), 0.03)
+    with pytest.raises(ValueError, match="config must be of type ASKAttackConfig"):
+        ASKAttack(raw, None, 0.03)
+    for make in (
+        lambda: DkNN(network()).fit(torch.rand(20, 64), torch.arange(20) % 2),
+        lambda: ASKAttack(network(), raw),
+    ):
+        with pytest.raises(ValueError, match=r"function of images and layers, got a Sequential; .* hook_features"):
+            make()
+    with pytest.raises(ValueError, match="got a list"):
+        DkNN(["1"]).fit(torch.rand(20, 64), torch.arange(20) % 2)
+    with pytest.raises(ValueError, match=r"PGD attacks a network, a torch\.nn\.Module, got a DkNN"):
+        PGD(raw, eps=0.1)
+    with pytest.raises(ValueError, match=r"must return logits \(batch, classes\), got tuple"):
+        PGD(Pair(), eps=0.1)(torch.rand(2, 64), torch.arange(2))
+    with pytest.raises(ValueError, match="the loss has no gradient"):
+        ASKAttack(lambda x, _: {"input": x.detach()}, raw, tau=0.1, eps=0.1)(torch.rand(2, 64), torch.arange(2))
+    with pytest.raises(ValueError, match=r"y holds int64, labels given to fit are <U1; give labels as to fit"):
+        DkNN(n_neighbors=1).fit(torch.rand(4, 3), np.array(list("abab"))).score(torch.rand(2, 3), torch.arange(2))
     with pytest.raises(ValueError, match="tau: put it into config"):
         ASKAttack(raw, config=ASKAttackConfig(layers=("input",)), tau=0.1)
     with pytest.raises(ValueError, match="eps: put it into config"):

@@ -97,6 +97,8 @@ def linf_ascent(
             current.requires_grad_(True)
             with torch.enable_grad():
                 loss = loss_function(current.to(images.dtype)).sum()
+                if steps and not loss.requires_grad:
+                    raise ValueError("the loss has no gradient: compute it in torch, without detach() and no_grad()")
                 (gradient,) = torch.autograd.grad(loss, current)
             if on_gradient is not None:
                 on_gradient(gradient)
@@ -264,9 +266,16 @@ class GradientAttack(ABC, Generic[C]):
         A step of its own without a ``step_size`` has the paper's ratio to ``eps``, 1 to 4.
         """
         if config is None:
-            if "eps" in settings:
-                defaults["step_size"] = settings["eps"] / 4
+            if unknown := settings.keys() - (fields := cls.config_type.model_fields):
+                raise ValueError(
+                    f"{cls.__name__} has no setting {min(unknown)!r}; choose from {', '.join(sorted(fields))}"
+                )
+            if isinstance(eps := settings.get("eps"), int | float) and eps <= 1:
+                defaults["step_size"] = eps / 4
             return cls.config_type(**{**defaults, **settings})
+        if not isinstance(config, cls.config_type):
+            wanted = cls.config_type.__name__
+            raise ValueError(f"config must be of type {wanted}, got {config!r}; single settings have names, e.g. eps=8 / 255")
         if settings:
             raise ValueError(f"{', '.join(settings)}: put it into config, or give all settings without a config")
         return config

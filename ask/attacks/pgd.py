@@ -35,6 +35,8 @@ class PGD(GradientAttack[PGDConfig]):
 
     def __init__(self, network: nn.Module, config: PGDConfig | None = None, **options: Any) -> None:
         draws = {name: options.pop(name) for name in ("generator", "seed", "on_gradient") if name in options}
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"PGD attacks a network, a torch.nn.Module, got a {type(network).__name__}")
         super().__init__(Logits(network), ("logits",), self.configured(config, options), **draws)
         self.network = network
 
@@ -44,8 +46,11 @@ class PGD(GradientAttack[PGDConfig]):
         images, labels = checked(images, labels, home, "the network")
         # Only the network knows how many classes there are; a negative label would silently count for nothing.
         with torch.no_grad(), evaluating(self.network):
-            classes = self.network(images[:1]).shape[1]
-        check_labels(labels, len(images), classes)
+            logits = self.network(images[:1])
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"the network must return logits (batch, classes), got {found}")
+        check_labels(labels, len(images), logits.shape[1])
         sign = -1 if targeted else 1
 
         def losses(part: slice) -> FeatureLoss:

@@ -12,7 +12,7 @@ from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttac
 from ask.attacks.validation import check_labels, checked, positions
 from ask.config.attacks import ReferenceAttackConfig
 from ask.knn.search import Neighbours, Search
-from ask.models.hooks import evaluating
+from ask.models.hooks import check_features, evaluating
 
 if TYPE_CHECKING:
     from ask.knn.classifier import DkNN
@@ -179,6 +179,8 @@ def _aim(
         if not hasattr(references, "search_"):
             raise ValueError("this DkNN is not fitted yet; call fit(X, y) first")
         references = references.search_
+    if not is_dknn(features):
+        check_features(features)
     return (features.features or identity_features) if is_dknn(features) else features, references
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ask.knn.dknn import classify, make_search, numbers, votes
 from ask.knn.search import Neighbours
 from ask.knn.similarity import SIMILARITIES, Similarity
-from ask.models.hooks import evaluating
+from ask.models.hooks import check_features, evaluating
 from ask.precision import undisturbed
 
 Array = NDArray[Any]
@@ -80,6 +80,8 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
         """Index the references X (references, ...) with labels y (references,), whole numbers or strings."""
         if self.metric not in SIMILARITIES:
             raise ValueError(f"metric={self.metric!r} is not one of {', '.join(SIMILARITIES)}")
+        if self.features is not None:
+            check_features(self.features)
         layers = getattr(self.features, "paths", ("input",)) if self.layers is None else self.layers
         if isinstance(layers, str) or not layers or len(set(layers)) < len(layers):
             fix = f"; write ({layers!r},)" if layers and isinstance(layers, str) else ""
@@ -149,7 +151,12 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
     def score(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
         """Share of X whose predicted label is y (samples,)."""
         predicted = self.predict(X)
-        return float(np.mean(predicted == _labels(y, len(predicted))))
+        labels = _labels(y, len(predicted))
+        if (labels.dtype.kind in "biuf") != (predicted.dtype.kind in "biuf"):
+            raise ValueError(
+                f"y holds {labels.dtype}, labels given to fit are {predicted.dtype}; give labels as to fit"
+            )
+        return float(np.mean(predicted == labels))
 
     def _votes(self, X: ArrayLike | Tensor) -> list[Tensor]:
         check_is_fitted(self, "search_", msg=_UNFITTED)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ def module_of(features: object) -> nn.Module | None:
         if isinstance(found, nn.Module):
             return found
     return None
+
+
+def check_features(features: object) -> None:
+    """Raises ValueError, with the fix, for what is no function of images and layers, such as a network as it is."""
+    plain = isinstance(features, nn.Module) and len(signature(features.forward).parameters) < 2
+    if plain or not callable(features):
+        raise ValueError(
+            f"features must be a function of images and layers, got a {type(features).__name__};"
+            " of a network they are hook_features(network, layers)"
+        )
 
 
 @contextmanager

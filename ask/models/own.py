@@ -50,6 +50,10 @@ class OwnNetwork(Network):
         for name, values in (("mean", spec.mean), ("std", spec.std)):
             if len(values) not in (0, 1, in_channels):
                 raise OwnModelError(f"{name} has {len(values)} values, but images have {in_channels} channels")
+            if max(values, default=0) > 1:
+                raise OwnModelError(
+                    f"{name} {values} is in pixels of 0 to 255, but images are in [0, 1]; divide by 255"
+                )
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
         self._pairs: list[tuple[str, str]] = []
         images = torch.rand((2, in_channels, image_size, image_size), generator=torch.Generator().manual_seed(0))
@@ -178,10 +182,14 @@ def make(spec: NetworkSpec) -> nn.Module:
         factory: Any = import_module(module_name)
         for part in name.split("."):
             factory = getattr(factory, part)
+    except AttributeError as error:
+        if module_name in sys.modules:
+            raise OwnModelError(f"factory {spec.factory}: {module_name} has no {name!r}; mend its spelling") from None
+        raise OwnModelError(f"factory {spec.factory}: its file fails: {error}") from error
     except (ImportError, RuntimeError) as error:  # the second: a torchvision that was built for another torch
         raise OwnModelError(f"factory {spec.factory}: {error}; install its package, or add its file here") from error
-    except AttributeError:
-        raise OwnModelError(f"factory {spec.factory}: {module_name} has no {name!r}; mend its spelling") from None
+    except Exception as error:
+        raise OwnModelError(f"factory {spec.factory}: its file fails: {type(error).__name__}: {error}") from error
     try:
         module = factory(**spec.options)
     except Exception as error:
@@ -242,6 +250,9 @@ def load_own(network: OwnNetwork, path: Path) -> None:
         state = load_others(path)
     except (FileNotFoundError, ValueError) as error:
         raise OwnModelError(str(error)) from error
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise OwnModelError(f"{path}: {broken[0]} holds NaN or infinite values")
     own = network.module.state_dict()
     for prefix in PREFIXES:
         if state.keys() - own.keys() and all(name.startswith(prefix) for name in state):
