@@ -83,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = str(error)
     except PermissionError as error:
         wrong = f"{error.filename}: {error.strerror}; it is another user's"
+    except (FileNotFoundError, IsADirectoryError) as error:
+        wrong = f"{error.filename}: {error.strerror}; name another, or make it first"
     except ModuleNotFoundError as error:
         if str(error.name).startswith("ask."):
             raise
@@ -198,21 +200,26 @@ def _step(
 
 def _document(job: str) -> str:
     """A job's document: what is given, or what a file holds, as its own record does."""
-    if not job.startswith("@"):
-        return job
     try:
-        text = Path(job[1:]).read_text(encoding="utf-8")
-        found = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise AskError(f"--job {job}: no readable JSON document ({error}); name a file of a job, or a record") from None
-    return json.dumps(found["job"]) if {"job", "command"} <= found.keys() else text
+        text = Path(job[1:]).read_text(encoding="utf-8") if job.startswith("@") else job
+        found = dict(json.loads(text))
+    except (OSError, ValueError, TypeError) as error:
+        raise AskError(f"--job {job}: no readable JSON object ({error}); name a file of a job, or a record") from None
+    return json.dumps(found["job"]) if job.startswith("@") and {"job", "command"} <= found.keys() else text
 
 
 def _read(name: str, text: str) -> tuple[Any, dict[str, Any]]:
     """A step's job as it takes it, and as a complete document."""
+    from pydantic import ValidationError
+
     kind = STEPS[name].job
     assert kind is not None
-    job = kind.model_validate_json(text)
+    try:
+        job = kind.model_validate_json(text)
+    except ValidationError as error:
+        from ask.config.run import explain
+
+        raise AskError("\n".join(f"--job: {explain(kind, mistake)}" for mistake in error.errors())) from None
     return job, job.model_dump(mode="json")
 
 

@@ -59,6 +59,9 @@ def slice_command(
 ) -> int:
     """Make a slice of a run within a time limit; exit status 0: finished, 75: more to do, 1: failed."""
     began = time.monotonic()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what is cleaned up at the end would not be
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, lambda got, _: sys.exit(128 + got))
     for option, value in (("--minutes", minutes), ("--trials", trials)):
         if value is not None and value <= 0:
             raise ConfigError(f"{option} {value:g}: must be above 0; leave it out for no limit")

@@ -72,7 +72,7 @@ def use_checkout(folder: str) -> None:
 
 def start() -> None:
     """Start a server that lives as long as this process, and name it in the environment; does nothing on failure."""
-    os.environ[STARTER] = str(os.getpid())
+    os.environ[STARTER] = named(os.getpid())
     if os.environ.get(ADDRESS) == "" or not hasattr(os, "fork"):
         return
     import subprocess
@@ -257,15 +257,15 @@ def settle() -> None:
         with suppress(OSError):  # the server's, which began so and cannot be changed on a pipe
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     starter = os.environ.get(STARTER, "")
-    if starter.isdigit() and _runs(int(starter)):  # a container may not see it
+    if _runs(starter):  # a container may not see it, nor another machine
         import threading
 
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a run that a script has put in the background
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        threading.Thread(target=_end_with_run, args=(int(starter),), daemon=True).start()
+        threading.Thread(target=_end_with_run, args=(starter,), daemon=True).start()
 
 
-def _end_with_run(starter: int) -> None:
+def _end_with_run(starter: str) -> None:
     import time
 
     while _runs(starter):
@@ -274,13 +274,24 @@ def _end_with_run(starter: int) -> None:
     _interrupt()
 
 
-def _runs(process: int) -> bool:
+def named(process: int) -> str:
+    """A process by its machine, number and start, in ticks since boot (none of a zombie, or where none is known)."""
+    born = ""
+    with suppress(OSError), open(f"/proc/{process}/stat", encoding="utf-8") as stream:  # noqa: PTH123  # as above
+        state, *fields = stream.read().rpartition(")")[2].split()
+        born = "" if state == "Z" else fields[18]
+    return f"{os.uname().nodename}:{process}:{born}"
+
+
+def _runs(starter: str) -> bool:
+    """Whether a process that was :func:`named` still runs, on this machine."""
+    process = starter.rpartition(":")[0].rpartition(":")[2]
     with suppress(PermissionError):
         try:
-            os.kill(process, 0)
+            os.kill(int(process or 0), 0)
         except ProcessLookupError:
             return False
-    return True
+    return process != "" and named(int(process)) == starter
 
 
 def _home() -> str:

@@ -209,6 +209,26 @@ def test_a_missing_cell_is_one_line_that_names_it(capsys, tmp_path):
     assert "ask-cos" in output.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study", "--job", "{"], "--job {: no readable JSON object"),
+        (["study", "--job", "[1]"], "--job [1]: no readable JSON object"),
+        (["study", "--job", '{"id":"x","seed":0,"seeed":1}'], "--job: seeed: unknown option; allowed here: "),
+        (["prepare", "--job", '{"dataset":"d2","spec":{"source":"imagess"}}'], "--job: spec.source: input should be"),
+        (["repeat", "nope.json"], "nope.json: No such file or directory; name another, or make it first"),
+        (["repeat", "docs"], "docs: Is a directory; name another, or make it first"),
+        (["batch", "nope.json", "--out", "o"], "nope.json: No such file or directory"),
+    ],
+)
+def test_a_malformed_job_and_a_missing_file_are_one_line(capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    status, shown = run(capsys, *arguments)
+    assert status == 1
+    assert shown.err.startswith(f"ask {arguments[0]}: {message}")
+    assert shown.err.count("\n") <= 2
+
+
 def test_steps_work_without_snakemake(capsys, data, tmp_path):
     """From embedded data to an attacked index by hand."""
     job = json.dumps({"features": RAW, "layer": "input"})

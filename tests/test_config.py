@@ -10,7 +10,7 @@ from plans import PAPER, ROOT, jobs, planned
 
 from ask.config import reference
 from ask.config.run import ConfigError, hand_on, load_artifacts, load_run, merge, read_run
-from ask.plan.planner import entries, plan_run
+from ask.plan.planner import entries, load, plan_run
 
 RUNS = {
     "paper": ["config.yaml"],
@@ -50,6 +50,10 @@ def altered(raw, path, value):
         ("seed", "many", r"seed: input should be a valid integer.*got 'many'"),
         ("run", "my run", r"run: string should match pattern"),
         ("calibration.images", 0, r"calibration\.images: input should be greater than or equal to 1"),
+        ("calibration.tau_cosine", [-1, 1], r"calibration\.tau_cosine\.0: input should be greater than 0"),
+        ("calibration.tau_l2", [], r"calibration\.tau_l2: tuple should have at least 1 item"),
+        ("calibration.omega", [2.0], r"calibration\.omega\.0: input should be less than or equal to 1"),
+        ("calibration.dknn_guides", [0], r"calibration\.dknn_guides\.0: input should be greater than or equal to 2"),
     ],
 )
 def test_a_mistake_is_one_message_with_place_value_and_what_is_allowed(raw, path, value, message):
@@ -249,6 +253,23 @@ def test_a_run_may_leave_data_sets_and_models_out():
     assert {"trades", "ask-def-trades"}.isdisjoint(model for _, model, _ in jobs(made, "attack"))
     assert "table13" not in made.artifacts
     assert made.artifacts["training-cost"]["row_headers"] == [["AT"], ["AT+SNN"], ["ASK-Def"]]
+
+
+def test_what_is_left_out_has_to_be_there(tmp_path):
+    (tmp_path / "mine.yaml").write_text("run: mine\nwithout: [imagenete]\n")
+    with pytest.raises(ConfigError, match="without: no data set, model or part of an artifact is called 'imagenete'"):
+        load([tmp_path / "mine.yaml"])
+    (tmp_path / "mine.yaml").write_text("run: mine\nwithout: [imagenette, trades, fair-rivals]\n")
+    load([tmp_path / "mine.yaml"])
+    with pytest.raises(ConfigError, match="--trials -3: must be at least 1"):
+        load([], trials=-3)
+
+
+def test_a_folder_and_a_file_of_other_bytes_are_no_configuration(tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "bytes.yaml"):
+        with pytest.raises(ConfigError, match="no readable text file"):
+            read_run([path])
 
 
 def test_a_run_may_choose_the_values_along_figures():

@@ -215,6 +215,21 @@ def fit(place, trials, seed=0):
     return load_tensors(out)[0]
 
 
+def test_an_entry_that_was_cut_off_is_not_vouched_for_by_its_forerunner(tmp_path, monkeypatch):
+    output = Run(tmp_path).cell("digits", "raw", "cell")
+
+    def trial(value):
+        return journal.Trial({"trial": 0}, {"robust": np.full((1, 4), value)})
+
+    first = journal.Journal(output, "a")
+    first.add([trial(1)], {}, "code")
+    assert first.read()[0].predictions["robust"][0, 0] == 1
+    monkeypatch.setattr(journal.files, "write_json", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        journal.Journal(output, "b").add([trial(7)], {}, "code")
+    assert first.read() == {}
+
+
 def test_blocks_of_more_trials_leave_the_fitted_ones(place, attacked):
     three = fit(place, trials=3)
     job = cell(3, attack=ADVKNN, blocks_from=("one",))

@@ -419,9 +419,11 @@ def test_what_is_another_users_is_one_sentence(monkeypatch, capsys, tmp_path):
 
 def test_a_job_ends_with_the_run_that_started_it(tmp_path):
     """Snakemake cannot stop its jobs when it is killed: they look whether it is there."""
+    from ask import worker
+
     starter = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     waiting = "from ask import worker; worker.settle(); print(flush=True); import time; time.sleep(60)"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "ASK_STARTER": str(starter.pid)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ASK_STARTER": worker.named(starter.pid)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     job = subprocess.Popen([sys.executable, "-c", waiting], env=environment, **streams)
     job.stdout.readline()

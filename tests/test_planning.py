@@ -19,7 +19,7 @@ from ask.config.training import NetworkSpec
 from ask.models.networks import BLOCKS, build
 from ask.paths import Run
 from ask.plan import commands, predict, why
-from ask.plan.cost import Shape, costs, network_macs, shape_of
+from ask.plan.cost import Shape, cost_left, costs, network_macs, shape_of
 from ask.plan.graph import Task, required
 from ask.plan.paper import Paper
 from ask.plan.planner import Plan, load, plan_run
@@ -181,6 +181,38 @@ def test_a_processor_is_as_fast_as_its_convolutions(monkeypatch):
         "lite": {"training", "attacks"},
     }
     assert predict.pace_of({}) == predict.Pace()
+
+
+def test_trials_of_other_weights_are_no_work_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned("lite")
+    task = next(task for task in plan.of("attack") if task.needs and "ask-cos-L34" in task.output.name)
+    counted = costs(plan)[task.output]
+    monkeypatch.setattr(Task, "trials_left", 0)
+    assert cost_left(task, counted).flop == 0
+    weights = next(need for need in task.needs if need.name == "weights.safetensors")
+    tau = next(need for need in task.needs if "calibration" in need.parts)
+    index = next(need for need in task.needs if "index" in need.parts)
+    assert cost_left(task, counted, {weights}).flop == cost_left(task, counted, {tau}).flop == counted.flop
+    assert cost_left(task, counted, {index}).flop == 0, "it is made alike"
+
+
+def test_analyses_of_several_models_are_all_made() -> None:
+    """Failures over trainings, and two tables of times whose first attack is the same."""
+    config = read_run([ROOT / "config/config.yaml", ROOT / "config/demo.yaml"])
+    seeds = config.evaluation.model_copy(update={"training_seeds": 3, "max_training_seeds": None})
+    config = config.model_copy(update={"evaluation": seeds})
+    artifacts = load_artifacts(ROOT / "config/artifacts", ["failures", "timing"])
+    fewer = artifacts["timing"].rows[0].model_copy(update={"values": artifacts["timing"].rows[0].values[:2]})
+    artifacts["times"] = artifacts["timing"].model_copy(update={"rows": (fewer,)})
+    plan = plan_run(config, artifacts, Paper.read(ROOT / "config/paper"))
+    assert {task.output.parent.name for task in plan.of("failures")} == {"at", "at-seed1", "at-seed2"}
+    sizes = {
+        name: max(len(task.job.cells) for task in plan.of("timing") if task.output in plan.cells_of(name))
+        for name in ("timing", "times")
+    }
+    assert sizes == {"timing": len(artifacts["timing"].rows[0].values), "times": 2}
+    for name in artifacts:
+        assert all(path in plan.tasks for path in plan.cells_of(name)), name
 
 
 def test_speed_is_learned_from_finished_jobs() -> None:

@@ -154,7 +154,7 @@ def test_mistakes_in_the_short_form_are_clear_errors(raw):
     assert "step_size" not in str(told.value)
     with pytest.raises(ValueError, match="eps"):
         ASKAttack(raw, eps="8/255")
-    with pytest.raises(ValueError, match=r"config must be of type PGDConfig, got 0\.03.*eps=8 / 255"):
+    with pytest.raises(ValueError, match=r"config must be of type PGDConfig, got 0\.03; name .*eps=8 / 255"):
         PGD(network(), 0.03)
     with pytest.raises(ValueError, match="config must be of type ASKAttackConfig"):
         ASKAttack(raw, None, 0.03)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -409,3 +410,20 @@ def test_slices_are_made_within_limits_brought_back_and_shown_without_weights(pr
     status, said = run_make(here, "slice-2", "TRIALS=1")
     assert status == 0, said
     assert "Building DAG" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_slice_as_its_deadline_does(home, number):
+    """The command that it runs does not outlive it, and what was measured is packed."""
+    text = (
+        "import sys; from pathlib import Path; from ask import slices\n"
+        "command = ['bash', '-c', f'echo $$ > pid; kill -{sys.argv[1]} $PPID; exec sleep 60']\n"
+        "slices.make = lambda *_: slices._within(command, float('inf'))\n"
+        "slices.slice_command('slice-2', pack=Path('out'))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", text, str(int(number))], env=environment, timeout=60)
+    assert done.returncode == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(Path("pid").read_text()), 0)
+    assert list(Path("out").glob("*.zip"))

@@ -77,8 +77,9 @@ def test_what_cannot_be_repeated_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     run = tmp_path / "digits"
     shutil.copytree(ROOT / "results/digits/cells", run / "cells")
     record = next(path for path in run.glob("cells/*/*/*.json"))
-    with pytest.raises(AskError, match=r"holds \d+ trials; 99 can't be compared"):
-        repeat([record], trials=99)
+    for trials in (99, 0, -1):
+        with pytest.raises(AskError, match=rf"holds \d+ trials; {trials} can't be compared"):
+            repeat([record], trials=trials)
     with pytest.raises(AskError, match=r"was measured on weights .*; here are none"):
         repeat([record])
     shutil.copytree(ROOT / "results/digits/models", run / "models")

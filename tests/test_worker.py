@@ -179,3 +179,20 @@ print(faults() - before)
         for how in ("keep", "default")
     ]
     assert counts[0] < counts[1] / 10
+
+
+def test_a_starter_is_known_by_machine_number_and_start():
+    from ask.worker import _runs, named
+
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = named(child.pid)
+    assert _runs(name)
+    assert not _runs(name + "0"), "another process of that number"
+    assert not _runs(f"elsewhere{name}"), "another machine's"
+    assert not _runs("")
+    child.stdin.close()
+    wait_until(lambda: named(child.pid) != name)
+    os.kill(child.pid, 0)
+    assert not _runs(name), "it has ended, though nobody has asked for its status yet"
+    child.wait()
+    assert not _runs(name)

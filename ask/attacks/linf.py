@@ -275,7 +275,7 @@ class GradientAttack(ABC, Generic[C]):
             return cls.config_type(**{**defaults, **settings})
         if not isinstance(config, cls.config_type):
             wanted = cls.config_type.__name__
-            raise ValueError(f"config must be of type {wanted}, got {config!r}; single settings have names, e.g. eps=8 / 255")
+            raise ValueError(f"config must be of type {wanted}, got {config!r}; name single settings: eps=8 / 255")
         if settings:
             raise ValueError(f"{', '.join(settings)}: put it into config, or give all settings without a config")
         return config

@@ -1,15 +1,19 @@
 """Artifacts as data: tables, figures and pictures, in the paper's own words."""
 
-from typing import Annotated, Literal, get_args
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field
 
+from ask.config.attacks import VARIANTS
 from ask.config.base import Layer, Pixels, Similarity, Spec
 
-AttackName = Literal["none", "ask", "dknn", "advknn", "pgd", "autoattack", "square"]
-Variant = Literal[
-    "", "non-targeted", "targeted", "random-sampling", "adam", "sign", "successor", "successor-sign", "label"
-]
+if TYPE_CHECKING:
+    AttackName = str
+    Variant = str
+else:
+    AttackName = Literal[tuple(VARIANTS)]
+    Variant = Literal[tuple(dict.fromkeys(chain("", *VARIANTS.values())))]
 CellMetric = Literal[
     "dknn_robust_accuracy", "dknn_clean_accuracy", "dknn_kept_accuracy", "dnn_robust_accuracy", "dnn_clean_accuracy"
 ]

@@ -63,22 +63,27 @@ class StandIn(Spec):
     """Factor on every reference-set size that an artifact asks for (the data set's own size stays)."""
 
 
+Positive = Annotated[float, Field(gt=0)]
+Value = TypeVar("Value")
+Grid = Annotated[tuple[Value, ...], Field(min_length=1)]
+
+
 class CalibrationConfig(Spec):
     """Search of the temperature tau and the layer weights omega (paper, IV-c and App. D-e)."""
 
     images: int = Field(default=500, ge=1)
     """Size of the first test batch, on which both are picked; the first of one fixed shuffle of the test images."""
-    tau_cosine: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 30)
+    tau_cosine: Grid[Positive] = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 30)
     """Temperatures tried under cosine similarity."""
-    tau_l2: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+    tau_l2: Grid[Positive] = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
     """Temperatures tried under negative l2 distance."""
-    omega: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    omega: Grid[Annotated[float, Field(ge=0, le=1)]] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Weights tried for the first of two attacked layers; the second gets the rest. More layers weigh the same."""
-    dknn_alpha: tuple[float, ...] = (0.1, 0.3, 1, 4, 10, 30)
+    dknn_alpha: Grid[Positive] = (0.1, 0.3, 1, 4, 10, 30)
     """Slopes of DkNN-Atk's sigmoid that are tried, each with every learning rate."""
-    dknn_learning_rate: tuple[float, ...] = (0.03, 0.1, 0.3)
+    dknn_learning_rate: Grid[Positive] = (0.03, 0.1, 0.3)
     """Learning rates tried for DkNN-Atk's optimiser (variants `adam` and `successor`)."""
-    dknn_guides: tuple[int, ...] = (2, 6, 10, 20)
+    dknn_guides: Grid[Annotated[int, Field(ge=2)]] = (2, 6, 10, 20)
     """Numbers of guides tried for DkNN-Atk's variant `successor-sign`, half of each class."""
     extend: int = Field(default=0, ge=0)
     """At most so many points more for tau, alpha and learning rate, while the best one lies at an end of its grid: each
@@ -299,6 +304,8 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no readable text file: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
@@ -310,11 +317,11 @@ def _validate(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(kind, mistake) for mistake in error.errors()]
+        lines = [explain(kind, mistake) for mistake in error.errors()]
         raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
 
 
-def _explain(kind: type[Spec], mistake: Mapping[str, Any]) -> str:
+def explain(kind: type[Spec], mistake: Mapping[str, Any]) -> str:
     """One mistake as `where: what; allowed; fix`."""
     path = [str(part) for part in mistake["loc"]]
     place = ".".join(path)

@@ -76,6 +76,7 @@ class Journal:
 
         path = self.folder / f"{trials[0].about['trial']:04}-{len(trials)}.json"
         arrays = together(trials)
+        path.unlink(missing_ok=True)  # one of other settings must not vouch for these
         files.write(path.with_suffix(".npz"), lambda part: np.savez_compressed(part, allow_pickle=False, **arrays))
         rows = [trial.about for trial in trials]
         files.write_json(path, {"key": self.key, "code": code, "job": job, "by_trial": rows})

@@ -27,7 +27,7 @@ def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
     settle()
     record = json.loads(path.read_text(encoding="utf-8"))
     job, run = CellJob.model_validate_json(json.dumps(current(record["job"]))), Run(path.parents[3])
-    if (trials or 0) > job.trials:
+    if trials is not None and not 1 <= trials <= job.trials:
         raise AskError(f"{path} holds {job.trials} trials; {trials} can't be compared")
     if job.blocks_from:
         raise AskError(f"{path}: blocks of AdvKnn are not kept; `snakemake --force {path}` fits them again")

@@ -64,14 +64,14 @@ class Batch:
         return 60 + math.ceil(3 * self.seconds / 60)
 
 
-def predicted(plan: Plan, kind: str) -> dict[Path, float]:
-    """Seconds of what is left of each task in a warm process, on an assumed machine of some kind."""
+def predicted(plan: Plan, kind: str, todo: Collection[Path] | None = None) -> dict[Path, float]:
+    """Seconds of what is left of each task (all are made, or some) in a warm process, on an assumed kind of machine."""
     counted, machine = costs(plan), Predictor(kind, pace=pace_of(settled_in(plan.run)) if kind == "CPU" else Pace())
 
     def of(task: Task) -> float:
         speed = machine.speed(task.group, kind)
         speed = Speed(speed.rate, WARM.get(kind, speed.overhead))
-        return speed.seconds(cost_left(task, counted[task.output], plan.tasks).flop)
+        return speed.seconds(cost_left(task, counted[task.output], plan.tasks if todo is None else todo).flop)
 
     return {path: of(task) for path, task in plan.tasks.items()}
 
@@ -176,7 +176,8 @@ class Batches:
                 path.unlink(missing_ok=True)
         stamp = f"{int(time.time()):x}-{os.getpid():x}"
         settings = files.write_json(self.folder / f"{stamp}.config.json", {**config, "run": plan.config.run})
-        found = cut(plan, to_do(settings, targets), predicted(plan, kind), count)
+        todo = to_do(settings, targets)
+        found = cut(plan, todo, predicted(plan, kind, todo), count)
         for number, batch in enumerate(found):
             spec = self.folder / f"{stamp}-{number:03}.json"
             for target in batch.targets:
@@ -296,7 +297,7 @@ class Forecast:
 
 def forecast(plan: Plan, todo: set[Path], kind: str, count: int, widths: Iterable[int] = (1, 4, 8)) -> Forecast:
     """Cut what is to do, and let so many jobs at once work it off, as they come."""
-    seconds = predicted(plan, kind)
+    seconds = predicted(plan, kind, todo)
     found = cut(plan, todo, seconds, count)
     inside = {Path(target) for batch in found for target in batch.targets}
     alone = [task for path, task in plan.tasks.items() if path in todo - inside and task.name in ("prepare", "train")]

@@ -88,6 +88,8 @@ def plan_of(config: RunConfig, folder: Path = CONFIG) -> Plan:
 def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
     """The plan of the base configuration and overlays, from the project's folder; at most so many trials."""
     config = read_run([base(CONFIG), *overlays])
+    if trials is not None and trials < 1:
+        raise ConfigError(f"--trials {trials}: must be at least 1; leave it out for no limit")
     if trials:
         config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_trials": trials})})
     return plan_of(config)
@@ -159,6 +161,9 @@ class _Planner:
 
     def plan(self, artifacts: Mapping[str, ArtifactConfig]) -> Plan:
         result, make = self.result, self.make
+        parts = {part for one in artifacts.values() for part in re.findall(r'"part":"(.*?)"', one.model_dump_json())}
+        for name in sorted(set(self.config.without) - {*self.config.datasets, *self.config.models, *parts}):
+            raise ConfigError(f"without: no data set, model or part of an artifact is called {name!r}")
         for name, whole in artifacts.items():
             if artifact := leave_out(whole, set(self.config.without)):
                 head = {"id": name} | artifact.model_dump(mode="json", include=set(SHOWN))

@@ -50,6 +50,7 @@ class TaskMaker:
         self.config, self.run, self.data = config, run, Path(config.data.root).expanduser()
         self.tasks: dict[Path, Task] = {}
         self._later: dict[Path, Callable[[], None]] = {}
+        self._timed: dict[Path, tuple[str, ...]] = {}
 
     def put(self, name: str, job: Any, needs: Iterable[Path] = ()) -> Path:
         """Add a task, or replace the one of the same output; returns its output."""
@@ -111,7 +112,7 @@ class TaskMaker:
             job = jobs.FailureJob(id=name, cell=own, similarity=classifier.similarity, layer=layer)
             self.put("failures", job, [self._output(cell), *self._reads(own, [classifier])])
 
-        self._later[Path(name)] = lambda: make(self._final(cell))
+        self._later[self._output(cell).with_stem(name)] = lambda: make(self._final(cell))
         return name
 
     def cost(self, subject: Subject, base: str) -> str:
@@ -135,7 +136,9 @@ class TaskMaker:
         """Id of the comparison of attacks' seconds; the first cell is what the others are compared with."""
         cells = tuple(cells)
         grid, timing = self.config.calibration, self.config.timing
-        name = f"timing-{cells[0].id.removeprefix('ask-')}"
+        name, members = f"timing-{cells[0].id.removeprefix('ask-')}", tuple(cell.id for cell in cells)
+        if self._timed.setdefault(self._output(cells[0]), members) != members:  # another table's
+            name += f"-{sha256(str(members).encode()).hexdigest()[:6]}"
 
         def points(cell: jobs.CellJob) -> int:
             attack = cell.attack
@@ -157,7 +160,7 @@ class TaskMaker:
             )
             self.put("timing", job, itertools.chain.from_iterable(self._reads(cell, ()) for cell in own))
 
-        self._later[Path(name)] = make
+        self._later[self._output(cells[0]).with_stem(name)] = make
         return name
 
     def example(
