@@ -204,7 +204,7 @@ def _document(job: str) -> str:
         text = Path(job[1:]).read_text(encoding="utf-8") if job.startswith("@") else job
         found = dict(json.loads(text))
     except (OSError, ValueError, TypeError) as error:
-        raise AskError(f"--job {job}: no readable JSON object ({error}); name a file of a job, or a record") from None
+        raise AskError(f"--job {job}: no readable JSON document ({error}); name a file of a job, or a record") from None
     return json.dumps(found["job"]) if job.startswith("@") and {"job", "command"} <= found.keys() else text
 
 

@@ -77,7 +77,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, folder / part)
     (folder / "config/own.yaml").write_text(YAML[0])
-    (folder / "config/artifacts/own-models.yaml").write_text(YAML[1])
+    (folder / "config/own-models.yaml").write_text(YAML[1])
     (folder / "my_models.py").write_text(MY_MODELS)
     write_photos(folder / "data/photos")
     for name, model in yaml.safe_load(YAML[0])["models"].items():

@@ -422,7 +422,10 @@ def test_a_signal_ends_a_slice_as_its_deadline_does(home, number):
         "slices.slice_command('slice-2', pack=Path('out'))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", text, str(int(number))], env=environment, timeout=60)
+    command = [sys.executable, "-c", text, str(int(number))]
+    done = subprocess.run(
+        command, env=environment, timeout=60, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
+    )
     assert done.returncode == 128 + number
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("pid").read_text()), 0)

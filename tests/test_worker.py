@@ -81,7 +81,7 @@ def test_prepares_data_as_a_cold_command_does(address, tmp_path):
 def test_failures_keep_their_status_and_message(address, tmp_path):
     bad = ask(address, "attack", "--job", "{}", "--run", "results/x", cwd=tmp_path)
     assert bad.returncode == 1
-    assert "ValidationError" in bad.stderr
+    assert "--job: features: missing; add it" in bad.stderr
     usage = ask(address, "attack", cwd=tmp_path)
     assert usage.returncode == 2
     assert "--job" in usage.stderr

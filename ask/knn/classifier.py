@@ -179,8 +179,8 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
             # More axes than two are an image's, of which scikit-learn would count the second.
             axes = getattr(X, "ndim", None) or np.asarray(X).ndim
             array = check_array(X, allow_nd=True) if axes > 2 else validate_data(self, X, reset=fitting)
-            if self.features is not None and array.dtype.kind in "iu":
-                raise ValueError(f"features are of floating-point images in [0, 1], got {array.dtype}; divide by 255?")
+            if self.features is not None and array.dtype == np.uint8:
+                raise ValueError("features are of floating-point images in [0, 1], got uint8; divide by 255?")
             return torch.as_tensor(np.require(array, requirements="W"), dtype=self._kind(array))
         if X.ndim < 2:
             raise ValueError(f"X must be (samples, ...), got shape {tuple(X.shape)}; a single sample is x[None]")

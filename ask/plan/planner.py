@@ -82,7 +82,11 @@ class Plan:
 
 def plan_of(config: RunConfig, folder: Path = CONFIG) -> Plan:
     """The plan of a configuration, with the artifacts and the paper's values that lie in a folder."""
-    return plan_run(config, load_artifacts(folder / ARTIFACTS.name, config.artifacts), Paper.read(folder / PAPER.name))
+    artifacts = load_artifacts(folder / ARTIFACTS.name, config.artifacts)
+    parts = {part for one in artifacts.values() for part in re.findall(r'"part":"(.*?)"', one.model_dump_json())}
+    if unknown := sorted(set(config.without) - {*config.datasets, *config.models, *parts}):
+        raise ConfigError(f"without: no data set, model or part of an artifact is called {unknown[0]!r}")
+    return plan_run(config, artifacts, Paper.read(folder / PAPER.name))
 
 
 def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
@@ -161,9 +165,6 @@ class _Planner:
 
     def plan(self, artifacts: Mapping[str, ArtifactConfig]) -> Plan:
         result, make = self.result, self.make
-        parts = {part for one in artifacts.values() for part in re.findall(r'"part":"(.*?)"', one.model_dump_json())}
-        for name in sorted(set(self.config.without) - {*self.config.datasets, *self.config.models, *parts}):
-            raise ConfigError(f"without: no data set, model or part of an artifact is called {name!r}")
         for name, whole in artifacts.items():
             if artifact := leave_out(whole, set(self.config.without)):
                 head = {"id": name} | artifact.model_dump(mode="json", include=set(SHOWN))
@@ -171,7 +172,8 @@ class _Planner:
                     document = head | getattr(self, f"_{artifact.kind}")(name, artifact)
                     result.artifacts[name] = document | {"labels": self._names(document)}
                 except ConfigError as error:
-                    raise ConfigError(f"config/artifacts/{name}.yaml: {error}") from None
+                    own = (one for one in self.config.artifacts if Path(one).name == f"{name}.yaml")
+                    raise ConfigError(f"{next(own, f'config/artifacts/{name}.yaml')}: {error}") from None
         result.tasks = make.finish()
         for name, document in result.artifacts.items():
             example = result.run.example(name)
