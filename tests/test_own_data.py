@@ -186,6 +186,12 @@ def test_what_would_end_a_run_later_ends_it_before(images, changes, message, mon
         inspect(with_own(changes.pop("path", images), artifacts, **{"training": {"holdout": 3}} | changes))
 
 
+def test_data_of_one_class_are_told_before_a_run(tmp_path):
+    draw(tmp_path / "one", classes=1)
+    with pytest.raises(ConfigError, match=r"datasets.own: there is one class, 'c0'; classes are the folders below"):
+        inspect(with_own(tmp_path / "one"))
+
+
 def test_every_training_of_a_data_set_is_looked_at(images):
     """Not the first one alone: here only the last holds out more than there is."""
     own = OWN | {"path": str(images), "image_size": 16, "network": NETWORK, "training": {"holdout": 3}}

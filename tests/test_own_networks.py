@@ -59,6 +59,14 @@ def net(**options: Any) -> nn.Module:
     return Net(**options)
 
 
+def wrapped() -> nn.Module:
+    """Its forward pass is replaced on the instance."""
+    module = Net()
+    forward = module.forward
+    module.forward = lambda x: forward(x).softmax(1)  # type: ignore[method-assign]
+    return module
+
+
 def spec(kind: str = "", layers: dict[str, str] | None = None, **more: Any) -> NetworkSpec:
     return NetworkSpec(
         factory="test_own_networks:net",
@@ -222,6 +230,10 @@ def test_other_files_are_refused(state: Any, message: str, tmp_path: Path) -> No
         (spec().model_copy(update={"options": {"channels": 3}}), "images of 1x32x32 do not pass"),
         (spec().model_copy(update={"options": {"classes": 3}}), r"returns \(2, 3\) for 2 images"),
         (NetworkSpec(factory="test_own_networks:images"), "returns a Tensor, not a torch.nn.Module"),
+        (
+            spec().model_copy(update={"factory": "test_own_networks:wrapped"}),
+            "a copy of its network runs the original; forward belongs to the class",
+        ),
         (NetworkSpec(factory="nowhere.at:all"), "No module named 'nowhere'; install its package"),
     ],
 )

@@ -156,6 +156,8 @@ def test_mistakes_in_the_short_form_are_clear_errors(raw):
         ASKAttack(raw, eps="8/255")
     with pytest.raises(ValueError, match=r"config must be of type PGDConfig, got 0\.03; name .*eps=8 / 255"):
         PGD(network(), 0.03)
+    with pytest.raises(ValueError, match=r"references must be a fitted DkNN, or searches by layer, got 0\.03"):
+        ASKAttack(raw, 0.03)
     with pytest.raises(ValueError, match="config must be of type ASKAttackConfig"):
         ASKAttack(raw, None, 0.03)
     for make in (

@@ -179,6 +179,8 @@ def _aim(
         if not hasattr(references, "search_"):
             raise ValueError("this DkNN is not fitted yet; call fit(X, y) first")
         references = references.search_
+    if not isinstance(references, Mapping):
+        raise ValueError(f"references must be a fitted DkNN, or searches by layer, got {references!r}")
     if not is_dknn(features):
         check_features(features)
     return (features.features or identity_features) if is_dknn(features) else features, references

@@ -153,7 +153,13 @@ class OwnNetwork(Network):
                 tensor.data.uniform_(0.5, 1.5, generator=generator)
         with torch.no_grad(), suppress(RuntimeError, KeyError):
             names = tuple(self.spec.layers)
-            plain, layers = trial.forward_with_features(images, names)
+            try:
+                plain, layers = trial.forward_with_features(images, names)
+            except ValueError:
+                fix = "forward belongs to the class, not to the instance"
+                raise OwnModelError(
+                    f"factory {self.spec.factory}: a copy of its network runs the original; {fix}"
+                ) from None
             folded, same = fold_batchnorm(trial).forward_with_features(images, names)
             pairs = [(plain, folded), *((layers[name], same[name]) for name in names)]
             return all(bool((a - b).abs().max() <= 1e-3 * a.abs().max()) for a, b in pairs)

@@ -92,6 +92,8 @@ def _counts(plan: Plan, name: str, found: Counts) -> Iterator[str]:
     where = f"datasets.{name}"
     if empty := [each for each, *counts in zip(found.names, found.train, found.test, strict=True) if counts[0] == 0]:
         yield f"{where}: class {empty[0]!r} has no training images; add some, or remove the class"
+    if len(found.names) < 2:
+        yield f"{where}: there is one class, {found.names[0]!r}; classes are the folders below each split"
     least = min(found.train)
     cells = [task.job for task in plan.of("attack", "calibrate", "blocks") if task.job.features.dataset == name]
     if (most := max((cell.references_per_class for cell in cells), default=0)) > least:

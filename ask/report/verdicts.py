@@ -132,7 +132,7 @@ def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None
     if verdict in ("direction only", "undecided") and any(c.direction for c in comparisons):
         words.append(f"The claimed number is {'excluded' if excluded else 'still open'}.")
     if outside and len(comparisons) > 1:
-        words.append(f"Surely outside: {'; '.join(c.label for c in outside)}.")
+        words.append(f"Surely outside: {'; '.join(c.label or c.text for c in outside)}.")
     if contradiction:
         words.append(f"The paper contradicts itself: {contradiction.says}")
     shown: tuple[str, float, float | None] = (tightest.text, tightest.estimate.mean, tightest.estimate.half_width)
@@ -150,7 +150,7 @@ def _described(comparisons: Sequence[Comparison], tightest: Comparison) -> str:
         return f"Holds {words}. {tightest.label}.".removesuffix(" .")
     means, sure = sum(c.slack > 0 for c in comparisons), sum(c.lies_in(c.region) for c in comparisons)
     counts = f"{means} of {len(comparisons)} by their means, {sure} with their intervals"
-    return f"Holds {words}: {counts}. The tightest is {tightest.text} ({tightest.label})."
+    return f"Holds {words}: {counts}. The tightest is {tightest.text} ({tightest.label}).".replace(" ().", ".")
 
 
 def _range(region: Interval) -> str:
