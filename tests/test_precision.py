@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from plans import PAPER, ROOT
 from training_jobs import Interrupted, interrupt, load_images, make_job, run, same, weights
 
 from ask.attacks import PGD, ASKAttack, ASKAttackConfig, PGDConfig
+from ask.config.attacks import SquareConfig
 from ask.config.base import DataSpec
 from ask.config.jobs import CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.config.run import load_artifacts, load_run, read_run
@@ -333,6 +335,12 @@ def test_cells_note_the_precision_of_attacks(tmp_path: Path, trained: dict[str, 
         )
         measured, found[choice] = run_cell(job, place)
         assert measured["passes"] == choice
+    if find_spec("pyautoattack"):  # it stops at what it takes for fooled, and so sees images as they are judged
+        square = SquareConfig(layers=("conv4",), eps=0.15, queries=5)
+        exact, seen = run_cell(job.model_copy(update={"id": "square", "attack": square}), place)
+        assert exact["passes"] == "float32"
+        other = job.model_copy(update={"id": "other", "attack": square, "precision": "float32"})
+        assert np.array_equal(run_cell(other, place)[1]["robust"], seen["robust"])
     for kind in ("clean", "network_clean", "labels"):
         assert np.array_equal(found["float32"][kind], found["bfloat16"][kind])
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ask.attacks.linf import GradientAttack
+from ask.config.attacks import AutoAttackOptions
 from ask.config.jobs import CellJob
 from ask.data.arrays import load
 from ask.hardware import hardware, weights_read
@@ -43,7 +44,8 @@ def run_cell(job: CellJob, place: Place) -> tuple[dict[str, Any], dict[str, NDAr
         is a network, and ``labels`` (images,).
     """
     setting, document = Setting(job, place), job.model_dump(mode="json")
-    passes = passes_of(job.features, job.precision, place) if job.attack else "float32"
+    exact = job.attack is None or isinstance(job.attack, AutoAttackOptions)
+    passes = "float32" if exact else passes_of(job.features, job.precision, place)
     read = (setting.known, data_read(place.data, job.features), passes, place.device.type, place.code)
     cell = Cell(document, setting, read)
     found, output = cell.known(), cell.output

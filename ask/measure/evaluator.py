@@ -105,8 +105,8 @@ class Evaluator:
                 options["neighbours"] = {layer: found[self.similarity, layer] for layer in self.attacked}
         climbers = [attack for attack in attacks if isinstance(attack, GradientAttack)]
         if len(climbers) < len(attacks):
-            with network_passes(self.passes):
-                return [one(self.images, self.labels, **options) for one, options in zip(attacks, known, strict=True)]
+            # These stop at an image that they take for fooled: they see it as it is judged.
+            return [one(self.images, self.labels, **options) for one, options in zip(attacks, known, strict=True)]
         with nullcontext() if self.network is None else frozen(self.network), network_passes(self.passes):
             return ascend(
                 [
