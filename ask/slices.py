@@ -29,6 +29,7 @@ from ask.hardware import describe, digest_of, pick_device
 from ask.plan.graph import required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, claims_job, load, plan_run, report_job
+from ask.plan.why import notes, record_of
 from ask.steps import STEPS
 
 FINISHED, FAILED, MORE = 0, 1, 75
@@ -144,6 +145,7 @@ def merge_command(
         jobs.setdefault(str(job.parent if job.parts[1] == "models" else job), []).append(name)
     done = {one: _decide(names, content, into, replace) for one, names in jobs.items()}
     for name in (name for one, names in jobs.items() if done[one] in ("new", "grown", "replaced") for name in names):
+        notes(Path(os.path.relpath(into / name))).unlink(missing_ok=True)  # what Snakemake knows of what was here
         write(into / name, partial(Path.write_bytes, data=content[name]))
     for word in ("new", "identical", "grown", "kept", "replaced", "drawn here already"):
         found = [one for one in jobs if done[one] == word]
@@ -210,7 +212,7 @@ def stale(plan: Plan, path: Path) -> str:
     """
     if not path.is_file():
         return "not measured"
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = record_of(path)
     if not covers(current(record.get("job") or {}), plan.tasks[path].document):
         return "measured with other settings"
     for model, digest in (record.get("weights") or {}).items():

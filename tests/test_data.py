@@ -1,8 +1,10 @@
 """The data steps from end to end, and what `load` gives and refuses."""
 
+import errno
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +27,18 @@ __all__ = ["server"]
 MIRROR = os.environ.get("ASK_DATA_MIRROR")
 needs_mirror = pytest.mark.skipif(not MIRROR, reason="needs the real data: set ASK_DATA_MIRROR (layout: docs/data.md)")
 PREPARED = ["facts.json", "test_images.npy", "test_labels.npy", "train_images.npy", "train_labels.npy"]
+
+
+SMALL_DISK = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"']
+needs_mounts = pytest.mark.skipif(
+    not shutil.which("unshare") or bool(subprocess.run([*SMALL_DISK, "/mnt", "true"], capture_output=True).returncode),
+    reason="mounts nothing",
+)
+
+
+def on_a_small_disk(code: str, folder: Path) -> int:
+    """Exit status of Python code that is given a folder, there a disk of 1 MiB."""
+    return subprocess.run([*SMALL_DISK, folder, sys.executable, "-c", code, folder]).returncode
 
 
 def make(spec: DataSpec, root: Path, name: str, mirror: str | None = None) -> Path:
@@ -164,6 +178,18 @@ def test_prepare_clears_up_after_a_killed_run(tmp_path: Path) -> None:
     assert not killed.exists()
     assert not old.exists()
     assert names(folder) == PREPARED
+
+
+@needs_mounts
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
+    """Through a memory map, it would be a signal that kills the process."""
+    write = (
+        "import errno, sys; from pathlib import Path; import numpy as np; from ask.data import preparing\n"
+        "split = preparing.Split([np.ones((3, 64, 64), np.uint8)] * 500, np.zeros(500, np.int64))\n"
+        "try: preparing._write('train', split, None, Path(sys.argv[1]))\n"
+        "except OSError as error: sys.exit(error.errno)\n"
+    )
+    assert on_a_small_disk(write, tmp_path) == errno.ENOSPC
 
 
 @pytest.mark.parametrize("name", ["", "..", "../up", "a/b", ".hidden", "a b"])

@@ -1,11 +1,13 @@
 """The evaluation protocol: reference sets, statistics, validity, calibration and cells on real digits."""
 
+import errno
 import json
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from test_data import needs_mounts, on_a_small_disk
 
 from ask.config.attacks import VARIANTS, ASKAttackConfig, DkNNAttackConfig
 from ask.config.base import DataSpec
@@ -65,6 +67,22 @@ def test_index_holds_every_training_image(place):
     images = np.load(place.data / "prepared/digits/train_images.npy")
     assert index.dtype == np.float32
     np.testing.assert_allclose(index, images.reshape(len(images), -1) / 255, rtol=1e-6)
+
+
+@needs_mounts
+def test_an_index_that_a_disk_does_not_hold_is_an_error(tmp_path):
+    """Through a memory map, it would be a signal that kills the process; here nothing half-written is left."""
+    job = IndexJob(features=RAW, layer="input").model_dump_json()
+    write = (
+        "import errno, sys; from pathlib import Path; import numpy as np; import torch\n"
+        "from ask.config.jobs import IndexJob; from ask.measure import place; from ask.paths import Run\n"
+        "images = np.ones((1000, 3, 32, 32), np.uint8)\n"
+        "place.load = lambda *_: (images, None)\n"
+        f"job, run = IndexJob.model_validate_json({job!r}), Run(Path(sys.argv[1]))\n"
+        "try: place.build_index(job, place.Place(run, Path('data'), torch.device('cpu')))\n"
+        "except OSError as error: sys.exit(error.errno if not list(run.root.rglob('*.npy')) else 1)\n"
+    )
+    assert on_a_small_disk(write, tmp_path) == errno.ENOSPC
 
 
 def test_reference_sets_are_balanced_distinct_and_seeded():

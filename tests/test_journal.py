@@ -140,6 +140,21 @@ def test_fewer_trials_measure_nothing_and_neither_do_as_many_again(place, attack
     assert not journal.folder_of(place.run.cell("digits", "raw", "cell")).exists(), "the record holds all"
 
 
+def test_trials_that_the_record_does_not_hold_yet_are_kept(place):
+    """A cell is measured on other data, and killed: its old record stands until the new one is whole."""
+    measure(cell(3), place)
+    output = place.run.cell("digits", "raw", "cell")
+    shutil.rmtree(journal.folder_of(output))
+    trial = journal.Trial({"trial": 0}, {"robust": np.zeros((1, 4))})
+    journal.Journal(output, "of other data").add([trial], cell(3).model_dump(mode="json"), place.code)
+    journal.tend([(output, cell(3).model_dump(mode="json"))])
+    assert 0 in journal.Journal(output, "of other data").read()
+    record = json.loads(output.read_text())
+    output.write_text(json.dumps(record | {"key": "of other data"}))
+    journal.tend([(output, cell(3).model_dump(mode="json"))])
+    assert not journal.folder_of(output).exists()
+
+
 def test_as_many_trials_are_measured_again_when_asked_for(place, attacked):
     measure(cell(2), place)
     measure(cell(2), place)

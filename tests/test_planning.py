@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from training_jobs import run as run_training
 from ask.config.base import DataSpec
 from ask.config.run import load_artifacts, read_run
 from ask.config.training import NetworkSpec
+from ask.errors import AskError
 from ask.models.networks import BLOCKS, build
 from ask.paths import Run
 from ask.plan import commands, predict, why
@@ -187,13 +189,26 @@ def test_trials_of_other_weights_are_no_work_done(monkeypatch: pytest.MonkeyPatc
     plan = planned("lite")
     task = next(task for task in plan.of("attack") if task.needs and "ask-cos-L34" in task.output.name)
     counted = costs(plan)[task.output]
-    monkeypatch.setattr(Task, "trials_left", 0)
+    trials = task.document["trials"]
+    monkeypatch.setattr("ask.plan.graph.known", lambda *_: set(range(trials - 1)))
+    fewer = SimpleNamespace(only_old=[repr(json.dumps(task.document | {"trials": 1}))])
+    for made, words in (
+        ((), f"1 of {trials} trials to measure"),
+        (task.needs, f"{trials} of {trials} trials to measure"),
+    ):
+        reason = SimpleNamespace(incomplete_output=(), params_changed=fewer, updated_input_run=[*map(str, made)])
+        assert why.in_words(task, reason, {}).endswith(words)
+    monkeypatch.setattr("ask.plan.graph.known", lambda *_: set(range(trials)))
     assert cost_left(task, counted).flop == 0
     weights = next(need for need in task.needs if need.name == "weights.safetensors")
     tau = next(need for need in task.needs if "calibration" in need.parts)
     index = next(need for need in task.needs if "index" in need.parts)
     assert cost_left(task, counted, {weights}).flop == cost_left(task, counted, {tau}).flop == counted.flop
     assert cost_left(task, counted, {index}).flop == 0, "it is made alike"
+    advknn = next(one for one in planned("demo").of("attack") if "advknn" in one.output.name)
+    blocks = {need for need in advknn.needs if "blocks" in need.parts}
+    assert blocks
+    assert advknn.trials_left(blocks) == advknn.trials_left(), "those of more trials leave the fitted ones"
 
 
 def test_analyses_of_several_models_are_all_made() -> None:
@@ -274,6 +289,29 @@ def test_a_training_on_two_cores_counts_twice(tmp_path: Path, monkeypatch: pytes
         noted.write_text("s\tload\n60\t0\n")
     found = predict.finished(plan, costs(plan))
     assert [seconds for _, seconds in found["training"]] == [60, 120]
+    with second.output.with_name("config.yaml").open("a") as record:
+        record.write("seconds: 3600.5\ntrain_seconds: 3000.0\n")
+    found = predict.finished(plan, costs(plan))
+    assert [seconds for _, seconds in found["training"]] == [60, 7201], "it went on, and its last start took a minute"
+
+
+def test_a_record_that_was_cut_off_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever damaged it, a run begins without it or says which it is."""
+    monkeypatch.chdir(tmp_path)
+    plan = planned("raw-pixels")
+    cell = next(task for task in plan.of("attack") if task.output.name == "ask-l2-Lin-K5-e40-s20.json")
+    calibration = next(plan.tasks[need] for need in cell.needs if "calibration" in need.parts)
+    for path in (cell.output, calibration.output, plan.run.benchmark(cell.output)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    plan.run.benchmark(cell.output).write_text("s\tload\n60\t0\n")
+    calibration.output.write_text(json.dumps({"job": calibration.document}))
+    cell.output.write_text('{"job": {"id"')
+    os.utime(cell.output, (1000, 1000))
+    assert predict.measured(cell, plan.run, costs(plan)[cell.output]) is None
+    assert not predict.hardware_of(cell, plan.run)
+    for judge in (why.adopt, why.standing):
+        with pytest.raises(AskError, match=rf"^{cell.output} is no whole record .*: delete it"):
+            judge(plan.tasks, plan.run)
 
 
 def test_jobs_are_held_against_the_machine_that_they_ran_on(

@@ -58,11 +58,31 @@ def test_epochs_of_a_training_count(inside: Path) -> None:
     )
     history = output.with_name("history.csv")
     history.parent.mkdir(parents=True)
-    history.write_text("epoch\n1\n2\n3\n")  # of an earlier call
+    history.write_text("epoch\n1\n2\n3\n")  # of other settings
+    os.utime(history, (500, 500))
     progress = Progress(plan, [output], cores=1, clock=lambda: now)
-    now += 7200
-    history.write_text("epoch\n1\n2\n3\n4\n5\n6\n")
-    assert progress.line() == "0 of 1 jobs, 50% of the work, about 4.0 h left"
+    total = sum(progress.work.values()) / 3600
+    now += 3600
+    assert progress.line() == f"0 of 1 jobs, 0% of the work, about {total:.1f} h left"
+    now += 3600
+    history.write_text("epoch\n1\n2\n3\n")
+    assert progress.line() == "0 of 1 jobs, 25% of the work, about 6.0 h left"
+
+
+def test_epochs_of_an_earlier_start_say_nothing_of_the_pace(inside: Path) -> None:
+    plan, now = planned("cpu"), 1000.0
+    task = next(task for task in plan.of("train") if task.job.training.epochs == 12)
+    history = task.output.with_name("history.csv")
+    finish(plan.run.root / "scratch" / task.job.dataset / task.job.model / "checkpoint.safetensors", 500.0)
+    progress = Progress(plan, [task.output], cores=1, clock=lambda: now)
+    total = sum(progress.work.values()) / 3600
+    now += 3600
+    history.parent.mkdir(parents=True)
+    history.write_text("epoch\n" + "1\n" * 6)
+    assert progress.line() == f"0 of 1 jobs, 50% of the work, about {total / 2:.1f} h left"
+    now += 3600
+    history.write_text("epoch\n" + "1\n" * 8)
+    assert progress.line() == "0 of 1 jobs, 67% of the work, about 4.0 h left"
 
 
 def test_an_old_output_is_still_to_do(inside: Path) -> None:

@@ -21,6 +21,7 @@ from ask.config.run import ConfigError, load_run, merge, read_spec
 from ask.errors import AskError
 from ask.files import locked
 from ask.plan.planner import entries, load, plan_run
+from ask.plan.why import notes
 from ask.slices import covers, merge_command, pack_command, stale, targets_of
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +108,9 @@ def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(hom
     assert not stale(plan, path)
     record(seed=5)
     assert stale(plan, path) == "measured with other settings"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(AskError, match=rf"^{path} is no whole record .*: delete it"):
+        stale(plan, path)
     record()
     weights = plan.run.weights(*name.split("/"))
     weights.parent.mkdir(parents=True)
@@ -211,6 +215,20 @@ def test_a_conflict_is_named_and_nothing_is_merged_unless_replaced(tmp_path, mer
     assert json.loads((tmp_path / "results" / CELL).read_text())["value"] == 0.6
     with pytest.raises(AskError, match=r"differs from the same file of another archive"):
         merged(tmp_path / "1.zip", two, into="elsewhere")
+
+
+def test_what_is_merged_is_judged_by_its_content(tmp_path, merged, monkeypatch):
+    """Snakemake's note of the fewer trials that were here would have it measured again."""
+    monkeypatch.chdir(tmp_path)
+    other = CELL.replace("c.json", "d.json")
+    merged(archive(tmp_path / "1.zip", {CELL: cell(), other: cell()}))
+    grown, same = (notes(Path("results", name)) for name in (CELL, other))
+    for note in (grown, same):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+    assert merged(archive(tmp_path / "2.zip", {CELL: cell(trials=20), other: cell()})) == {"identical": 1, "grown": 1}
+    assert same.is_file()
+    assert not grown.exists()
 
 
 def test_tables_are_drawn_anew_rather_than_merged(tmp_path, merged):
@@ -417,7 +435,7 @@ def test_a_signal_ends_a_slice_as_its_deadline_does(home, number):
     """The command that it runs does not outlive it, and what was measured is packed."""
     text = (
         "import sys; from pathlib import Path; from ask import slices\n"
-        "command = ['bash', '-c', f'echo $$ > pid; kill -{sys.argv[1]} $PPID; exec sleep 60']\n"
+        "command = ['bash', '-c', f'echo $$ > pid; sleep 1; kill -{sys.argv[1]} $PPID; exec sleep 60']\n"
         "slices.make = lambda *_: slices._within(command, float('inf'))\n"
         "slices.slice_command('slice-2', pack=Path('out'))\n"
     )

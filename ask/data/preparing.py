@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from ask import paths
 from ask.config.base import DataSpec
-from ask.data.arrays import SPLITS
+from ask.data.arrays import SPLITS, load
 from ask.data.downloading import MANIFEST, ZIP_FORM, lock, own_images, read_manifest
 from ask.data.images import read_images, resize
 from ask.data.readers import Split, read_cifar, read_digits, read_mnist
@@ -87,13 +87,13 @@ def _write(name: str, split: Split, side: int | None, folder: Path) -> NDArray[n
     """Write the arrays of one split, image by image, and return its images, memory-mapped."""
     images = (resize(pixels, side) for pixels in split.images)
     first = next(images)
-    shape = (len(split.labels), *first.shape)
-    array = open_memmap(folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    for number, pixels in enumerate(chain([first], images)):
-        array[number] = pixels
-    array.flush()
+    about = {"descr": "|u1", "fortran_order": False, "shape": (len(split.labels), *first.shape)}
+    with (folder / f"{name}_images.npy").open("wb") as stream:  # through a map, a full disk would be a SIGBUS
+        write_array_header_1_0(stream, about)
+        for pixels in chain([first], images):
+            stream.write(np.broadcast_to(pixels, first.shape).tobytes())
     np.save(folder / f"{name}_labels.npy", split.labels, allow_pickle=False)
-    return array
+    return load(folder, name)[0]
 
 
 def _facts(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: int) -> dict[str, Any]:

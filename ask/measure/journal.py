@@ -173,16 +173,14 @@ def tend(jobs: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
     for output, job in jobs:
         folder = folder_of(output)
         with suppress(OSError, ValueError, KeyError):  # not measured yet, or before trials could be told apart
-            held = (
-                _header(output) if output.suffix == ".safetensors" else json.loads(output.read_text(encoding="utf-8"))
-            )
+            held = _header(output)
             if without_trials(held["job"]) != without_trials(job) or "key" not in held:
                 continue
             count, wanted = held["job"]["trials"], job["trials"]
             if count != wanted:
                 for path in _parts(output):
                     files.write(folder / f"held-{count}{path.suffix}", partial(copyfile, path))
-            elif all(_trials(path) <= count for path in folder.iterdir() if path.suffix != ".npz"):
+            elif all(_lies_in(held, _header(path)) for path in folder.iterdir() if path.suffix != ".npz"):
                 rmtree(folder, ignore_errors=True)
 
 
@@ -202,16 +200,16 @@ def _parts(output: Path) -> list[Path]:
     return [output] if output.suffix == ".safetensors" else [output.with_suffix(".npz"), output]
 
 
-def _trials(path: Path) -> int:
-    """Highest trial of an entry, counted from one."""
-    if path.suffix == ".safetensors":
-        return int(_header(path)["job"]["trials"])
-    rows = json.loads(path.read_text(encoding="utf-8"))["by_trial"]
-    return int(max((about["trial"] for about in rows), default=-1)) + 1
+def _lies_in(record: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether an entry's trials are in a record; those of another key, as of weights of today, are not yet."""
+    rows, count = entry.get("by_trial", ({"trial": entry["job"]["trials"] - 1},)), record["job"]["trials"]
+    return entry.get("key") == record["key"] and all(about["trial"] < count for about in rows)
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """What :func:`ask.tensorfile.save_tensors` wrote beside the tensors, read without them; jobs are documents."""
+    """A record, or what :func:`ask.tensorfile.save_tensors` wrote beside tensors; jobs are documents."""
+    if path.suffix == ".json":
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     with path.open("rb") as stream:
         head = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     found = json.loads(head["__metadata__"]["metadata"])

@@ -51,12 +51,11 @@ def build_index(job: IndexJob, place: Place) -> None:
         return np.asarray(found.float().cpu().numpy())
 
     def fill(part: Path) -> None:
-        shape = (len(images), features_of(slice(0, 1)).shape[1])
-        written = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-        for start in range(0, len(images), FORWARD_BATCH):
-            rows = slice(start, start + FORWARD_BATCH)
-            written[rows] = features_of(rows)
-        written.flush()
+        about = {"descr": "<f4", "fortran_order": False, "shape": (len(images), features_of(slice(0, 1)).shape[1])}
+        with part.open("wb") as stream:  # written through a map, a full disk would kill the process (SIGBUS)
+            np.lib.format.write_array_header_1_0(stream, about)
+            for start in range(0, len(images), FORWARD_BATCH):
+                stream.write(features_of(slice(start, start + FORWARD_BATCH)).tobytes())
 
     files.write(place.run.index(job.features.dataset, job.features.model, job.layer), fill)
 

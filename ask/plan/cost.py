@@ -67,14 +67,10 @@ def _known(job: Any, shapes: Mapping[str, Shape]) -> Cost:
 
 
 def cost_left(task: Task, cost: Cost, made: Container[Path | None] = ()) -> Cost:
-    """What is left of a task's cost beside others that are ``made``: of a cell, that of the trials to be measured.
-
-    Those that it has are of no use where its weights or parameters are made anew.
-    """
+    """What is left of a task's cost beside others that are ``made``: of a cell, that of the trials to be measured."""
     if not task.counts_trials:
         return cost
-    read = (need for need in task.needs if need.suffix == ".safetensors" or "calibration" in need.parts)
-    share = 1.0 if any(need in made for need in read) else task.trials_left / task.document["trials"]
+    share = task.trials_left(made) / task.document["trials"]
     own = cost.flop - (cost.shared if task.after in made else 0)
     return replace(cost, flop=own * share, size=cost.size * share)
 

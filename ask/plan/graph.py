@@ -4,7 +4,7 @@ The one graph of a run: Snakemake's rules, ``plan``, ``status``, ``why`` and sli
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -112,10 +112,11 @@ class Task:
         """Whether it is measured trial by trial, and keeps what it has (:mod:`ask.measure.journal`)."""
         return self.name == "attack"
 
-    @property
-    def trials_left(self) -> int:
-        """Trials that are still to be measured."""
-        return int(self.document["trials"]) - len(known(self.output, self.document, self.code))
+    def trials_left(self, made: Container[Path | None] = ()) -> int:
+        """Trials that are still to be measured: all of them where its weights or parameters are ``made`` anew."""
+        read = (need for need in self.needs if need.name == "weights.safetensors" or "calibration" in need.parts)
+        kept = () if any(need in made for need in read) else known(self.output, self.document, self.code)
+        return int(self.document["trials"]) - len(kept)
 
     def seconds(self, run: Run) -> float | None:
         """Wall-clock time that it took, if Snakemake noted it."""

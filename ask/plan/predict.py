@@ -3,7 +3,6 @@
 And while it runs, how far it is and how long it still takes.
 """
 
-import json
 import math
 import re
 import subprocess
@@ -12,6 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -21,11 +21,13 @@ from typing import Any
 from ask import hardware
 from ask.config.stored import current
 from ask.config.training import TrainJob
+from ask.errors import AskError
 from ask.measure.journal import without_trials
 from ask.paths import Run
 from ask.plan.cost import Cost, cost_left, costs
 from ask.plan.graph import ON_NETWORKS, WIDE, Task
 from ask.plan.planner import Plan
+from ask.plan.why import record_of
 from ask.steps import LAST, RENDERED
 
 FEWEST = 5
@@ -204,17 +206,21 @@ def finished(plan: Plan, costs: Mapping[Path, Cost]) -> Measured:
     return found
 
 
-def hardware_of(task: Task, run: Run) -> str:
-    """What a finished job ran on, by its record; indexes and blocks have none and go by their model's."""
+def _record(task: Task) -> dict[str, Any]:
+    """What a finished job wrote of itself; nothing where that is gone or damaged."""
+    with suppress(OSError, AskError):
+        return record_of(task.output)
+    return {}
+
+
+def hardware_of(task: Task, run: Run, line: str = "hardware") -> str:
+    """What a finished job ran on (or another line), by its record; indexes and blocks have none but their model's."""
     if task.output.suffix == ".json":
-        try:
-            return str(json.loads(task.output.read_text(encoding="utf-8")).get("hardware") or "")
-        except OSError:
-            return ""
+        return str(_record(task).get(line) or "")
     features = getattr(task.job, "features", task.job)
     record = run.model(getattr(features, "dataset", ""), getattr(features, "model", "")) / "config.yaml"
     text = record.read_text(encoding="utf-8") if record.is_file() else ""
-    return found[1] if (found := re.search(r"^hardware: (.*)$", text, re.MULTILINE)) else ""
+    return found[1] if (found := re.search(rf"^{line}: (.*)$", text, re.MULTILINE)) else ""
 
 
 def measured(task: Task, run: Run, cost: Cost) -> tuple[float, float] | None:
@@ -223,16 +229,17 @@ def measured(task: Task, run: Run, cost: Cost) -> tuple[float, float] | None:
     None, too, where its record is gone or of other settings. Trials that were known already are no work of its.
     """
     seconds, share, recorded = task.seconds(run), 1.0, task.output.suffix == ".json"
-    if seconds is None or (recorded and not task.output.is_file()):
+    record = _record(task) if recorded else {}
+    if seconds is None or (recorded and not record):
         return None
     if recorded and task.group not in LIGHT:
-        record = json.loads(task.output.read_text(encoding="utf-8"))
         job, planned = current(record.get("job") or {}), task.document
         if without_trials(job) != without_trials(planned):
             return None
         share = (job["trials"] - record.get("known", 0)) / planned["trials"] if task.counts_trials else 1.0
     threads = re.search(r", (\d+) threads$", hardware_of(task, run)) if task.name == "train" else None
-    return cost.flop * share, seconds * int(threads[1] if threads else 1)
+    took = hardware_of(task, run, "seconds") if task.name == "train" else ""  # Snakemake's are of its last start alone
+    return cost.flop * share, float(took or seconds) * int(threads[1] if threads else 1)
 
 
 def made_here(task: Task, run: Run) -> bool:
@@ -276,12 +283,16 @@ class Progress:
             for path, task in own.items()
         }
         self.telling = [path for path, task in own.items() if task.group not in LIGHT]
-        self.before = self._done(self.telling)
+        kept = {path.parts[-3:-1] for path in (plan.run.root / "scratch").glob("*/*/*.safetensors")}
+        self.continued = [path for path in self.telling if own[path].name == "train" and path.parts[-3:-1] in kept]
+        self.before: dict[Path, float] = {}
+        """Shares of these in which an epoch was seen first: when those before it were trained is not known."""
 
     def line(self) -> str:
         """Jobs, share of the work, and the time that what is left takes at the pace so far."""
         total, done, elapsed = sum(self.work.values()), self._done(self.work), self.clock() - self.began
-        gained = self._done(self.telling) - self.before
+        self.before = {path: share for path in self.continued if (share := self._share(path))} | self.before
+        gained = self._done(self.telling) - sum(self.work[path] * share for path, share in self.before.items())
         pace = gained / elapsed if gained > 0 and elapsed > 0 else self.cores
         jobs = sum(self._share(path) == 1 for path in self.work)
         left = (total - done) / pace
@@ -293,16 +304,14 @@ class Progress:
 
     def _share(self, path: Path) -> float:
         """Of a job's work: all or nothing, but for the epochs that a training has finished."""
-        if path.is_file() and path.stat().st_mtime >= self.began:
-            return 1.0
-        job = self.plan.tasks[path].job
-        if not isinstance(job, TrainJob):
-            return 0.0
-        try:
-            epochs = len(path.with_name("history.csv").read_text(encoding="utf-8").splitlines()) - 1
-        except OSError:
-            return 0.0
-        return min(epochs / job.training.epochs, 0.99)
+        job, history = self.plan.tasks[path].job, path.with_name("history.csv")
+        with suppress(OSError):  # deleted meanwhile
+            new = [one for one in (path, history) if one.is_file() and one.stat().st_mtime >= self.began]
+            if path in new:
+                return 1.0
+            if isinstance(job, TrainJob) and new:
+                return min((len(history.read_text(encoding="utf-8").splitlines()) - 1) / job.training.epochs, 0.99)
+        return 0.0
 
 
 def watch(plan: Plan, outputs: Iterable[Path], cores: int) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 from base64 import urlsafe_b64encode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,11 @@ def adopt(tasks: Tasks, run: Run) -> None:
             continue
         needs = [need.stat().st_mtime_ns for need in task.needs if need.is_file() and not _noted(need)]
         newest = max(needs, default=0)
-        if newest > min(path.stat().st_mtime_ns for path in there) and task.output.suffix == ".json":
-            record = json.loads(task.output.read_text(encoding="utf-8"))
-            if covers(current(record.get("job") or {}), task.document):
-                for path in there:
-                    with suppress(OSError):  # another user's
-                        os.utime(path, ns=(newest, newest))
+        older = newest > min(path.stat().st_mtime_ns for path in there) and task.output.suffix == ".json"
+        if older and covers(current(record_of(task.output).get("job") or {}), task.document):
+            for path in there:
+                with suppress(OSError):  # another user's
+                    os.utime(path, ns=(newest, newest))
 
 
 MADE_ALIKE = ("download", "prepare", "index", "blocks")
@@ -138,18 +137,26 @@ def standing(tasks: Tasks, run: Run) -> set[Path]:
 def _record(task: Task) -> dict[str, Any]:
     """What a finished job wrote of itself: that of a model lies beside its weights."""
     if task.output.suffix == ".json":
-        return dict(json.loads(task.output.read_text(encoding="utf-8")))
+        return record_of(task.output)
     path = task.output.with_name("config.yaml")
     found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {"job": found.get("job")}
 
 
+def record_of(path: Path) -> dict[str, Any]:
+    """A record, read; raises AskError, which names it, where it was damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise AskError(f"{path} is no whole record ({error}): delete it, and it is measured again") from None
+
+
 def _noted(path: Path) -> bool:
     """Whether Snakemake made a file here, and noted how."""
-    return _notes(path).is_file()
+    return notes(path).is_file()
 
 
-def _notes(path: Path) -> Path:
+def notes(path: Path) -> Path:
     """Where Snakemake notes how it made a file."""
     name = urlsafe_b64encode(str(path).encode()).decode()
     parts = [name[start : start + 254] for start in range(0, len(name), 254)]
@@ -161,7 +168,8 @@ def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
     if reason.incomplete_output:
         return "left half-made"
     if reason.params_changed:
-        return _parameters(task, list(map(_plain, reason.params_changed.only_old)), known)
+        made = set(map(Path, reason.updated_input_run))
+        return _parameters(task, list(map(_plain, reason.params_changed.only_old)), known, made)
     if reason.code_changed:
         return "its rule has changed"
     if reason.updated_input:
@@ -171,12 +179,12 @@ def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
     return f"needs {min(reason.updated_input_run, default='what is not known')}"
 
 
-def _parameters(task: Task, before: Sequence[Any], known: Mapping[str, Any]) -> str:
-    """What changed of a job's parameters."""
+def _parameters(task: Task, before: Sequence[Any], known: Mapping[str, Any], made: Container[Path | None]) -> str:
+    """What changed of a job's parameters, when some of what it reads is made anew."""
     job = next((value for value in before if isinstance(value, dict)), None)
     if job is not None and job != task.document:
         grows = task.counts_trials and without_trials(job) == without_trials(task.document)
-        left = f"; {task.trials_left} of {task.document['trials']} trials to measure" if grows else ""
+        left = f"; {task.trials_left(made)} of {task.document['trials']} trials to measure" if grows else ""
         return "changed: " + "; ".join(summary(job, task.document)) + left
     code = next((value for value in before if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)), None)
     if code and code != task.code:
@@ -189,7 +197,7 @@ def recorded(task: Task) -> tuple[dict[str, Any] | None, str | None]:
 
     Without them Snakemake, too, goes by the files' times alone.
     """
-    record = _notes(task.output)
+    record = notes(task.output)
     params = (
         [_plain(text) for text in json.loads(record.read_text(encoding="utf-8")).get("params", ())]
         if record.is_file()
