@@ -81,10 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except AskError as error:
         wrong = str(error)
-    except PermissionError as error:
-        wrong = f"{error.filename}: {error.strerror}; it is another user's"
-    except (FileNotFoundError, IsADirectoryError) as error:
-        wrong = f"{error.filename}: {error.strerror}; name another, or make it first"
+    except (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        fix = "it is another user's" if isinstance(error, PermissionError) else "name another, or make it first"
+        wrong = f"{error.filename}: {error.strerror}; {fix}" if error.filename else str(error)  # ours say it all
     except ModuleNotFoundError as error:
         if str(error.name).startswith("ask."):
             raise
@@ -175,7 +174,7 @@ def _step(
 ) -> None:
     step, job = STEPS[name], _document(job)
     if step.job is None:
-        written = find(step.does)(json.loads(job), Run(run))
+        written = find(step.does)(_Document(json.loads(job)), Run(run))
         print(*(written if isinstance(written, list) else [written]), sep="\n")
         return
     import torch
@@ -196,6 +195,13 @@ def _step(
     place = Place(Run(run), data, where, code, mirror or None, cuda_graphs, log=lambda line: print(line, flush=True))
     with card(needed(name, kind), place.log) if where.type == "cuda" else nullcontext():
         perform(name, job, place)
+
+
+class _Document(dict[str, Any]):
+    """A job that a step takes as it is."""
+
+    def __missing__(self, key: str) -> Any:
+        raise AskError(f"--job: {key}: missing; add it")
 
 
 def _document(job: str) -> str:

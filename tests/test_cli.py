@@ -218,7 +218,12 @@ def test_a_missing_cell_is_one_line_that_names_it(capsys, tmp_path):
         (["prepare", "--job", '{"dataset":"d2","spec":{"source":"imagess"}}'], "--job: spec.source: input should be"),
         (["repeat", "nope.json"], "nope.json: No such file or directory; name another, or make it first"),
         (["repeat", "docs"], "docs: Is a directory; name another, or make it first"),
+        (["repeat", "README.md/cell.json"], "README.md/cell.json: Not a directory; name another, or make it first"),
+        (["repeat", "README.md"], "README.md: no record of a cell, results/<run>/cells/<dataset>/<model>/<cell>.json"),
+        (["repeat", "config/schema.json"], "config/schema.json: no record of a cell, results/<run>/cells/"),
         (["batch", "nope.json", "--out", "o"], "nope.json: No such file or directory"),
+        (["table", "--job", "{}"], "--job: id: missing; add it"),
+        (["report", "--job", '{"run":"x"}'], "--job: artifacts: missing; add it"),
     ],
 )
 def test_a_malformed_job_and_a_missing_file_are_one_line(capsys, monkeypatch, arguments, message):
@@ -227,6 +232,26 @@ def test_a_malformed_job_and_a_missing_file_are_one_line(capsys, monkeypatch, ar
     assert status == 1
     assert shown.err.startswith(f"ask {arguments[0]}: {message}")
     assert shown.err.count("\n") <= 2
+
+
+def test_a_calibrations_record_is_no_cells(capsys):
+    record = str(next((ROOT / "results/digits/calibration").rglob("*.json")))
+    assert run(capsys, "repeat", record)[1].err.startswith(f"ask repeat: {record}: no record of a cell")
+
+
+def test_weights_that_are_not_there_are_one_line(capsys, data, tmp_path):
+    features = RAW | {"model": "at", "network": {"name": "resnet18"}}
+    job = json.dumps({"features": features, "layer": "conv4"})
+    status, shown = run(capsys, "index", "--run", str(tmp_path), "--data", str(data), "--job", job)
+    path = tmp_path / "models/digits/at/weights.safetensors"
+    assert (status, shown.err) == (1, f"ask index: no file {path}: run the step that makes it\n")
+
+
+def test_a_programming_error_is_a_traceback(capsys, monkeypatch):
+    for error in (KeyError("x"), TypeError("x"), ValueError("x")):
+        monkeypatch.setattr("ask.report.tables.render_table", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            main(["table", "--job", "{}"])
 
 
 def test_steps_work_without_snakemake(capsys, data, tmp_path):

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -9,8 +11,8 @@ import yaml
 from plans import PAPER, ROOT, jobs, planned
 
 from ask.config import reference
-from ask.config.run import ConfigError, hand_on, load_artifacts, load_run, merge, read_run
-from ask.plan.planner import entries, load, plan_run
+from ask.config.run import ConfigError, _read, hand_on, load_artifacts, load_run, merge, read_run
+from ask.plan.planner import entries, load, plan_of, plan_run
 
 RUNS = {
     "paper": ["config.yaml"],
@@ -51,9 +53,14 @@ def altered(raw, path, value):
         ("run", "my run", r"run: string should match pattern"),
         ("calibration.images", 0, r"calibration\.images: input should be greater than or equal to 1"),
         ("calibration.tau_cosine", [-1, 1], r"calibration\.tau_cosine\.0: input should be greater than 0"),
-        ("calibration.tau_l2", [], r"calibration\.tau_l2: tuple should have at least 1 item"),
+        ("calibration.tau_l2", [], r"calibration\.tau_l2: list should have at least 1 item"),
         ("calibration.omega", [2.0], r"calibration\.omega\.0: input should be less than or equal to 1"),
         ("calibration.dknn_guides", [0], r"calibration\.dknn_guides\.0: input should be greater than or equal to 2"),
+        ("calibration.dknn_alpha", [0], r"calibration\.dknn_alpha\.0: input should be greater than 0"),
+        ("calibration.dknn_learning_rate", [-1], r"calibration\.dknn_learning_rate\.0: input should be greater than 0"),
+        ("artifacts", "table01", r"artifacts: input should be a valid list \(got 'table01'\); write \[table01\]"),
+        ("without", "imagenette", r"without: input should be a valid list .*; write \[imagenette\]"),
+        ("evaluation.x_values", {"k": []}, r"evaluation\.x_values\.k: list should have at least 1 item"),
     ],
 )
 def test_a_mistake_is_one_message_with_place_value_and_what_is_allowed(raw, path, value, message):
@@ -259,10 +266,70 @@ def test_what_is_left_out_has_to_be_there(tmp_path):
     (tmp_path / "mine.yaml").write_text("run: mine\nwithout: [imagenete]\n")
     with pytest.raises(ConfigError, match="without: no data set, model or part of an artifact is called 'imagenete'"):
         load([tmp_path / "mine.yaml"])
-    (tmp_path / "mine.yaml").write_text("run: mine\nwithout: [imagenette, trades, fair-rivals]\n")
-    load([tmp_path / "mine.yaml"])
-    with pytest.raises(ConfigError, match="--trials -3: must be at least 1"):
-        load([], trials=-3)
+    for artifacts in ("all", "[table05]"):  # the latter has no part of this name, but others have
+        left_out = f"run: mine\nartifacts: {artifacts}\nwithout: [imagenette, trades, fair-rivals]\n"
+        (tmp_path / "mine.yaml").write_text(left_out)
+        load([tmp_path / "mine.yaml"])
+    for trials in (-3, 0):
+        with pytest.raises(ConfigError, match=f"--trials {trials}: must be at least 1"):
+            load([], trials=trials)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("without", ["trade", "imagenete"], r"is called 'imagenete'; .*\n.* is called 'trade'; mend its spelling$"),
+        (
+            "stand_ins.cifar10",
+            {"dataset": "flower"},
+            r"^stand_ins\.cifar10: there is no data set 'flower'; the run has",
+        ),
+        ("stand_ins.cifar-10", {"dataset": "mnist"}, r"^stand_ins\.cifar-10: there is no data set 'cifar-10'; the run"),
+        (
+            "evaluation.x_values",
+            {"k": [0]},
+            r"evaluation\.x_values: k: input should be greater than or equal to 1 \(got 0",
+        ),
+        ("evaluation.x_values", {"k": [2.5]}, r"evaluation\.x_values: k: .* valid integer.*\(got 2\.5\)"),
+        (
+            "evaluation.x_values",
+            {"eps": [-1]},
+            r"evaluation\.x_values: eps: input should be greater than or equal to 0",
+        ),
+        ("evaluation.x_values", {"eps": [0]}, r"figure1-left\.yaml: eps = 0, which is no attack"),
+    ],
+)
+def test_what_leads_nowhere_is_told_where_it_stands(raw, path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_of(load_run(altered(raw, path, value)), ROOT / "config")
+
+
+def test_values_of_a_figure_of_ones_own_are_looked_at_too(raw, tmp_path):
+    figure = yaml.safe_load((ROOT / "config/artifacts/figure5.yaml").read_text())
+    figure["panels"][0]["x"]["values"] = [0]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(figure))
+    wrong = load_run(raw | {"artifacts": [str(tmp_path / "mine.yaml")]})
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/mine\.yaml: x\.values: k.*: input should be greater"):
+        plan_of(wrong, ROOT / "config")
+
+
+def test_a_key_stands_once(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("run: x\nevaluation:\n  eps: 8\n  k: 5\n  eps: 4\n")
+    with pytest.raises(ConfigError, match=r"^\S*twice\.yaml: not valid YAML: line 5: 'eps' stands twice; remove one"):
+        read_run([path])
+    path.write_text("a: &a {x: 1}\nb: &b {<<: *a, x: 2, y: 3}\nc:\n  d: {<<: *b, y: 4}\n  e: {<<: [*a, *b], x: 5}\n")
+    merged = {"a": {"x": 1}, "b": {"x": 2, "y": 3}, "c": {"d": {"x": 2, "y": 4}, "e": {"x": 5, "y": 3}}}
+    assert _read(path) == merged
+
+
+def test_an_attack_that_is_added_is_named_in_one_place():
+    code = (
+        "from ask.config import attacks; attacks.VARIANTS['away'] = {'': {}}\n"
+        "from ask.config.artifacts import Settings; from ask.config.reference import page\n"
+        "assert Settings(attack='away').attack == 'away' and '`away`' in page()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_a_folder_and_a_file_of_other_bytes_are_no_configuration(tmp_path):

@@ -139,6 +139,27 @@ def test_yaml_blocks_are_the_ones_that_are_tried() -> None:
     assert {block.language for block in blocks()} <= {"sh", "python", "yaml", "text"}
 
 
+def test_what_pages_tell_to_save_harms_no_other_run() -> None:
+    """All runs make what lies in config/artifacts: it may name only what all of them have."""
+    base = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    read = {
+        (block.page.stem, block.place): yaml.safe_load(block.text) for block in blocks() if block.language == "yaml"
+    }
+    tables = {page: one["settings"]["dataset"] for (page, _), one in read.items() if "kind" in one}
+    for page, dataset in tables.items():
+        (path,) = set(re.findall(r"`(config/[\w/]+[\w-]+\.yaml)`", (ROOT / f"docs/how-to/{page}.md").read_text())) - {
+            "config/artifacts/figure4.yaml"
+        }
+        overlays = [one for (other, _), one in read.items() if other == page and "kind" not in one]
+        assert dataset in base["datasets"] or not path.startswith("config/artifacts/"), page
+        assert all(overlay["artifacts"] == [path] for overlay in overlays), page
+
+
+def test_own_data_keep_the_best_epoch_however_accurate() -> None:
+    overlay = next(yaml.safe_load(b.text) for b in blocks() if (b.page.stem, b.language) == ("own-data", "yaml"))
+    assert overlay["datasets"]["flowers"]["training"]["min_clean_accuracy"] == 0
+
+
 def test_the_site_names_every_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     named = set(re.findall(r"[\w/-]+\.md", text))

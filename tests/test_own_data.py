@@ -212,11 +212,7 @@ def test_a_run_that_can_work_has_nothing_to_remark(images):
     assert inspect(planned("paper")) == inspect(planned("demo")) == []
 
 
-def test_names_that_lead_nowhere_are_found(images):
-    with pytest.raises(
-        ConfigError, match=r"stand_ins.cifar-10: there is no data set 'cifar-10'; the run has cifar10, "
-    ):
-        inspect(plan_of({"stand_ins": {"cifar-10": {"dataset": "mnist"}}}))
+def test_data_that_nothing_shows_are_remarked(images):
     unused = plan_of({"datasets": {"own": OWN | {"path": str(images)}}})
     assert inspect(unused) == ["datasets.own: no artifact shows it; name it in `stand_ins`, or in an artifact of yours"]
 
@@ -224,6 +220,14 @@ def test_names_that_lead_nowhere_are_found(images):
 def test_radii_that_are_rarely_meant_are_remarked():
     plan = plan_of({"evaluation": {"eps": 0.031}}, ["table06"])
     assert any("eps 0.031 is 0.031 of 255" in remark and "write 7.9" in remark for remark in inspect(plan))
+    small = dict.fromkeys(("step_size", "ask_eps", "eval_eps"), 0.5)
+    overlay = {"datasets": {"cifar10": {"training": small}}, "models": {"trades": {"trades": {"eps": 0.03}}}}
+    overlay["models"]["ask-def"] = {"training": {"eps": 0.25}}
+    places = [f"datasets.cifar10.training.{name}: 0.5" for name in small]
+    places += ["models.trades.trades.eps: 0.03", "models.ask-def.training.eps: 0.25"]
+    remarks = inspect(plan_of(overlay | {"without": ["imagenette"]}, ["table06", "table13"]))
+    assert {remark.split(" is ")[0] for remark in remarks} == {*places}
+    assert len(remarks) == len(places)
     with pytest.raises(ConfigError, match=r"evaluation.eps: input should be greater than 0"):
         plan_of({"evaluation": {"eps": 0}})
 
@@ -243,7 +247,7 @@ def test_settings_of_no_attack_are_refused(settings, message, tmp_path):
         table["settings"]["metric"], table["settings"]["layers"] = "dnn_robust_accuracy", None
     table |= {"rows": [{"values": [{"label": "a"}]}], "columns": [{"values": [{"label": "b"}]}]}
     (tmp_path / "odd.yaml").write_text(yaml.safe_dump(table))
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/odd.yaml: {message}".replace("(", r"\(")):
         plan_of({}, [str(tmp_path / "odd.yaml")])
 
 

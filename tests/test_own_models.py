@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from test_workflow import PARTS, ROOT
 
 from ask.cli import main
+from ask.config.run import ConfigError, load_artifacts, load_run, merge
 from ask.config.training import NetworkSpec, OwnModule
 from ask.models.own import OwnModelError, make
 from ask.plan.cost import costs
-from ask.plan.planner import load
+from ask.plan.planner import load, plan_run
 
 PAGE = (ROOT / "docs/how-to/own-model.md").read_text()
 YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
@@ -174,6 +175,19 @@ def test_check_names_mistakes_before_anything_runs(
     monkeypatch.delitem(sys.modules, "my_models", raising=False)
     assert main(["check", "config/config.yaml", "config/wrong.yaml"]) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("text", [b"def make(:\n", b"x = '\xff'\n", b"x = '\0'\n"])
+def test_a_file_that_is_no_python_is_named(text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd_models.py").write_bytes(text)
+    network = {"name": None, "factory": "odd_models:make"}
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config = load_run(merge(raw, {"datasets": {"cifar10": {"network": network}}}))
+    place = rf"table01\.yaml: datasets\.cifar10\.network\.factory: {tmp_path}/odd_models\.py: .*; mend it"
+    with pytest.raises(ConfigError, match=place) as told:
+        plan_run(config, load_artifacts(ROOT / "config/artifacts", ["table01"]))
+    assert "<unknown>" not in str(told.value)
 
 
 def test_check_and_plan_count(

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -17,7 +18,6 @@ from ask.errors import AskError
 
 T = TypeVar("T", bound=Spec)
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-"""The configuration that overlays lie on."""
 
 
 class ConfigError(AskError):
@@ -116,7 +116,7 @@ class EvaluationConfig(Spec):
     and intervals are over trials."""
     max_training_seeds: int | None = Field(default=None, ge=1)
     """Upper bound on them, whatever an artifact asks for; null for none."""
-    x_values: dict[XSetting, tuple[float, ...]] = Field(default_factory=dict)
+    x_values: dict[XSetting, Grid[float]] = Field(default_factory=dict)
     """Values along the horizontal axes of figures, by setting (e.g. `eps`), in place of the artifacts' own."""
     dknn: DkNNOptions = DkNNOptions()
     """Options of DkNN-Atk."""
@@ -206,19 +206,16 @@ class RunConfig(Spec):
     @model_validator(mode="after")
     def _check_slices(self) -> Self:
         for name, part in self.slices.items():
-            for kind, wanted, known in (
-                ("data set", part.datasets, self.datasets),
-                ("model", part.models, self.models),
-            ):
-                for one in wanted:
-                    if one not in known:
-                        raise ValueError(f"slice {name!r}: no {kind} {one!r}; choose from {', '.join(known)}")
+            asked = (("data set", part.datasets, self.datasets), ("model", part.models, self.models))
+            for kind, one, known in ((kind, one, known) for kind, some, known in asked for one in some):
+                if one not in known:
+                    raise ValueError(f"slice {name!r}: no {kind} {one!r}; choose from {', '.join(known)}")
         return self
 
 
 def load_run(raw: Mapping[str, Any], where: str = "configuration") -> RunConfig:
     """Validate a merged configuration; raises ConfigError with one line for each mistake."""
-    return _validate(RunConfig, raw, where)
+    return validate(RunConfig, raw, where)
 
 
 def load_artifacts(folder: Path, chosen: Literal["all"] | Sequence[str]) -> dict[str, ArtifactConfig]:
@@ -237,7 +234,7 @@ def load_artifacts(folder: Path, chosen: Literal["all"] | Sequence[str]) -> dict
             names.append(name)
         else:
             raise ConfigError(f"artifacts: no file {folder / (name + '.yaml')}; known artifacts: {known}")
-    found = {name: _validate(ArtifactConfig, _read(files[name]), str(files[name])) for name in names}
+    found = {name: validate(ArtifactConfig, _read(files[name]), str(files[name])) for name in names}
     return dict(sorted(found.items(), key=lambda item: (*_rank(item[1]), item[0])))
 
 
@@ -257,13 +254,10 @@ def base(folder: Path = Path("config")) -> Path:
 
 def read_run(files: Sequence[Path]) -> RunConfig:
     """Read and merge configuration files as Snakemake does: mappings deeply, later files winning."""
-    merged: dict[str, Any] = {}
-    for path in files:
-        merged = merge(merged, _read(path))
-    where = " + ".join(str(path) for path in files)
-    if overlays := [_read(path) for path in files[1:]]:
+    where, contents = " + ".join(map(str, files)), [_read(path) for path in files]
+    if overlays := contents[1:]:
         name_run([key for overlay in overlays for key in overlay], where)
-    return load_run(merged, where)
+    return load_run(reduce(merge, contents, {}), where)
 
 
 def name_run(options: Collection[str], where: str) -> None:
@@ -276,7 +270,7 @@ def name_run(options: Collection[str], where: str) -> None:
 
 def read_spec(kind: type[T], path: Path) -> T:
     """One YAML file as a configuration type; raises ConfigError with one line for each mistake."""
-    return _validate(kind, _read(path), str(path))
+    return validate(kind, _read(path), str(path))
 
 
 def hand_on(config: RunConfig) -> None:
@@ -299,9 +293,21 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # C's where there is one
+    """Refuses a key that stands twice, of which YAML's readers take the last."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Begins the reading of a mapping; keys that are merged into it stand before it, and may be among its own."""
+        own = dict[str, yaml.Node]()
+        for key in (key for key, _ in node.value if key.start_mark.index >= node.start_mark.index):
+            if own.setdefault(f"{key.tag} {key.value}", key) is not key:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} stands twice; remove one of them")
+        super().flatten_mapping(node)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -313,7 +319,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _validate(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
+def validate(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
+    """A document as a configuration type; raises ConfigError with one line for each mistake."""
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -323,7 +330,7 @@ def _validate(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
 
 def explain(kind: type[Spec], mistake: Mapping[str, Any]) -> str:
     """One mistake as `where: what; allowed; fix`."""
-    path = [str(part) for part in mistake["loc"]]
+    path = [str(part) for part in mistake["loc"] if "[" not in str(part)]  # but for which of several types
     place = ".".join(path)
     if mistake["type"] == "extra_forbidden":
         allowed = _options_at(kind, path[:-1])
@@ -332,7 +339,9 @@ def explain(kind: type[Spec], mistake: Mapping[str, Any]) -> str:
         return f"{place}: missing; add it"
     given = mistake["input"]
     shown = f" (got {given!r})" if not isinstance(given, Mapping) else ""
-    return f"{place}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}{shown}; change it to an allowed value"
+    said = (mistake["msg"][0].lower() + mistake["msg"][1:]).replace("tuple", "list")
+    one = mistake["type"] == "tuple_type" and isinstance(given, str | float | int)
+    return f"{place}: {said}{shown}; {f'write [{given}]' if one else 'change it to an allowed value'}"
 
 
 def _options_at(kind: type[Spec], path: Sequence[str]) -> list[str]:

@@ -126,7 +126,8 @@ class TrainingSpec(Spec):
     eval_steps: int | None = Field(default=None, ge=1, exclude_if=lambda steps: steps is None)
     """Steps of that attack, which together reach across its ball whatever the training attack takes; null: 10."""
     min_clean_accuracy: float = Field(default=0.83, ge=0, le=1)
-    """An epoch counts as best only above this clean accuracy of the network on the images that judge it."""
+    """An epoch counts as best only above this clean accuracy of the network on the images that judge it; where none
+    exceeds it, the last epoch is kept."""
     selection: Literal["holdout", "holdout-dknn", "test"] = "holdout"
     """What picks the best epoch: the network's accuracy under PGD on held-out images; the same of a DkNN on Conv 4
     (cosine, K = 5, up to 2000 references a class); or that of a DkNN on four batches of test images, as in the

@@ -21,12 +21,15 @@ def again(path: Path, trials: int | None, data: Path) -> tuple[float, str]:
     """Measure a cell again, or its first trials: the share of equal predictions, and what the record was measured on.
 
     Raises:
-        AskError: the record holds fewer trials, the weights are not those that it names, the data are not prepared, or
-            the cell's attack needs blocks of AdvKnn, which are not kept.
+        AskError: it is no cell's record or of fewer trials, the weights are not those that it names, the data are not
+            prepared, or the cell's attack needs blocks of AdvKnn, which are not kept.
     """
     settle()
-    record = json.loads(path.read_text(encoding="utf-8"))
-    job, run = CellJob.model_validate_json(json.dumps(current(record["job"]))), Run(path.parents[3])
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        job, run = CellJob.model_validate_json(json.dumps(current(record["job"]))), Run(path.parents[3])
+    except (ValueError, TypeError, LookupError):
+        raise AskError(f"{path}: no record of a cell, results/<run>/cells/<dataset>/<model>/<cell>.json") from None
     if trials is not None and not 1 <= trials <= job.trials:
         raise AskError(f"{path} holds {job.trials} trials; {trials} can't be compared")
     if job.blocks_from:

@@ -21,7 +21,7 @@ from ask.config.artifacts import (
 )
 from ask.config.attacks import PIXEL
 from ask.config.jobs import CellJob, ClassifierSpec
-from ask.config.run import ConfigError, RunConfig, base, load_artifacts, read_run
+from ask.config.run import ConfigError, RunConfig, base, load_artifacts, read_run, validate
 from ask.data.sources import PUBLISHED
 from ask.errors import AskError
 from ask.paths import Run
@@ -83,10 +83,21 @@ class Plan:
 def plan_of(config: RunConfig, folder: Path = CONFIG) -> Plan:
     """The plan of a configuration, with the artifacts and the paper's values that lie in a folder."""
     artifacts = load_artifacts(folder / ARTIFACTS.name, config.artifacts)
-    parts = {part for one in artifacts.values() for part in re.findall(r'"part":"(.*?)"', one.model_dump_json())}
-    if unknown := sorted(set(config.without) - {*config.datasets, *config.models, *parts}):
-        raise ConfigError(f"without: no data set, model or part of an artifact is called {unknown[0]!r}")
+    if mistakes := list(_astray(config, artifacts, folder / ARTIFACTS.name)):
+        raise ConfigError("\n".join(mistakes))
     return plan_run(config, artifacts, Paper.read(folder / PAPER.name))
+
+
+def _astray(config: RunConfig, artifacts: Mapping[str, ArtifactConfig], folder: Path) -> Iterator[str]:
+    """Names that lead nowhere, which would be passed over or told as an artifact's mistake."""
+    for name, stand_in in config.stand_ins.items():
+        for one in sorted({name, stand_in.dataset} - config.datasets.keys()):
+            yield f"stand_ins.{name}: there is no data set {one!r}; the run has {', '.join(config.datasets)}"
+    if unknown := {*config.without} - {*config.datasets, *config.models}:
+        every = {**artifacts, **load_artifacts(folder, "all")}  # a run of few artifacts may lie on one that leaves out
+        parts = (part for one in every.values() for part in re.findall(r'"part":"(.*?)"', one.model_dump_json()))
+        for one in sorted(unknown.difference(parts)):
+            yield f"without: no data set, model or part of an artifact is called {one!r}; mend its spelling"
 
 
 def load(overlays: Sequence[Path], trials: int | None = None) -> Plan:
@@ -233,9 +244,9 @@ class _Planner:
             lines = []
             for line in panel.lines.values:
                 points: list[dict[str, Any]] = []
-                for x in self.config.evaluation.x_values.get(panel.x.setting, panel.x.values):
-                    value = x if panel.x.setting == "eps" else int(x)
-                    at = Settings.model_validate({panel.x.setting: value})
+                given = self.config.evaluation.x_values.get(panel.x.setting)
+                for x in given or panel.x.values:
+                    at = validate(Settings, {panel.x.setting: x}, "evaluation.x_values" if given else "x.values")
                     entry = self._entry(artifact, [artifact.settings, panel.settings, line, at])
                     points.append({"x": self._x(panel.x.setting, x, entry), "entry": entry})
                 label = self._labels(artifact, (line,), [point["entry"] for point in points])[0]

@@ -58,7 +58,7 @@ def inspect(plan: Plan, *, all_networks: bool = False) -> list[str]:
 
     Networks of one's own are made once; those that the run has made already only with ``all_networks``.
     """
-    mistakes, remarks = list(_names(plan)), list(_unused(plan))
+    mistakes, remarks = list[str](), list(_unused(plan))
     for task in plan.of("prepare"):
         try:
             found = counted(task.job.spec)
@@ -70,14 +70,6 @@ def inspect(plan: Plan, *, all_networks: bool = False) -> list[str]:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     _own_networks(plan, [task for task in plan.of("train", "adopt") if all_networks or not task.done])
     return remarks + list(dict.fromkeys(_small_radii(plan)))
-
-
-def _names(plan: Plan) -> Iterator[str]:
-    """Stand-ins for what the paper does not have, or by what the run does not have."""
-    known = ", ".join(plan.config.datasets)
-    for name, stand_in in plan.config.stand_ins.items():
-        for one in {name, stand_in.dataset} - plan.config.datasets.keys():
-            yield f"stand_ins.{name}: there is no data set {one!r}; the run has {known}; mend its spelling"
 
 
 def _unused(plan: Plan) -> Iterator[str]:
@@ -128,9 +120,14 @@ def _small_radii(plan: Plan) -> Iterator[str]:
         if task.job.attack is not None and (eps := round(task.job.attack.eps * PIXEL, 6)) < 1:
             meant = f"if that share of the range is meant, write {PIXEL * eps:g}"
             yield f"eps {eps:g} is {eps:g} of 255, less than a grey level; {meant}"
-    for task in plan.of("train"):
-        if 0 < (eps := task.job.training.eps) < 1:
-            yield f"datasets.{task.job.dataset}.training.eps: {eps:g} is {eps:g} of 255, less than a grey level"
+    for job in (task.job for task in plan.of("train")):
+        shared, model = plan.config.datasets[job.dataset].training, f"models.{job.model.partition('-seed')[0]}"
+        radii = {f"{model}.trades.eps": job.method.trades.eps} if job.method.trades else {}
+        for name in ("eps", "step_size", "ask_eps", "eval_eps"):
+            eps = getattr(job.training, name)
+            radii[f"{f'datasets.{job.dataset}' if eps == getattr(shared, name) else model}.training.{name}"] = eps
+        small = {place: eps for place, eps in radii.items() if eps and eps < 1}
+        yield from (f"{place}: {eps:g} is {eps:g} of 255, less than a grey level" for place, eps in small.items())
 
 
 def _own_networks(plan: Plan, tasks: Iterable[Task]) -> None:

@@ -77,8 +77,12 @@ def closure(modules: Iterable[str], package: Path = PACKAGE) -> set[str]:
 
 @cache
 def read(name: str, package: Path = PACKAGE) -> Module:
-    """Imports and hashes of a module."""
-    tree = ast.parse(_file(name, package).read_text(encoding="utf-8"))
+    """Imports and hashes of a module; raises ImportError, which names the file, if that is no Python."""
+    path = _file(name, package)
+    try:
+        tree = ast.parse(path.read_bytes(), path)
+    except (SyntaxError, ValueError) as error:
+        raise ImportError(f"{path}: {error}; mend it") from error
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
