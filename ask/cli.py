@@ -223,7 +223,7 @@ def _read(name: str, text: str) -> tuple[Any, dict[str, Any]]:
     try:
         job = kind.model_validate_json(text)
     except ValidationError as error:
-        from ask.config.run import explain
+        from ask.config.base import explain
 
         raise AskError("\n".join(f"--job: {explain(kind, mistake)}" for mistake in error.errors())) from None
     return job, job.model_dump(mode="json")

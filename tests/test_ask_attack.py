@@ -223,6 +223,51 @@ def test_random_sampling_keeps_the_nearest_own_references_unless_told_otherwise(
         assert (wrong == nearest_all).float().mean() < 0.2
 
 
+def test_fewer_references_of_other_classes_are_as_random(digits):
+    references, reference_labels, *_ = digits
+    search = ExactSearch(references.flatten(1), reference_labels)
+    config = ASKAttackConfig(layers=("input",), variant="random-sampling", k_in=5, k_out=1)
+    attack = ASKAttack(identity_features, {"input": search}, config, generator=seeded())
+    images, labels = torch.rand(20_000, 1, 8, 8, generator=seeded()), torch.zeros(20_000, dtype=torch.int64)
+    ids, shares = attack._choose(attack.search(images)["input"], labels, "input")
+    used = ids[:, 1][shares[:, 1] > 0] - search.bounds[1][0]
+    share = torch.bincount(used, minlength=int(search.counts[1])) / len(images)
+    torch.testing.assert_close(share, torch.full_like(share, 1 / len(share)), atol=0.005, rtol=0)
+
+
+def test_other_images_in_the_batch_do_not_choose_an_images_target(digits):
+    references, reference_labels, images, labels = digits
+    searches = {
+        name: ExactSearch(scale * references.flatten(1)[:, part], reference_labels, similarity="l2")
+        for name, scale, part in (("a", 1, slice(20)), ("b", 9, slice(20, 60)))
+    }
+    features = {"a": images.flatten(1)[:, :20], "b": 9 * images.flatten(1)[:, 20:60]}
+    # Far away at one layer: on its own it has no say there, for all classes are as far.
+    far = features["a"].clone()
+    far[1:] += 100
+
+    def targets(a):
+        near = {name: searches[name].search(f, k_class=5) for name, f in {"a": a, "b": features["b"]}.items()}
+        return nearest_wrong_class(near, labels, 5)
+
+    assert targets(far)[0] == targets(features["a"])[0]
+    alone = {name: searches[name].search(f[:1], k_class=5) for name, f in features.items()}
+    assert nearest_wrong_class(alone, labels[:1], 5)[0] == targets(far)[0]
+
+
+def test_no_more_images_than_a_batch_pass_through_the_features(digits):
+    references, reference_labels, images, labels = digits
+    search, seen = ExactSearch(references.flatten(1), reference_labels), []
+
+    def features(x, layers):
+        seen.append(len(x))
+        return identity_features(x, layers)
+
+    config = ASKAttackConfig(layers=("input",), tau=0.1, steps=1, batch_size=7)
+    ASKAttack(features, {"input": search}, config, generator=seeded())(images[:20], labels[:20])
+    assert max(seen) == 7
+
+
 def test_target_is_the_nearest_wrong_class(digits):
     references, reference_labels, images, labels = digits
     search = ExactSearch(references.flatten(1), reference_labels, similarity="l2")
@@ -305,6 +350,14 @@ def test_bad_images_and_labels_are_one_clear_error(digits, images, labels, messa
 def test_bad_settings_are_one_clear_error(changes, message):
     with pytest.raises(ValueError, match=message):
         ASKAttackConfig(**({"layers": ("input",)} | changes))
+
+
+def test_a_single_bad_setting_is_told_in_one_line(digits):
+    search = ExactSearch(digits[0].flatten(1), digits[1])
+    with pytest.raises(ValueError, match=r"^eps: eps=8.0 is outside \(0, 1\]; .*, so write 8 of 255 as 8 / 255$"):
+        ASKAttack(identity_features, {"input": search}, eps=8.0, tau=1.0)
+    with pytest.raises(ValueError, match=r"^steps: input should be [^\n]*\nk_in: input should be [^\n]*$"):
+        ASKAttack(identity_features, {"input": search}, steps=0, k_in=0, tau=1.0)
 
 
 @pytest.mark.parametrize("tau", [None, {"b": 0.03}])

@@ -15,6 +15,7 @@ from ask.attacks import (
     PGDConfig,
     identity_features,
 )
+from ask.knn import DkNN
 from ask.knn.search import ExactSearch
 
 CLASSES, PER_CLASS = 3, 5
@@ -119,6 +120,20 @@ def test_images_of_another_size_than_the_references_are_a_clear_error(attack):
 def test_a_class_without_references_is_a_clear_error(n_classes):
     with pytest.raises(ValueError, match="class 1 has no reference; every class needs at least one"):
         ExactSearch(torch.rand(4, 4, generator=seeded()), torch.tensor([0, 2, 2, 0]), n_classes=n_classes)
+
+
+def test_no_references_are_a_clear_error():
+    with pytest.raises(ValueError, match=r"references must be \(references, dimensions\), got shape \(0, 4\)"):
+        ExactSearch(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.bool])
+def test_features_are_of_floating_point_images(kind):
+    whole = (images() * 255).to(kind)
+    for given in (whole, whole.numpy()):
+        with pytest.raises(ValueError, match=r"in \[0, 1\], got .*(uint8|int64|bool); divide by 255"):
+            DkNN(identity_features).fit(given, LABELS)
+        assert DkNN(n_neighbors=1).fit(given, LABELS).predict(given).shape == LABELS.shape
 
 
 def test_a_network_without_parameters_still_needs_images_and_labels_in_one_place():

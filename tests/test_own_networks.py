@@ -45,6 +45,8 @@ class Net(nn.Module):
             x = x + y
         if self.kind == "run twice":
             x = x + F.interpolate(self.conv2(x), scale_factor=2)
+        if self.kind == "cut":
+            x = x.detach()
         x = F.adaptive_avg_pool2d(F.relu(self.late(F.relu(x))), 4)
         x = x.view(len(x), -1) if self.kind == "view" else x.flatten(1)
         x = self.fc(self.drop(x))
@@ -225,6 +227,8 @@ def test_other_files_are_refused(state: Any, message: str, tmp_path: Path) -> No
     ("given", "message"),
     [
         (spec("mapping"), "returns a dict, not logits"),
+        (spec("cut"), "no gradient leads from its logits and conv4 to the image, which attacks climb: compute in"),
+        (spec("cut", layers={"a": "conv1", "b": "fc"}), "no gradient leads from its logits and b to the image"),
         (spec("batch"), "differ from pass to pass, or with the images beside it"),
         (spec(layers={"x": "bn3"}), r"layer x: no submodule 'bn3'; it consists of conv1, bn1"),
         (spec().model_copy(update={"options": {"channels": 3}}), "images of 1x32x32 do not pass"),

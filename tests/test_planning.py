@@ -150,6 +150,9 @@ def test_evidence_that_came_without_notes_is_put_in_order(tmp_path: Path, monkey
     note.touch()
     why.adopt(plan.tasks, plan.run)
     assert times(cell.output) == [2000], "Snakemake made that calibration here, and knows"
+    cell.output.unlink()
+    why.adopt(plan.tasks, plan.run)
+    assert not cell.output.exists(), "a record that was deleted is measured again, whatever else of it is there"
 
 
 def test_what_is_not_counted_takes_the_time_of_a_table() -> None:

@@ -171,7 +171,11 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
         ids = search.rows(neighbours.class_indices[:, :, :k])
         is_own = torch.nn.functional.one_hot(labels, self.n_classes).bool().unsqueeze(2)
         if config.variant == "random-sampling":
-            drawn = draw_references(search.counts, len(labels), k, self.generator).to(ids.device)
+            drawn = draw_references(search.counts, len(labels), k, self.generator)
+            if config.k_in != config.k_out:  # of a class, the first few are then used: any few, in random order
+                order = torch.rand(drawn.shape, generator=self.generator, device=drawn.device).argsort(2)
+                drawn = drawn.gather(2, order)
+            drawn = drawn.to(ids.device)
             ids = drawn if config.random_in_class else torch.where(is_own, ids, drawn)
         place = torch.arange(k, device=ids.device)
         shares = torch.where(is_own, (place < config.k_in) / config.k_in, (place < config.k_out) / config.k_out)
@@ -193,17 +197,20 @@ def nearest_wrong_class(neighbours: Mapping[str, Neighbours], labels: Tensor, k:
     """The targeted variant's class (batch,): the wrong class at the least mean distance to the clean image.
 
     The paper (App. E) leaves open over which points and layers; here over the k nearest references
-    of each class, averaged over layers after division by each layer's mean distance.
+    of each class, averaged over layers after division by the image's mean distance at each.
     """
     total = torch.zeros(())
     for found in neighbours.values():
         distance = found.class_distances[:, :, :k].mean(2)
-        total = total.to(distance) + distance / distance.mean().clamp_min(1e-12)
+        total = total.to(distance) + distance / distance.mean(1, keepdim=True).clamp_min(1e-12)
     return total.scatter(1, labels.unsqueeze(1), float("inf")).argmin(1)
 
 
 def draw_references(counts: Tensor, batch: int, k: int, generator: torch.Generator) -> Tensor:
-    """Rows (batch, classes, k) of class-sorted references, k a class, uniformly and without replacement."""
+    """Rows (batch, classes, k) of class-sorted references, k a class, uniformly and without replacement.
+
+    Any k are as likely as any other, but not at any place among them.
+    """
     drawn = []
     for start, count in zip((counts.cumsum(0) - counts).tolist(), counts.tolist(), strict=True):
         # Floyd's sampling: place j is uniform below j + 1, or j itself when that is taken.

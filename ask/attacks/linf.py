@@ -17,10 +17,12 @@ from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from ask.attacks.validation import HALF, plain, rounded
 from ask.config.attacks import AttackConfig
+from ask.config.base import explain
 from ask.models.hooks import evaluating, module_of
 from ask.precision import undisturbed
 
@@ -272,7 +274,11 @@ class GradientAttack(ABC, Generic[C]):
                 )
             if isinstance(eps := settings.get("eps"), int | float) and eps <= 1:
                 defaults["step_size"] = eps / 4
-            return cls.config_type(**{**defaults, **settings})
+            try:
+                return cls.config_type(**{**defaults, **settings})
+            except ValidationError as error:
+                mistakes = (explain(cls.config_type, mistake) for mistake in error.errors())
+                raise ValueError("\n".join(dict.fromkeys(mistakes))) from None
         if not isinstance(config, cls.config_type):
             wanted = cls.config_type.__name__
             raise ValueError(f"config must be of type {wanted}, got {config!r}; name single settings: eps=8 / 255")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttack
+from ask.attacks.linf import Ascent, FeatureFunction, FeatureLoss, GradientAttack, fitting_batch
 from ask.attacks.validation import check_labels, checked, positions
 from ask.config.attacks import ReferenceAttackConfig
 from ask.knn.search import Neighbours, Search
@@ -129,10 +129,11 @@ class ReferenceAttack(GradientAttack[R]):
 
     def search(self, images: Tensor) -> dict[str, Neighbours]:
         """Neighbours of clean images (batch, ...) at each layer."""
+        size = self.config.batch_size or fitting_batch(images, 0)
         with torch.no_grad(), evaluating(self.features):
-            found = self.features(images, tuple(self.references))
+            parts = [self.features(part, tuple(self.references)) for part in images.split(size)]
         return {
-            layer: search.search(found[layer], k=self.k, k_class=self.k_class)
+            layer: search.search(torch.cat([part[layer] for part in parts]), k=self.k, k_class=self.k_class)
             for layer, search in self.references.items()
         }
 

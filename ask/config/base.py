@@ -1,6 +1,7 @@
 """The common base of all configuration types, and value types they share."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +18,45 @@ class Spec(BaseModel):
     """Immutable, complete (unknown keys are errors), finite, documented by attribute docstrings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def explain(kind: type[Spec], mistake: Mapping[str, Any]) -> str:
+    """One mistake as `where: what; allowed; fix`."""
+    path = [str(part) for part in mistake["loc"] if "[" not in str(part)]  # but for which of several types
+    place = ".".join(path)
+    if mistake["type"] == "extra_forbidden":
+        allowed = _options_at(kind, path[:-1])
+        return f"{place}: unknown option; allowed here: {', '.join(allowed)}; remove it or mend its spelling"
+    if mistake["type"] == "missing":
+        return f"{place}: missing; add it"
+    if mistake["type"] == "value_error":  # of our own
+        return ": ".join(filter(None, (place, str(mistake["ctx"]["error"]))))
+    given = mistake["input"]
+    shown = f" (got {given!r})" if not isinstance(given, Mapping) else ""
+    said = (mistake["msg"][0].lower() + mistake["msg"][1:]).replace("tuple", "list")
+    one = mistake["type"] == "tuple_type" and isinstance(given, str | float | int)
+    return f"{place}: {said}{shown}; {f'write [{given}]' if one else 'change it to an allowed value'}"
+
+
+def _options_at(kind: type[Spec], path: Sequence[str]) -> list[str]:
+    """Names of the options at a place of the configuration."""
+    options: Any = kind
+    for part in path:
+        if isinstance(options, type) and issubclass(options, Spec) and part in options.model_fields:
+            options = options.model_fields[part].annotation
+        options = _spec_in(options) or options
+    found = _spec_in(options)
+    return sorted(found.model_fields) if found else []
+
+
+def _spec_in(annotation: Any) -> type[Spec] | None:
+    """The first configuration type inside an annotation such as ``dict[str, X]`` or ``X | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return annotation
+    for argument in get_args(annotation):
+        if found := _spec_in(argument):
+            return found
+    return None
 
 
 Pixels = Annotated[float, Field(ge=0, le=255)]

@@ -5,14 +5,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ask.config.artifacts import CATEGORIES, ArtifactConfig, XSetting
 from ask.config.attacks import AdvKnnOptions, AutoAttackOptions, DkNNOptions
-from ask.config.base import DataSpec, Pixels, Precision, Similarity, Spec
+from ask.config.base import DataSpec, Pixels, Precision, Similarity, Spec, explain
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec
 from ask.errors import AskError
 
@@ -326,40 +326,3 @@ def validate(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         lines = [explain(kind, mistake) for mistake in error.errors()]
         raise ConfigError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
-
-
-def explain(kind: type[Spec], mistake: Mapping[str, Any]) -> str:
-    """One mistake as `where: what; allowed; fix`."""
-    path = [str(part) for part in mistake["loc"] if "[" not in str(part)]  # but for which of several types
-    place = ".".join(path)
-    if mistake["type"] == "extra_forbidden":
-        allowed = _options_at(kind, path[:-1])
-        return f"{place}: unknown option; allowed here: {', '.join(allowed)}; remove it or mend its spelling"
-    if mistake["type"] == "missing":
-        return f"{place}: missing; add it"
-    given = mistake["input"]
-    shown = f" (got {given!r})" if not isinstance(given, Mapping) else ""
-    said = (mistake["msg"][0].lower() + mistake["msg"][1:]).replace("tuple", "list")
-    one = mistake["type"] == "tuple_type" and isinstance(given, str | float | int)
-    return f"{place}: {said}{shown}; {f'write [{given}]' if one else 'change it to an allowed value'}"
-
-
-def _options_at(kind: type[Spec], path: Sequence[str]) -> list[str]:
-    """Names of the options at a place of the configuration."""
-    options: Any = kind
-    for part in path:
-        if isinstance(options, type) and issubclass(options, Spec) and part in options.model_fields:
-            options = options.model_fields[part].annotation
-        options = _spec_in(options) or options
-    found = _spec_in(options)
-    return sorted(found.model_fields) if found else []
-
-
-def _spec_in(annotation: Any) -> type[Spec] | None:
-    """The first configuration type inside an annotation such as ``dict[str, X]`` or ``X | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return annotation
-    for argument in get_args(annotation):
-        if found := _spec_in(argument):
-            return found
-    return None

@@ -179,12 +179,16 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
             # More axes than two are an image's, of which scikit-learn would count the second.
             axes = getattr(X, "ndim", None) or np.asarray(X).ndim
             array = check_array(X, allow_nd=True) if axes > 2 else validate_data(self, X, reset=fitting)
-            if self.features is not None and array.dtype == np.uint8:
-                raise ValueError("features are of floating-point images in [0, 1], got uint8; divide by 255?")
+            self._check_floating(array.dtype, array.dtype.kind == "f")
             return torch.as_tensor(np.require(array, requirements="W"), dtype=self._kind(array))
         if X.ndim < 2:
             raise ValueError(f"X must be (samples, ...), got shape {tuple(X.shape)}; a single sample is x[None]")
+        self._check_floating(X.dtype, X.is_floating_point())
         return X.detach() if self.features is not None else X.detach().to(self._kind(X))
+
+    def _check_floating(self, kind: object, floating: bool) -> None:
+        if self.features is not None and not floating:
+            raise ValueError(f"features are of floating-point images in [0, 1], got {kind}; divide by 255?")
 
     def _kind(self, array: Array | Tensor) -> torch.dtype:
         kept = str(array.dtype).rpartition(".")[2] in _WIDE and self.features is None

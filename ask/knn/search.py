@@ -71,7 +71,7 @@ class Search(ABC):
         self, features: Tensor, labels: Tensor, *, n_classes: int | None = None, similarity: Similarity = "cosine"
     ) -> None:
         self.similarity: Similarity = similarity
-        self.n_classes = n_classes or int(labels.max()) + 1
+        self.n_classes = n_classes or (int(labels.max()) + 1 if labels.numel() else 1)
         self.counts = _counts(features, labels, self.n_classes)
         self.order = torch.argsort(labels, stable=True)
         self._row = torch.empty_like(self.order)

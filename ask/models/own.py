@@ -106,6 +106,7 @@ class OwnNetwork(Network):
         with evaluating(self), torch.enable_grad(), ExitStack() as hooks:
             try:
                 alone = self(images[:1])
+                cut = self._cut(images[:1])
                 for name, part in self.named_modules():
                     if name.startswith("module.") and not list(part.children()):
                         hooks.enter_context(
@@ -119,6 +120,11 @@ class OwnNetwork(Network):
             raise OwnModelError(
                 f"{who}returns {tuple(logits.shape)} for 2 images, not logits (2, {self.num_classes} or more): give the"
                 " number of classes in `options`, or wrap the module"
+            )
+        if cut:
+            raise OwnModelError(
+                f"{who}no gradient leads from its {' and '.join(cut)} to the image, which attacks climb: compute in"
+                " torch, without detach(), no_grad(), argmax() and NumPy"
             )
         if not (alone - logits[:1]).abs().max() <= 1e-3 * logits.abs().max():
             raise OwnModelError(
@@ -143,6 +149,18 @@ class OwnNetwork(Network):
         ]
         if self._pairs and not self._folds(images):
             self._pairs = []
+
+    def _cut(self, images: Tensor) -> list[str]:
+        """Outputs from which no gradient leads to the images, by name."""
+        images = images.clone().requires_grad_()
+        logits, features = self.forward_with_features(images, tuple(self.spec.layers))
+        cut = []
+        for name, found in {"logits": logits, **features}.items():
+            if found.requires_grad:
+                (gradient,) = torch.autograd.grad(found.sum(), images, retain_graph=True, allow_unused=True)
+            if not found.requires_grad or gradient is None:
+                cut.append(name)
+        return cut
 
     def _folds(self, images: Tensor) -> bool:
         """Whether folding changes nothing, with batch norms unlike the identity."""

@@ -97,7 +97,7 @@ def adopt(tasks: Tasks, run: Run) -> None:
 
     for task in in_order(tasks):
         there = [path for path in (*task.outputs, run.benchmark(task.output)) if path.is_file()]
-        if task.step.stage in (RENDERED, LAST) or not there or _noted(task.output):
+        if task.step.stage in (RENDERED, LAST) or task.output not in there or _noted(task.output):
             continue
         needs = [need.stat().st_mtime_ns for need in task.needs if need.is_file() and not _noted(need)]
         newest = max(needs, default=0)
