@@ -251,7 +251,7 @@ def test_the_paper_s_weights_are_judged_on_both_data_sets(own: float, verdict: s
             f"{dataset}/at/c#",
         )
         for dataset in ("cifar10", "imagenette")
-        for line, mean in (("the paper's", own if dataset == "imagenette" else 30.0), ("calibrated", 30.0))
+        for line, mean in (("the paper's weights", own if dataset == "imagenette" else 30.0), ("calibrated", 30.0))
     ]
     assert judged_by_the_rules("C67", {"paper-parameters": rows})["verdict"] == verdict
 
