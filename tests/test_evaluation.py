@@ -135,6 +135,12 @@ def test_validity_names_the_worst_image():
     bright = torch.ones(2, 1, 2, 2)
     with pytest.raises(InvalidAttackError, match=r"image 1 leaves \[0, 1\]"):
         seen.see_images(bright, bright + torch.tensor([0.0, 0.05]).view(2, 1, 1, 1), eps=0.1)
+    black_box = Validity()
+    assert set(black_box.over([black_box.counts()]).values()) == {None}, "nothing was attacked"
+    black_box.see_images(clean, clean + 0.1, eps=0.1)
+    found = black_box.over([black_box.counts()])
+    assert (found["max_linf"], found["min"], found["max"]) == pytest.approx((0.1, 0.6, 0.6))
+    assert found["zero_gradient_share"] is found["non_finite_gradient_share"] is None
     seen.see_gradient(torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
     assert seen.over([seen.counts()])["zero_gradient_share"] == 0.5
 

@@ -59,15 +59,17 @@ class Validity:
 
     @staticmethod
     def over(counts: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-        """The same of several trials, from each one's :meth:`counts`."""
-        if not (gradients := sum(one["gradients"] for one in counts)):
-            return dict.fromkeys(("max_linf", "min", "max", "zero_gradient_share", "non_finite_gradient_share"))
+        """The same of several trials, from each one's :meth:`counts`; None: no images or gradients were seen."""
+        seen = [one for one in counts if one["min"] <= one["max"]]
+        gradients = sum(one["gradients"] for one in counts)
         return {
-            "max_linf": max(one["max_linf"] for one in counts),
-            "min": min(one["min"] for one in counts),
-            "max": max(one["max"] for one in counts),
-            "zero_gradient_share": sum(one["zero_gradients"] for one in counts) / gradients,
-            "non_finite_gradient_share": sum(one["non_finite_gradients"] for one in counts) / gradients,
+            "max_linf": max((one["max_linf"] for one in seen), default=None),
+            "min": min((one["min"] for one in seen), default=None),
+            "max": max((one["max"] for one in seen), default=None),
+            "zero_gradient_share": sum(one["zero_gradients"] for one in counts) / gradients if gradients else None,
+            "non_finite_gradient_share": (
+                sum(one["non_finite_gradients"] for one in counts) / gradients if gradients else None
+            ),
         }
 
 
