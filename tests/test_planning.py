@@ -14,6 +14,7 @@ import yaml
 from training_jobs import load_images
 from training_jobs import run as run_training
 
+from ask.config.artifacts import ArtifactConfig
 from ask.config.base import DataSpec
 from ask.config.run import load_artifacts, read_run
 from ask.config.training import NetworkSpec
@@ -231,6 +232,23 @@ def test_analyses_of_several_models_are_all_made() -> None:
     assert sizes == {"timing": len(artifacts["timing"].rows[0].values), "times": 2}
     for name in artifacts:
         assert all(path in plan.tasks for path in plan.cells_of(name)), name
+
+
+def test_each_model_is_timed_by_itself_and_once_whatever_the_seeds() -> None:
+    config = planned("lite").config
+    seeds = config.evaluation.model_copy(update={"training_seeds": 3, "max_training_seeds": None})
+    config = config.model_copy(update={"evaluation": seeds})
+    table = load_artifacts(ROOT / "config/artifacts", ["timing"])["timing"].model_dump()
+    models = {"values": [{"label": name, "model": name} for name in ("at", "ask-def")]}
+    both = ArtifactConfig.model_validate({**table, "rows": [models, *table["rows"]]})
+    plan = plan_run(config, {"both": both}, Paper.read(ROOT / "config/paper"))
+    assert sorted(str(task.output.parent.name) for task in plan.of("timing")) == ["ask-def", "at"]
+    assert all(
+        {cell.features.model for cell in task.job.cells} == {task.output.parent.name} for task in plan.of("timing")
+    )
+    entries = plan.tasks[plan.run.table("both")].job["entries"]
+    assert all("over" not in entry for entry in entries)
+    assert {entry["cell"]["model"] for entry in entries} == {"at", "ask-def"}
 
 
 def test_speed_is_learned_from_finished_jobs() -> None:

@@ -257,15 +257,16 @@ class _Planner:
         return {"comparable": self._comparable(entries({"panels": panels})), "panels": panels}
 
     def _compare_seconds(self, found: list[dict[str, Any]]) -> None:
-        """Let timing metrics of a table read one common measurement, in which attacks take turns."""
+        """Let timing metrics of a table read one measurement of each model, in which attacks take turns."""
         timed = [entry for entry in found if entry["metric"] in get_args(TimingMetric)]
-        if not timed:
-            return
-        cells = {cell.id: cell for cell in map(self._cell, timed)}
-        job = self.make.timing(cells.values())
+        models: dict[tuple[str, str], dict[str, CellJob]] = {}
+        for cell in map(self._cell, timed):
+            models.setdefault((cell.features.dataset, cell.features.model), {})[cell.id] = cell
+        races = {model: self.make.timing(cells.values()) for model, cells in models.items()}
         for entry in timed:
-            entry["classifier"] = {"timed": entry["cell"]["id"]}
-            entry["cell"] = {**entry["cell"], "id": job}
+            cell = entry["cell"]
+            entry["classifier"] = {"timed": cell["id"]}
+            entry["cell"] = {**cell, "id": races[cell["dataset"], cell["model"]]}
 
     def _cell(self, entry: Mapping[str, Any]) -> CellJob:
         """The cell of an entry, as it is asked for so far."""
@@ -314,7 +315,8 @@ class _Planner:
     def _over_seeds(self, artifact: ArtifactConfig, asked: dict[str, Any]) -> dict[str, Any]:
         """A measured value, and where several models are asked for, the other models' cells in ``over``."""
         entry = self._single(artifact, asked)
-        trained = self.settings.is_trained(asked["model"]) and asked["metric"] not in get_args(CostMetric)
+        once = asked["metric"] in (*get_args(CostMetric), *get_args(TimingMetric))
+        trained = self.settings.is_trained(asked["model"]) and not once
         if trained and asked["training_seeds"] > 1:
             entry["over"] = [self._single(artifact, asked, seed)["cell"] for seed in range(1, asked["training_seeds"])]
         return entry
