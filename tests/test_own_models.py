@@ -173,7 +173,7 @@ def test_check_names_mistakes_before_anything_runs(
     monkeypatch.chdir(project)
     monkeypatch.syspath_prepend(project)
     monkeypatch.delitem(sys.modules, "my_models", raising=False)
-    assert main(["check", "config/config.yaml", "config/wrong.yaml"]) == 1
+    assert main(["check", "config/wrong.yaml"]) == 1
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -195,7 +195,7 @@ def test_check_and_plan_count(
 ) -> None:
     monkeypatch.chdir(project)
     monkeypatch.syspath_prepend(project)
-    assert main(["check", "config/config.yaml", "config/own.yaml"]) == 0
+    assert main(["check", "config/own.yaml"]) == 0
     assert "own: 4 models" in capsys.readouterr().out
     for cost in costs(plan := load([Path("config/own.yaml")])).values():
         assert not cost.unknown

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 
 from ask import hardware
-from ask.config.run import ConfigError, read_run
+from ask.config.run import ConfigError, base, read_run
 from ask.paths import Run
 from ask.plan import predict
 from ask.plan.batches import START, forecast
@@ -36,8 +36,11 @@ Overlays = Annotated[Sequence[Path], "overlays, as for snakemake"]
 
 
 def check(config: Annotated[Sequence[Path], "configuration files, later ones winning"]) -> None:
-    """Validate a configuration and what it names on disk, and count its jobs."""
-    read = read_run(list(config))
+    """Validate a configuration and what it names on disk, and count its jobs.
+
+    They are overlays of `config/config.yaml`, as for Snakemake, unless the first is a `config.yaml` itself.
+    """
+    read = read_run([*([] if config[0].name == "config.yaml" else [base()]), *config])
     planned = plan_of(read)
     for remark in inspect(planned, all_networks=True):
         print(f"remark: {remark}", file=sys.stderr)
