@@ -7,7 +7,8 @@ import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from ask.config.run import ConfigError, hand_on, load_run, name_run
+from ask.config.run import hand_on, load_run, name_run
+from ask.errors import AskError
 from ask.measure.journal import share, tend
 from ask.paths import raw
 from ask.plan.batches import Asked
@@ -26,16 +27,15 @@ try:
     if workflow.overwrite_configfiles:
         name_run(workflow.config_settings.overwrite_config, " + ".join(map(str, workflow.overwrite_configfiles)))
     PLAN = plan_of(load_run(config), HERE / "config")
-    for remark in inspect(PLAN) if workflow.is_main_process else ():
-        logger.warning(remark)
-except ConfigError as error:
+    CONFIG, RUN, STANDING = PLAN.config, PLAN.run, set()
+    if workflow.is_main_process:
+        for remark in inspect(PLAN):
+            logger.warning(remark)
+        adopt(PLAN.tasks, RUN)
+        STANDING = standing(PLAN.tasks, RUN)
+except AskError as error:
     raise WorkflowError(str(error)) from None
 
-CONFIG, RUN = PLAN.config, PLAN.run
-STANDING = set()
-if workflow.is_main_process:
-    adopt(PLAN.tasks, RUN)
-    STANDING = standing(PLAN.tasks, RUN)
 DATA = Path(CONFIG.data.root).expanduser()
 hand_on(CONFIG)
 # A GPU job asks for a GPU, so that a cluster grants one and the local scheduler keeps to the profile's cap.
