@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ask.errors import AskError
 from ask.paths import Run
-from ask.plan.batches import LONGEST, NOTICE, START, Batches, cut, forecast, predicted
+from ask.plan.batches import LONGEST, NOTICE, START, Batches, batch_command, cut, forecast, predicted
 from ask.plan.graph import required
 from ask.plan.planner import load
 
@@ -84,6 +85,13 @@ def test_the_paper_run_in_few_full_jobs(paper):
     longest = max(batch.seconds for batch in cut(paper, everything(paper), predicted(paper, "CPU"), 1))
     slowest = max(predicted(paper, "CPU")[path] for path in everything(paper) if paper.tasks[path].name == "attack")
     assert longest <= 1.5 * LONGEST + slowest
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "{", "[1]"])
+def test_a_batch_that_no_run_wrote_is_a_clear_error(tmp_path, text):
+    (tmp_path / "a-1.json").write_text(text)
+    with pytest.raises(AskError, match=r"a-1\.json is no batch that a run wrote"):
+        batch_command(tmp_path / "a-1.json", out=tmp_path / "made.json")
 
 
 def test_tables_wait_for_manifests_and_a_cell_as_target_for_none(paper, tmp_path):

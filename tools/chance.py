@@ -23,11 +23,15 @@ def describe(configuration: Path) -> str:
     rules = read_spec(Claims, Path(task.job["claims"]).with_suffix(".yaml"))
     evidence = Evidence(plan.run, task.job, rules.test_images)
     found = [one for claim in rules.claims.values() for part in claim.parts for one in compare(part, evidence)]
-    known = {one.estimate: one.estimate for one in found if isinstance(one, Comparison) and one.estimate.rest is not None}
+    known = {
+        one.estimate: one.estimate for one in found if isinstance(one, Comparison) and one.estimate.rest is not None
+    }
     ratios = np.array([one.trials / one.both for one in known])
     single = np.array([(max(one.images - one.both, 0) * one.n, one.both * one.n * one.t) for one in known])
     shares = single[:, 0] / single.sum(1)
-    quartiles = [", ".join(f"{value:.2f}" for value in np.quantile(each, (0.25, 0.5, 0.75))) for each in (ratios, shares)]
+    quartiles = [
+        ", ".join(f"{value:.2f}" for value in np.quantile(each, (0.25, 0.5, 0.75))) for each in (ratios, shares)
+    ]
     return (
         f"{len(known)} comparisons of {plan.run.root.name}: R has a mean of {ratios.mean():.2f} and quartiles of"
         f" {quartiles[0]};\n95 % lie below {np.quantile(ratios, 0.95):.2f}. Images make a share of {quartiles[1]} (quartiles)"

@@ -260,7 +260,10 @@ def batch_command(
     """Make a batch's members with a Snakemake of its own; what is made stays, whatever else fails."""
     began = time.time()
     config = spec.with_name(f"{spec.stem.rpartition('-')[0]}.config.json")
-    targets = json.loads(spec.read_text(encoding="utf-8"))["targets"]
+    try:
+        targets = list(map(str, json.loads(spec.read_text(encoding="utf-8"))["targets"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise AskError(f"{spec} is no batch that a run wrote ({error!r}); start the run again") from None
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(SNAKEFILE), "--configfile", str(config)]
     command += ["--executor", "local", "--cores", str(cores), "--nolock"]
     environment = {name: value for name, value in os.environ.items() if name != "SNAKEMAKE_PROFILE"}
