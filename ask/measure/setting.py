@@ -37,7 +37,7 @@ class Setting:
         self.known: dict[str, Any] = {}
         layers, attack = layers_of(job.attack), job.attack
         if attack is not None and attack.name == "ask":
-            tau = dict.fromkeys(layers, attack.tau)
+            tau = attack.tau if isinstance(attack.tau, Mapping) else dict.fromkeys(layers, attack.tau)
             if attack.tau is None:
                 picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
                 tau = dict(zip(layers, picked, strict=True))

@@ -65,7 +65,13 @@ def draw(job: Json, numbers: pd.DataFrame) -> Figure:
         place.grid(axis="y", color="#8b949e", alpha=0.28, linewidth=0.6)
         place.set_axisbelow(True)
         place.spines["left"].set_visible(False)
-        set_places(place, list(points["x"].unique()))
+        set_places(place, places := list(points["x"].unique()))
+        if len(places) == 1:  # side by side, lest one interval hide another
+            lines = {
+                name: line.assign(x=places[0] + i - (len(lines) - 1) / 2)
+                for i, (name, line) in enumerate(lines.items())
+            }
+            place.set_xlim(places[0] - len(lines), places[0] + len(lines))
         for label, line in lines.items():
             turn = len(looks)
             look = looks.setdefault(label, (COLOURS[turn % len(COLOURS)], MARKERS[turn % len(MARKERS)]))
