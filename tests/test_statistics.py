@@ -1,12 +1,14 @@
 """Intervals over trials, images and trainings: arithmetic, coverage, and what a bootstrap says."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, ttest_1samp
 
 from ask.statistics import Estimate, holm, over_trials_and_images, pool_trials, summarise
+from tools.chance import describe
 
 
 def crossed(rng: np.random.Generator, t: int, n: int, shares: tuple[float, float]) -> np.ndarray:
@@ -197,3 +199,10 @@ def test_holm_rejects_while_the_smallest_stand_the_rest() -> None:
     p = np.random.default_rng(0).uniform(size=(200, 5)) ** 3
     for values in p:
         assert set(holm(values)) <= set(np.flatnonzero(false_discovery_control(values) <= 0.05))
+
+
+def test_the_page_says_what_the_evidence_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    page = " ".join((root / "docs/statistics.md").read_text().replace("\n>", "").split())
+    assert describe(Path("config/lite.yaml")).strip() in page

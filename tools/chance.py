@@ -1,4 +1,4 @@
-"""``python -m tools.chance config/lite.yaml``: where the chance in a run's comparisons comes from, for docs/statistics.md.
+"""``python -m tools.chance config/lite.yaml``: where the chance in a run's comparisons comes from.
 
 Of every comparison that its claims make on predictions of several trials: the share of images in the variance of one
 prediction, and R, the trials' variance over what the interaction alone would make of it.
@@ -17,7 +17,7 @@ from ask.report.verdicts import Comparison
 
 
 def describe(configuration: Path) -> str:
-    """What a run's committed evidence says, in a sentence a line."""
+    """What a run's committed evidence says, in two sentences."""
     plan = load([configuration])
     (task,) = plan.of("claims")
     rules = read_spec(Claims, Path(task.job["claims"]).with_suffix(".yaml"))
@@ -34,8 +34,8 @@ def describe(configuration: Path) -> str:
     ]
     return (
         f"{len(known)} comparisons of {plan.run.root.name}: R has a mean of {ratios.mean():.2f} and quartiles of"
-        f" {quartiles[0]};\n95 % lie below {np.quantile(ratios, 0.95):.2f}. Images make a share of {quartiles[1]} (quartiles)"
-        " of the variance of one prediction.\n"
+        f" {quartiles[0]}; 95 % lie below {np.quantile(ratios, 0.95):.2f}. Of the variance of one prediction, images"
+        f" make shares of {quartiles[1]} (quartiles).\n"
     )
 
 
