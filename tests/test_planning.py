@@ -120,7 +120,15 @@ def test_weights_of_two_layers_are_given_or_searched() -> None:
         "imagenette": {"conv3": 0.1, "conv4": 0.9},
     }
     assert {omega_from for _, omega_from in given.values()} == {None}
-    assert all(job.omega_from and not job.attack.omega for job in jobs if job.attack.tau is None)
+    searched = [job for job in jobs if job.attack.tau is None and "-o0" not in job.id]
+    assert all(job.omega_from and not job.attack.omega for job in searched)
+    weights = {job.features.dataset: job for job in jobs if job.attack.tau is None and "-o0" in job.id}
+    assert {name: job.attack.omega for name, job in weights.items()} == {
+        name: attack.omega for name, (attack, _) in given.items()
+    }
+    assert all(job.tau_from and not job.omega_from for job in weights.values()), (
+        "the paper's, at calibrated temperatures"
+    )
     assert not any(getattr(task.job.attack, "omega", {}) for task in plan.of("calibrate"))
 
 

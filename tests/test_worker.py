@@ -119,9 +119,9 @@ def test_a_cluster_job_runs_in_the_server_that_it_started(monkeypatch, capfd):
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_command_takes_its_process_along(address, tmp_path, kill):
-    os.mkfifo(tmp_path / "never.yaml")  # opening it blocks
+    os.mkfifo(tmp_path / "config.yaml")  # opening it blocks
     command = subprocess.Popen(
-        [sys.executable, "-m", "ask", "check", "never.yaml"],
+        [sys.executable, "-m", "ask", "check", "config.yaml"],
         cwd=tmp_path,
         env=environment(ASK_WORKER=address),
         stderr=subprocess.PIPE,

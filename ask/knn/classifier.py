@@ -179,7 +179,7 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
             # More axes than two are an image's, of which scikit-learn would count the second.
             axes = getattr(X, "ndim", None) or np.asarray(X).ndim
             array = check_array(X, allow_nd=True) if axes > 2 else validate_data(self, X, reset=fitting)
-            self._check_floating(array.dtype, array.dtype.kind == "f")
+            self._check_floating(array.dtype, array.dtype not in (np.uint8, np.bool_))
             return torch.as_tensor(np.require(array, requirements="W"), dtype=self._kind(array))
         if X.ndim < 2:
             raise ValueError(f"X must be (samples, ...), got shape {tuple(X.shape)}; a single sample is x[None]")

@@ -262,7 +262,7 @@ def batch_command(
     config = spec.with_name(f"{spec.stem.rpartition('-')[0]}.config.json")
     try:
         targets = list(map(str, json.loads(spec.read_text(encoding="utf-8"))["targets"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise AskError(f"{spec} is no batch that a run wrote ({error!r}); start the run again") from None
     command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", str(SNAKEFILE), "--configfile", str(config)]
     command += ["--executor", "local", "--cores", str(cores), "--nolock"]
