@@ -23,9 +23,9 @@ def describe(configuration: Path) -> str:
     rules = read_spec(Claims, Path(task.job["claims"]).with_suffix(".yaml"))
     evidence = Evidence(plan.run, task.job, rules.test_images)
     found = [one for claim in rules.claims.values() for part in claim.parts for one in compare(part, evidence)]
-    known = {
-        one.estimate: one.estimate for one in found if isinstance(one, Comparison) and one.estimate.rest is not None
-    }
+    known = dict.fromkeys(
+        one.estimate for one in found if isinstance(one, Comparison) and one.estimate.rest is not None
+    )
     ratios = np.array([one.trials / one.both for one in known])
     single = np.array([(max(one.images - one.both, 0) * one.n, one.both * one.n * one.t) for one in known])
     shares = single[:, 0] / single.sum(1)
