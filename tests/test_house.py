@@ -1,6 +1,7 @@
 """How large the package may grow, and that it stays in order. Code moves out before a bar is raised."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,14 @@ def test_imports_in_functions_and_for_type_checkers_are_left_out(tmp_path: Path)
     )
     known = {f"ask.{letter}" for letter in "abcdefgh"} | {"ask"}
     assert imports("ask.one", path, known) == {f"ask.{letter}" for letter in "abcefh"}
+
+
+def test_lines_that_planted_faults_change_are_there() -> None:
+    """The faults themselves are tried by `make test-pretend`, which whoever changes such a line may not run."""
+    import test_pretend_cuda  # loads torch and all attacks
+
+    missing = {}
+    for name, (function, line, _, _) in test_pretend_cuda.FAULTS.items():
+        if line not in inspect.getsource(inspect.unwrap(function)):
+            missing[name] = line
+    assert not missing

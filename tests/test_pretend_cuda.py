@@ -308,8 +308,8 @@ FAULTS: dict[str, tuple[Any, str, str, Callable[[Path], None]]] = {
     ),
     "random references on the CPU": (
         ASKAttack._choose,
-        "self.generator).to(ids.device)",
-        "self.generator)",
+        "drawn.to(ids.device)",
+        "drawn",
         attacks("ASK-Atk, random sampling"),
     ),
     "ranks on the CPU": (
