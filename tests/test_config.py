@@ -13,6 +13,7 @@ from plans import PAPER, ROOT, jobs, planned
 from ask.config import reference
 from ask.config.run import ConfigError, _read, hand_on, load_artifacts, load_run, merge, read_run
 from ask.plan.planner import entries, load, plan_of, plan_run
+from ask.plan.settings import Resolver
 
 RUNS = {
     "paper": ["config.yaml"],
@@ -117,6 +118,26 @@ def test_a_layer_to_train_by_must_be_the_networks(raw, tmp_path, layer):
     message = f"training of model 'ask-def' reads layer '{layer}', and datasets.cifar10.network has conv1, .*conv5; set"
     with pytest.raises(ConfigError, match=message):
         plan_run(wrong, load_artifacts(tmp_path, "all"))
+
+
+def test_a_layer_to_select_by_must_be_the_networks_where_a_model_selects_by_it(raw):
+    """The model's own `training` stands in the place of the data set's."""
+    network = {"factory": "torchvision.models:resnet18", "layers": {"late": "layer4"}}
+    own = raw["datasets"]["cifar10"] | {"network": network}
+    for shared, of_model, where in (
+        ("holdout", "holdout-dknn", "models.at"),
+        ("holdout-dknn", "holdout", None),
+        ("holdout-dknn", None, "datasets.own"),
+    ):
+        data = own | {"training": own.get("training", {}) | {"selection": shared}}
+        run = altered(raw, "datasets", {**raw["datasets"], "own": data})
+        run = altered(run, "models.at.training", {"selection": of_model} if of_model else None)
+        resolver = Resolver(load_run(run))
+        if where is None:
+            assert resolver.features("own", resolver.config.datasets["own"], "at").network
+        else:
+            with pytest.raises(ConfigError, match=rf"reads layer 'conv4'.*set `{where}.training.selection: holdout`"):
+                resolver.features("own", resolver.config.datasets["own"], "at")
 
 
 def test_unknown_artifacts_and_broken_files_are_named(tmp_path):

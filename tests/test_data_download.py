@@ -298,6 +298,17 @@ def test_first_place_that_has_the_file_wins(tmp_path: Path, server: Server, monk
     } | {"mirror"}
 
 
+def test_a_flat_address_of_another_data_set_is_passed_over(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(server, monkeypatch, compressed(idx_files()))
+    server.files |= {f"/flat/{name}": data for name, data in compressed(idx_files(seed=1)).items()}
+    manifest = download(MNIST, tmp_path / "data", f"{server.url}/flat")
+    assert {record["from"] for record in manifest_of(manifest)["files"]} == {
+        server.url + "/mnist/" + name for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
+    } | {"mirror"}
+
+
 def test_wrong_file_in_a_mirrors_own_folder(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(server, monkeypatch, compressed(idx_files()))
     wrong = write_folder(tmp_path / "mirror" / "mnist", compressed(idx_files(seed=1))).parent

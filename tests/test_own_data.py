@@ -15,6 +15,7 @@ import pytest
 import yaml
 from artifact_jobs import table_job
 from own_images import draw
+from PIL import Image
 from plans import PAPER, ROOT, planned
 
 from ask import cli, files
@@ -265,6 +266,14 @@ def test_own_data_are_counted(images):
     assert found == (1, (8, 8), ("c0", "c1", "c2"), (12, 12, 12), (3, 3, 3))
     shape = shape_of(DataSpec(source="images", path=str(images), image_size=16))
     assert (shape.channels, shape.side, shape.classes, shape.train, shape.test) == (1, 16, 3, 36, 9)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_own_data_are_in_colour_if_any_image_is(images, tmp_path, split):
+    """As they are prepared, wherever the first image in colour lies."""
+    folder = shutil.copytree(images, tmp_path / "imgs")
+    Image.new("RGB", (8, 8)).save(sorted((folder / split / "c2").iterdir())[-1])
+    assert counted(DataSpec(source="images", path=str(folder))).channels == 3
 
 
 def test_an_overlay_names_its_run(tmp_path):

@@ -18,7 +18,19 @@ import torch
 import torch.nn.functional as F
 import yaml
 from torch import Tensor
-from training_jobs import CPU, Arrays, Interrupted, history, interrupt, load_images, make_job, run, same, weights
+from training_jobs import (
+    CPU,
+    Arrays,
+    Interrupted,
+    history,
+    interrupt,
+    load_images,
+    make_job,
+    run,
+    same,
+    told_generator,
+    weights,
+)
 
 from ask.attacks.linf import random_start
 from ask.config.run import ConfigError, load_run, read_run
@@ -809,7 +821,7 @@ def test_killed_at_ten_random_moments_ask_def_ends_with_the_same_weights(few: Ar
     np.savez(data, images=few[0], labels=few[1])
     job = make_job(method=ask_def(), epochs=8, batch_size=16)
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    random = np.random.default_rng()
+    random = told_generator()
     with subprocess.Popen(
         [sys.executable, "-c", FORKING, str(data), job.model_dump_json()],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

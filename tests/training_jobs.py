@@ -24,6 +24,13 @@ CPU = torch.device("cpu")
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
+def told_generator() -> np.random.Generator:
+    """Random numbers by a seed that is told, and set by ASK_SEED."""
+    seed = os.environ.get("ASK_SEED") or str(np.random.SeedSequence().entropy)[:6]
+    print(f"ASK_SEED={seed}")
+    return np.random.default_rng(int(seed))
+
+
 def make_job(
     seed: int = 0, network: NetworkSpec | None = None, method: dict[str, Any] | None = None, **training: Any
 ) -> TrainJob:

@@ -23,6 +23,7 @@ from ask import paths
 from ask.config.base import DataSpec
 from ask.data.readers import content
 from ask.data.sources import PUBLISHED, File
+from ask.data.trees import own_images
 from ask.errors import DataError
 from ask.files import digest, locked, write, write_json
 
@@ -83,16 +84,6 @@ def lock(path: Path) -> ExitStack:
     except OSError as error:  # some network file systems have no locks
         raise DataError(f"{file}: cannot be locked ({error}); put the data on another file system") from error
     return stack
-
-
-def own_images(spec: DataSpec) -> Path:
-    """The folder or zip of a user's own images; DataError if there is none."""
-    if spec.path is None:
-        raise DataError("source `images` needs the path of your folder or zip of images; set `path` of the data set")
-    path = Path(spec.path).expanduser()
-    if not path.exists():
-        raise DataError(f"{path}: no such folder or zip of images; correct `path` of the data set")
-    return path
 
 
 def read_manifest(manifest: Path) -> Record:
@@ -259,7 +250,8 @@ def fetch(url: str, target: Path, verify: Verify, size: int = 4 << 30) -> None:
             failure = error
         except (OSError, HTTPException) as error:
             failure = error
-    raise DataError(f"{url}: gave up after {len(PAUSES) + 1} tries; the last one: {failure}") from failure
+    kind = DigestError if isinstance(failure, DigestError) else DataError
+    raise kind(f"{url}: gave up after {len(PAUSES) + 1} tries; the last one: {failure}") from failure
 
 
 def _receive(url: str, part: Path, limit: int) -> None:

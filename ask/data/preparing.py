@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from ask import paths
 from ask.config.base import DataSpec
 from ask.data.arrays import SPLITS, load
-from ask.data.downloading import MANIFEST, ZIP_FORM, lock, own_images, read_manifest
+from ask.data.downloading import MANIFEST, ZIP_FORM, lock, read_manifest
 from ask.data.images import read_images, resize
 from ask.data.readers import Split, read_cifar, read_digits, read_mnist
 from ask.data.sources import PUBLISHED
+from ask.data.trees import own_images
 from ask.errors import DataError
 from ask.files import write_text
 

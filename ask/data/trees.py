@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
+from ask.config.base import DataSpec
 from ask.errors import DataError
 from ask.files import digest
 
@@ -106,6 +107,16 @@ def _walk(folder: str | Path, below: str = "") -> Iterator[tuple[str, "os.DirEnt
                 yield from _walk(entry.path, f"{below}{entry.name}/")
             else:
                 yield below + entry.name, entry
+
+
+def own_images(spec: DataSpec) -> Path:
+    """The folder or zip of a user's own images; DataError if there is none."""
+    if spec.path is None:
+        raise DataError("source `images` needs the path of your folder or zip of images; set `path` of the data set")
+    path = Path(spec.path).expanduser()
+    if not path.exists():
+        raise DataError(f"{path}: no such folder or zip of images; correct `path` of the data set")
+    return path
 
 
 def splits(

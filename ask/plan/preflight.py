@@ -1,20 +1,21 @@
 """What would end a run hours after its start, looked for before: own images, counts, sides, names and radii."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from ask.config.attacks import PIXEL
 from ask.config.base import DataSpec
 from ask.config.run import ConfigError
 from ask.data.sources import PUBLISHED
-from ask.data.trees import splits
+from ask.data.trees import own_images, splits
 from ask.errors import DataError
 from ask.plan.graph import Task
 from ask.plan.planner import Plan
 
 SIDES = {"vgg16": (32, 32), "resnet18": (16, 1)}
 """Least side of a network's images, and what it must be a multiple of."""
+LOOKED_AT = 1000
+"""Of a user's own images, about so many tell whether there are colours."""
 
 
 class Counts(NamedTuple):
@@ -31,7 +32,7 @@ class Counts(NamedTuple):
 
 
 def counted(spec: DataSpec) -> Counts:
-    """Counts of a published data set, or of a user's own images, of which the first is opened.
+    """Counts of a published data set, or of a user's own images, of which some are opened, up to the first in colour.
 
     Raises:
         DataError: there are no such images, or they do not lie as they should.
@@ -40,17 +41,14 @@ def counted(spec: DataSpec) -> Counts:
     if known := PUBLISHED.get(spec.source):
         channels, *sides = known.shape or (3, 0, 0)
         return Counts(channels, fixed or (sides[0], sides[1]), known.class_names, known.train_counts, known.test_counts)
-    if spec.path is None:
-        raise DataError("source `images` needs the path of your folder or zip of images; set `path`")
-    path = Path(spec.path).expanduser()
-    if not path.exists():
-        raise DataError(f"{path}: no such folder or zip of images; correct `path`")
     from ask.data.images import opened
 
-    names, found = splits([path])
-    first = opened(next(member for members in found["train"] for member in members))
+    names, found = splits([own_images(spec)])
+    images = [member for split in found.values() for members in split for member in members]
+    looked_at = images[:: max(1, len(images) // LOOKED_AT)]
+    first, grey = opened(images[0]), all(opened(image).mode in ("1", "L") for image in looked_at)
     train, test = (tuple(map(len, found[split])) for split in ("train", "test"))
-    return Counts(1 if first.mode in ("1", "L") else 3, fixed or (first.height, first.width), names, train, test)
+    return Counts(1 if grey else 3, fixed or (first.height, first.width), names, train, test)
 
 
 def inspect(plan: Plan, *, all_networks: bool = False) -> list[str]:

@@ -134,8 +134,9 @@ class Resolver:
                 f"model {model!r} needs a network on dataset {dataset!r}; set `{place}` or use model 'raw'"
             )
         read = dict.fromkeys(layers_of(method), f"models.{model}.{method.regulariser}.layer")
-        if method.base != "external" and settings.training.selection != "holdout":
-            read["conv4"] = f"datasets.{dataset}.training.selection: holdout"
+        own = method.training if method.training and "selection" in method.training.model_fields_set else None
+        if method.base != "external" and (own or settings.training).selection != "holdout":
+            read["conv4"] = f"{f'models.{model}' if own else f'datasets.{dataset}'}.training.selection: holdout"
         for layer, where in read.items():
             if layer not in network.names:
                 known = ", ".join(network.names) or "none"
