@@ -102,7 +102,7 @@ def test_fewer_classes_than_the_ensembles_targets(classes: int) -> None:
 @pytest.mark.parametrize(
     ("classes", "labels", "message"),
     [
-        (3, torch.arange(6) % 3, r"apgd-t compares four classes, and the network has 3; give parts without it"),
+        (3, torch.arange(6) % 3, r"apgd-t compares 4 classes, the network has 3; give parts without it"),
         (10, torch.arange(6) + 20, r"labels must lie in 0\.\.9, got 20\.\.25"),
         (10, torch.arange(6).int(), "labels must be int64"),
     ],
@@ -113,6 +113,13 @@ def test_what_the_ensemble_would_stumble_over_is_a_clear_error(
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, classes))
     with pytest.raises(ValueError, match=message):
         AutoAttack(network, AutoAttackConfig(eps=0.05), seed=0)(points(6, 0)[0], labels)
+
+
+def test_the_logit_difference_of_two_classes_is_a_clear_error() -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    config = AutoAttackConfig(eps=0.05, parts=("apgd-ce", "apgd-dlr"))
+    with pytest.raises(ValueError, match="apgd-dlr compares 3 classes, the network has 2"):
+        AutoAttack(network, config, seed=0)(points(6, 0)[0], torch.arange(6) % 2)
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

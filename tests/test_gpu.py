@@ -129,6 +129,15 @@ def test_dknn_takes_labels_on_the_gpu() -> None:
     assert dknn.score(references[20:], labels[20:]) == 1
 
 
+def test_features_may_be_made_on_the_gpu_of_arrays() -> None:
+    images, labels, _, _ = (tensor.cpu() for tensor in scene("cpu"))
+    features = lambda x, layers: {name: x.flatten(1) for name in layers}  # noqa: E731
+    on_cpu = DkNN(features, layers=("input",), n_neighbors=3).fit(images.numpy(), labels.numpy())
+    moved = DkNN(lambda x, layers: features(x.cuda(), layers), layers=("input",), n_neighbors=3)
+    moved.fit(images.numpy(), labels.numpy())
+    assert np.array_equal(moved.predict(images.numpy()), on_cpu.predict(images.numpy()))
+
+
 def test_blocks_without_momentum() -> None:
     *_, pool, _ = scene("cuda")
     rows = torch.arange(90, device="cuda").unsqueeze(0)

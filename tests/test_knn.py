@@ -131,6 +131,16 @@ def test_faiss_agrees_with_exact_search(backend, similarity):
         assert 0.2 < overlap < 1  # approximate, and not by accident exact
 
 
+def test_the_approximate_search_of_all_references_searches_no_class():
+    pytest.importorskip("faiss", reason="faiss is an extra")
+    features, labels, queries = problem(4000, 50)
+    search = make_search(features, labels, "l2", "faiss-ivf")
+    found = search.search(queries, k=5)
+    assert not search._by_class
+    assert found.class_indices.shape == found.class_distances.shape == (50, search.n_classes, 0)
+    assert torch.equal(found.indices, search.search(queries, k=5, k_class=1).indices)
+
+
 @pytest.mark.parametrize("similarity", METRICS)
 @pytest.mark.parametrize("kind", ["plain", "many queries", "coarse", "doubled", "far", "zero"])
 def test_faiss_finds_the_same_references_also_among_ties(kind, similarity):

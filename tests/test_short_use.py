@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from ask import PGD, AdvKnn, ASKAttack, DkNN, DkNNAttack, hook_features
@@ -144,6 +145,32 @@ def test_seeds(digits, raw):
     assert not torch.equal(first, other(images, labels))
     assert not torch.equal(first, one(images, labels)), "each call draws anew"
     assert torch.equal(first, ASKAttack(raw, eps=EPS, tau=0.1, steps=1, generator=seeded(3))(images, labels))
+
+
+@pytest.mark.parametrize("eps", [np.float32(0.2), np.float64(0.2), torch.tensor(0.2)])
+def test_the_step_is_a_quarter_of_any_number(raw, eps):
+    for attack in (PGD(network(), eps=eps), ASKAttack(raw, eps=eps)):
+        assert attack.config.step_size == pytest.approx(0.05)
+
+
+def test_a_network_of_double_precision_is_attacked_in_double_precision(digits):
+    _, _, images, labels = digits
+    net, images = network().eval().double(), images.double()
+    for attack in (PGD(net, eps=EPS), AutoAttack(net, AutoAttackConfig(eps=EPS, parts=("apgd-ce",)), seed=0)):
+        found = attack(images, labels)
+        assert found.dtype == torch.float64
+        moved = (found - images).abs().amax(1)
+        assert (moved <= EPS).all()
+        assert (net(found).argmax(1) == labels).sum() < (net(images).argmax(1) == labels).sum()
+    wrong = net(images).argmax(1) != labels
+    assert wrong.any()
+    assert not moved[wrong].any(), "AutoAttack leaves alone what is wrong already"
+
+
+def test_another_nearest_neighbour_classifier_is_no_dknn(digits):
+    other = KNeighborsClassifier().fit(*(part.numpy() for part in digits[:2]))
+    with pytest.raises(ValueError, match="references are missing; give them, or a fitted DkNN"):
+        ASKAttack(other, eps=EPS)
 
 
 def test_mistakes_in_the_short_form_are_clear_errors(raw):

@@ -58,21 +58,22 @@ class AutoAttack:
 
         They are detached and of the type of ``images``, which may be of any precision.
         """
-        with undisturbed(getattr(images, "device", None)):
+        with undisturbed(getattr(images, "device", None)), frozen(self.scores):
             images, labels = checked(images, labels, None, "images")
             return rounded(self._run(images, labels), images, self.config.eps)
 
     def _run(self, images: Tensor, labels: Tensor) -> Tensor:
-        """As a call; in float32 for images of half precision, whose type the scores get."""
+        """As a call; the package climbs in float32, and the scores get images of the type given."""
         config, kind = self.config, images.dtype
-        with torch.no_grad(), frozen(self.scores):
+        with torch.no_grad():
             classes = self.scores(images[:1]).shape[1]
         check_labels(labels, len(images), classes)
-        if isinstance(config, AutoAttackConfig) and classes < 4 and "apgd-t" in config.parts:
-            raise ValueError(f"apgd-t compares four classes, and the network has {classes}; give parts without it")
-        if kind in HALF:
-            images = images.float()
-        scores = self.scores if kind == images.dtype else lambda x: self.scores(x.to(kind)).float()
+        for part, least in (("apgd-t", 4), ("apgd-dlr", 3)):
+            if isinstance(config, AutoAttackConfig) and classes < least and part in config.parts:
+                raise ValueError(f"{part} compares {least} classes, the network has {classes}; give parts without it")
+        images = images.float() if kind in HALF else images
+        exact = images.float()
+        scores = self.scores if kind == torch.float32 else lambda x: self.scores(x.to(kind)).float()
         ensemble = self._make(
             scores,
             attacks=["square"] if config.name == "square" else list(config.parts),
@@ -83,15 +84,14 @@ class AutoAttack:
         )
         ensemble.apgd.n_restarts, ensemble.fab.n_restarts = 1, 1
         ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, classes - 1)
-        for part in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
-            part.n_iter = config.iterations
+        for one in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
+            one.n_iter = config.iterations
         ensemble.square.n_queries = config.queries
         # The package seeds torch's own generator.
-        with (
-            torch.random.fork_rng(devices=[images.device] if images.is_cuda else []),
-            frozen(self.scores),
-        ):
-            found: Tensor = ensemble.run_standard_evaluation(images, labels, batch_size=config.batch_size)[0]
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            found: Tensor = ensemble.run_standard_evaluation(exact, labels, batch_size=config.batch_size)[0]
+        if kind == torch.float64:  # what was not fooled stays as it was
+            found = images + (found - exact)
         return torch.clamp(found, images - config.eps, images + config.eps).clamp_(0, 1)
 
 

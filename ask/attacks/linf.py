@@ -11,7 +11,7 @@ Such an attack looks weaker than it could be, of which a call warns once.
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
@@ -99,7 +99,7 @@ def linf_ascent(
             current.requires_grad_(True)
             with torch.enable_grad():
                 loss = loss_function(current.to(images.dtype)).sum()
-                if steps and not loss.requires_grad:
+                if not loss.requires_grad:
                     raise ValueError("the loss has no gradient: compute it in torch, without detach() and no_grad()")
                 (gradient,) = torch.autograd.grad(loss, current)
             if on_gradient is not None:
@@ -123,14 +123,9 @@ class Unsound:
         self.zero = self.zero + (largest == 0).sum()
         self.seen += len(gradient)
 
-    @property
-    def share(self) -> float:
-        """Share of the image gradients seen, over images and steps."""
-        return float(self.found) / max(1, self.seen)
-
     def warn(self, stacklevel: int = 3) -> None:
         """Say so if there were any, or many zero ones, at the line of the caller so many calls up."""
-        if share := self.share:
+        if share := float(self.found) / max(1, self.seen):
             warnings.warn(
                 f"{100 * share:.3g} % of the images' gradients hold NaN or infinite values; their pixels can't follow"
                 " them, and the attack looks weaker than it is: make the features differentiable everywhere, e.g."
@@ -272,8 +267,9 @@ class GradientAttack(ABC, Generic[C]):
                 raise ValueError(
                     f"{cls.__name__} has no setting {min(unknown)!r}; choose from {', '.join(sorted(fields))}"
                 )
-            if isinstance(eps := settings.get("eps"), int | float) and eps <= 1:
-                defaults["step_size"] = eps / 4
+            with suppress(KeyError, TypeError, ValueError):  # what is no number is told below
+                if (eps := float(settings["eps"])) <= 1:
+                    defaults["step_size"] = eps / 4
             try:
                 return cls.config_type(**{**defaults, **settings})
             except ValidationError as error:

@@ -165,7 +165,7 @@ _OF_EACH_CLASS = ("k_in", "k_out", "guides")
 
 def is_dknn(given: object) -> "TypeGuard[DkNN]":
     """Whether a DkNN is given where features or references may be; without importing its class, and scikit-learn."""
-    return hasattr(given, "kneighbors")
+    return hasattr(given, "kneighbors") and hasattr(given, "backend")
 
 
 def _aim(

@@ -87,7 +87,7 @@ class CalibrationConfig(Spec):
     """Numbers of guides tried for DkNN-Atk's variant `successor-sign`, half of each class."""
     extend: int = Field(default=0, ge=0)
     """At most so many points more for tau, alpha and learning rate, while the best one lies at an end of its grid: each
-    further out by the grid's last ratio there, three at most. What is still at an end is called an edge in the report."""
+    further out by the grid's last ratio, three at most. What is still at an end is called an edge in the report."""
     outside: bool = False
     """Whether attacks with searched parameters note the accuracy on images outside that batch too."""
     own: tuple[Literal["variant", "eps", "step_size"], ...] = ("variant", "eps", "step_size")

@@ -161,7 +161,7 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
     def _votes(self, X: ArrayLike | Tensor) -> list[Tensor]:
         check_is_fitted(self, "search_", msg=_UNFITTED)
         found = self._neighbours(X, self.n_neighbors, self.layers_)
-        return [votes(self._codes[n.indices], len(self.classes_)) for n in found.values()]
+        return [votes(self._codes.to(n.indices.device)[n.indices], len(self.classes_)) for n in found.values()]
 
     def _neighbours(self, X: ArrayLike | Tensor, k: int, layers: Sequence[str]) -> dict[str, Neighbours]:
         _check_k("n_neighbors", k)
@@ -179,7 +179,8 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
             # More axes than two are an image's, of which scikit-learn would count the second.
             axes = getattr(X, "ndim", None) or np.asarray(X).ndim
             array = check_array(X, allow_nd=True) if axes > 2 else validate_data(self, X, reset=fitting)
-            self._check_floating(array.dtype, array.dtype not in (np.uint8, np.bool_))
+            table = axes == 2 and array.dtype not in (np.uint8, np.bool_)
+            self._check_floating(array.dtype, table or array.dtype.kind == "f")
             return torch.as_tensor(np.require(array, requirements="W"), dtype=self._kind(array))
         if X.ndim < 2:
             raise ValueError(f"X must be (samples, ...), got shape {tuple(X.shape)}; a single sample is x[None]")

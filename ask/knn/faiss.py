@@ -48,11 +48,14 @@ class FaissSearch(ExactSearch):
         """As :class:`ask.knn.search.Search`."""
         if self._lists is None:
             return super()._nearest(queries, k, k_class)
-        found = super()._nearest(queries, 0, k_class)
         scores, ids = self._ask(self._lists, queries, k)
         if (ids < 0).any():
             raise ValueError(f"the approximate index found fewer than {k} neighbours of a query; use backend 'faiss'")
         distances = 1 - scores if self.similarity == "cosine" else scores.clamp_min(0).sqrt()
+        if not k_class:  # class by class, all references are searched
+            none = queries.new_empty(len(queries), self.n_classes, 0)
+            return Neighbours(self.order[ids], distances, none.long(), none)
+        found = super()._nearest(queries, 0, k_class)
         return Neighbours(self.order[ids], distances, found.class_indices, found.class_distances)
 
     def _search(

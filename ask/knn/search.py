@@ -160,6 +160,8 @@ def _counts(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
         raise ValueError(f"references must be (references, dimensions), got shape {tuple(features.shape)}; flatten(1)?")
     if labels.shape != (len(features),) or labels.dtype != torch.int64:
         raise ValueError(f"labels must be int64 of shape ({len(features)},), got {labels.dtype} {tuple(labels.shape)}")
+    if labels.device != features.device:
+        raise ValueError(f"labels are on {labels.device}, references on {features.device}; move one with .to()")
     if labels.min() < 0 or labels.max() >= n_classes:
         raise ValueError(
             f"labels must lie in 0..{n_classes - 1}, got {int(labels.min())}..{int(labels.max())}; raise n_classes?"
@@ -197,12 +199,10 @@ class ExactSearch(Search):
         super().__init__(features, labels, n_classes=n_classes, similarity=similarity)
         self.memory = memory
         self.square_norms = self._compared.square().sum(1)
-        self._zero = self.square_norms == 0 if similarity == "cosine" else None
-        if self._zero is None or not self._zero.any():
-            self._zero = None
-        else:
-            # So that a zero reference has the score of one at right angles to the query.
-            self.square_norms[self._zero] = 1
+        zero = self.square_norms == 0
+        self._zero = zero if similarity == "cosine" and zero.any() else None
+        if self._zero is not None:  # a zero reference has the score of one at right angles to the query
+            self.square_norms[zero] = 1
         self._max_norm = self.square_norms.max().sqrt()
 
     @products_read_as("ieee")  # ids are exact whatever the environment says

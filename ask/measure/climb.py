@@ -26,15 +26,11 @@ class Validity:
 
     def __init__(self) -> None:
         self.max_linf, self.low, self.high = 0.0, 1.0, 0.0
-        self.zeros: Tensor | float = 0.0
-        self.gradients = 0
         self.unsound = Unsound()
 
     def see_gradient(self, gradient: Tensor) -> None:
         """Count the images whose gradient is zero everywhere, or holds NaN or infinity; stays on the device."""
         self.unsound.see(gradient)
-        self.zeros = self.zeros + (gradient.flatten(1).abs().amax(1) == 0).sum()
-        self.gradients += len(gradient)
 
     def see_images(self, clean: Tensor, adversarial: Tensor, eps: float) -> None:
         """Raises InvalidAttackError with the worst image if the perturbation or the range is violated."""
@@ -53,8 +49,8 @@ class Validity:
 
     def counts(self) -> dict[str, float]:
         """What was seen, JSON-able; eps and range in [0, 1]."""
-        zeros, unsound = int(self.zeros), int(self.unsound.found)
-        seen = {"gradients": self.gradients, "zero_gradients": zeros, "non_finite_gradients": unsound}
+        zeros, unsound = int(self.unsound.zero), int(self.unsound.found)
+        seen = {"gradients": self.unsound.seen, "zero_gradients": zeros, "non_finite_gradients": unsound}
         return {"max_linf": self.max_linf, "min": self.low, "max": self.high, **seen}
 
     @staticmethod
