@@ -60,11 +60,11 @@ rule all:
 # One model's part of a run, as a target: all that is measured on it. For several allocations side by side (docs/cluster.md).
 rule model:
     input:
-        lambda wildcards: [
+        lambda wildcards: ASKED.batches.instead(
             task.output
             for task in PLAN.of("attack", "failures", "timing")
             if task.output.parent == RUN.cell(wildcards.dataset, wildcards.model, "").parent
-        ],
+        ),
     output:
         touch(RUN.root / "scratch/{dataset}/{model}.done"),
     localrule: True

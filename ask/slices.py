@@ -223,9 +223,13 @@ def stale(plan: Plan, path: Path) -> str:
 
 
 def covers(measured: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
-    """Whether a job is the planned one, with at least as many trials."""
-    trials = [job.get("trials") or 0 for job in (measured, planned)]
-    return {**measured, "trials": 0} == {**planned, "trials": 0} and trials[0] >= trials[1]
+    """Whether a job is the planned one, with at least as many trials; those of an analysis are its cell's."""
+    trials, bare = [], []
+    for job in (measured, planned):
+        cell = job.get("cell")
+        trials.append((cell or job).get("trials") or 0)
+        bare.append({**job, "trials": 0} | ({"cell": {**cell, "trials": 0}} if cell else {}))
+    return bare[0] == bare[1] and trials[0] >= trials[1]
 
 
 def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:

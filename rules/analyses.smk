@@ -42,6 +42,8 @@ STUDY = Made(RUN.cell("simulated", "none", "{study}"))
 
 
 rule simulate:
+    input:
+        STUDY.needs,
     output:
         STUDY.pattern,
     log:

@@ -15,7 +15,7 @@ from ask.plan.batches import Asked
 from ask.plan.planner import plan_of
 from ask.plan.predict import watch as watch_progress
 from ask.plan.preflight import inspect
-from ask.plan.why import adopt, remember, standing
+from ask.plan.why import adopt, arrived, remember
 from ask.steps import STEPS
 from ask.worker import start as start_worker
 from ask.worker import use_checkout
@@ -27,12 +27,12 @@ try:
     if workflow.overwrite_configfiles:
         name_run(workflow.config_settings.overwrite_config, " + ".join(map(str, workflow.overwrite_configfiles)))
     PLAN = plan_of(load_run(config), HERE / "config")
-    CONFIG, RUN, STANDING = PLAN.config, PLAN.run, set()
+    CONFIG, RUN, STANDING, FOREIGN = PLAN.config, PLAN.run, set(), {}
     if workflow.is_main_process:
         for remark in inspect(PLAN):
             logger.warning(remark)
         adopt(PLAN.tasks, RUN)
-        STANDING = standing(PLAN.tasks, RUN)
+        STANDING, FOREIGN = arrived(PLAN.tasks, RUN)
 except AskError as error:
     raise WorkflowError(str(error)) from None
 
@@ -56,9 +56,10 @@ class Made:
     def needs(self, wildcards):
         """Files that it reads, or manifests of the batches that make them; and what shall be made before."""
         task = self.task(wildcards)
-        if task.output in STANDING and not ASKED.forces(task.output):
+        if task.output in STANDING and task.output not in ASKED.forced:
             return []
-        return ASKED.batches.instead(task.needs) + [ancient(str(path)) for path in ASKED.before(task)]
+        newer = FOREIGN.get(task.output, [])
+        return ASKED.batches.instead(task.needs) + newer + [ancient(str(path)) for path in ASKED.before(task)]
 
     def step(self, wildcards):
         """Its command."""

@@ -74,14 +74,14 @@ def test_a_models_measurements_travel_together(paper):
 
 
 def test_the_paper_run_in_few_full_jobs(paper):
-    found = forecast(paper, everything(paper), "GPU", 32).summary()
+    found = forecast(paper, everything(paper), "GPU", 32)
     assert found["jobs"] <= 60
     assert found["start_share"] <= 0.1
     assert found["efficiency"][8] >= 0.7
     assert found["wall"][8] < found["wall"][4] < found["wall"][1]
     work = found["efficiency"][1] * found["wall"][1]
     assert work + START * found["jobs"] <= found["wall"][1] <= work + (START + NOTICE) * found["jobs"]
-    assert forecast(paper, everything(paper), "CPU", 32).batches > 32, "no batch is longer than queues take"
+    assert forecast(paper, everything(paper), "CPU", 32)["batches"] > 32, "no batch is longer than queues take"
     longest = max(batch.seconds for batch in cut(paper, everything(paper), predicted(paper, "CPU"), 1))
     slowest = max(predicted(paper, "CPU")[path] for path in everything(paper) if paper.tasks[path].name == "attack")
     assert longest <= 1.5 * LONGEST + slowest

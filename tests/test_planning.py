@@ -338,7 +338,7 @@ def test_a_record_that_was_cut_off_is_named(tmp_path: Path, monkeypatch: pytest.
     os.utime(cell.output, (1000, 1000))
     assert predict.measured(cell, plan.run, costs(plan)[cell.output]) is None
     assert not predict.hardware_of(cell, plan.run)
-    for judge in (why.adopt, why.standing):
+    for judge in (why.adopt, why.arrived):
         with pytest.raises(AskError, match=rf"^{cell.output} is no whole record .*: delete it"):
             judge(plan.tasks, plan.run)
 

@@ -157,6 +157,23 @@ def test_imports_are_followed_into_functions_but_not_for_type_checkers(tmp_path)
     assert provenance.closure(["pack.a"], package) == {"pack.a", "pack.b", "pack.d"}
 
 
+def test_relative_imports_are_followed(tmp_path):
+    """As packages of one's own networks have them, from a module, a package and a package below."""
+    for path, text in {
+        "nets/__init__.py": "from .model import net\n",
+        "nets/model.py": "from .parts import shared\nfrom . import blocks\n",
+        "nets/blocks.py": "",
+        "nets/parts/__init__.py": "",
+        "nets/parts/shared.py": "from ..blocks import Block\nfrom ..pooling import Pool\n",
+        "nets/pooling.py": "",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    names = {"nets.model", "nets.blocks", "nets.pooling", "nets.parts.shared"}
+    assert provenance.closure(("nets",), tmp_path / "nets") >= names
+    assert provenance.closure(("nets.parts.shared",), tmp_path / "nets") >= {"nets.blocks", "nets.pooling"}
+
+
 def test_steps_depend_on_what_they_run():
     """Lazily exporting packages hide what stands behind them, so inside the package their modules are named."""
     attack = provenance.closure(modules_of("attack", ATTACK))

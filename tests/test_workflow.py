@@ -306,6 +306,16 @@ def test_a_part_that_came_from_elsewhere_goes_on_with_what_is_missing(project, t
     with (other / "results/tiny/models/digits-tiny/at/weights.safetensors").open("ab") as file:
         file.write(b" ")
     assert jobs(other)["attack"] == 3
+    longer = clone("longer")
+    tiny = longer / "config/tiny.yaml"
+    tiny.write_text(tiny.read_text().replace("epochs: 1", "epochs: 2"))
+    todo = jobs(longer)
+    assert (todo["train"], todo["attack"]) == (1, 3), "evidence of other settings is no evidence"
+    assert "measured with other settings: training.epochs 1 → 2" in python(longer, "ask", "why", "small", "--configfile", "config/tiny.yaml")
+    tiny.write_text(tiny.read_text().replace("epochs: 2", "epochs: 1"))
+    assert "train" not in jobs(longer), "of today's settings again"
+    assert "train" not in jobs(longer, "--forcerun", "attack")
+    assert jobs(longer, "--forcerun", "train")["train"] == 1
 
 
 def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(project, tmp_path):
@@ -338,6 +348,9 @@ def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(projec
     python(folder, "ask", "batch", str(spec), "--out", str(manifest))
     assert json.loads(manifest.read_text())["members"] == 1
     assert jobs(folder) == {"table": 1, "claims": 1, "report": 1}
+    small.write_text(small.read_text().replace("k: 2, label: K = 2", "k: 1, label: K = 1"))
+    one_model = jobs(folder, "results/tiny/scratch/digits-tiny/at.done", *batched)
+    assert one_model == {"batch": 1, "model": 1}, "its cells are the batch's"
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "a cell was made again"
 
 

@@ -24,15 +24,12 @@ def current(job: Mapping[str, Any]) -> dict[str, Any]:
         found |= _one_type_an_attack(found)
         found.pop("tau", None)
     if "grid" in found:
-        found["grid"] = [_point(point, found) for point in found["grid"]]
+        # The first calibrations held the values of one parameter.
+        key = "omega" if found["tau_from"] else "tau"
+        found["grid"] = [point if isinstance(point, Mapping) else {key: point} for point in found["grid"]]
     if "omega_from" in found:  # a cell; the first ones knew neither DkNN-Atk nor AdvKnn
         found = {"alpha_from": None, "blocks_from": []} | found
     return found
-
-
-def _point(point: Any, calibration: Mapping[str, Any]) -> Any:
-    """A point of a calibration's grid by parameter: the first calibrations held the values of one."""
-    return point if isinstance(point, Mapping) else {"omega" if calibration["tau_from"] else "tau": point}
 
 
 def _one_type_an_attack(job: Mapping[str, Any]) -> dict[str, Any]:

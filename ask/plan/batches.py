@@ -30,6 +30,9 @@ from ask.plan.why import SNAKEFILE, to_run
 
 MEASURE = ("adopt", "index", "calibrate", "blocks", "attack")
 """Steps that a model's batch begins with, in this order."""
+RULES = dict.fromkeys(("failures", "timing", "cost"), "analyse") | {"study": "simulate", "example": "illustrate"}
+RULES |= {"plane": "illustrate", "pictures": "drawing", "boundaries": "drawing"}
+"""Rules of the steps that are not called like theirs."""
 MEMBERS = ("train", *MEASURE, "failures", "timing", "example", "cost", "study", "plane")
 SHORTEST, LONGEST = 120.0, 4 * 3600.0
 """Seconds of work that a batch has at least, so that its start does not count, and at most, so that queues take it."""
@@ -91,7 +94,8 @@ def cut(plan: Plan, todo: Collection[Path], seconds: Mapping[Path, float], count
     home: dict[Path, Any] = {}
     for task in members:
         near = {home[need] for need in task.needs if need in home}
-        subject = _subject(task) if task.name in ("train", *MEASURE) else None
+        about = getattr(task.job, "features", task.job)
+        subject = (about.dataset, about.model) if task.name in ("train", *MEASURE) else None
         alone = "rest" if near or task.name == "cost" else "apart"  # a comparison waits for trainings
         home[task.output] = subject or (near.pop() if len(near) == 1 else alone)
         groups.setdefault(home[task.output], []).append(task)
@@ -106,11 +110,6 @@ def cut(plan: Plan, todo: Collection[Path], seconds: Mapping[Path, float], count
         else:
             parts.append(own)
     return [_batch(part, seconds) for part in (*parts, rest) if part]
-
-
-def _subject(task: Task) -> tuple[str, str]:
-    features = getattr(task.job, "features", task.job)
-    return features.dataset, features.model
 
 
 def _time(tasks: Iterable[Task], seconds: Mapping[Path, float]) -> float:
@@ -235,10 +234,16 @@ class Asked:
         waits = task.after.is_file() or not (task.done or self.plan.run.log(task.after).is_file())
         return [task.after] if waits else []
 
-    def forces(self, output: Path) -> bool:
-        """Whether a task may have to run though its output is there."""
+    @cached_property
+    def forced(self) -> set[Path]:
+        """Outputs that are made though they are there, and what rests on them."""
         asked = self.workflow.dag_settings
-        return bool(asked.forceall or asked.forcerun or (asked.forcetargets and output in self.targets))
+        named, found = set(asked.forcerun), set(self.targets if asked.forcetargets else ())
+        for task in in_order(self.plan.tasks):
+            ways = {RULES.get(task.name, task.name), *map(str, task.outputs)}
+            if asked.forceall or not named.isdisjoint(ways) or not found.isdisjoint(task.needs):
+                found.add(task.output)
+        return found
 
     @cached_property
     def batches(self) -> Batches:
@@ -273,39 +278,27 @@ def batch_command(
     return status
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a run on a cluster takes."""
+def forecast(plan: Plan, todo: set[Path], kind: str, count: int, widths: Iterable[int] = (1, 4, 8)) -> dict[str, Any]:
+    """Cut what is to do, and let so many jobs at once work it off, as they come: figures, times in seconds.
 
-    jobs: list[Batch]
-    """Cluster jobs: batches, and each long training and data set on its own."""
-    batches: int
-    """How many of them are batches."""
-    wall: dict[int, float]
-    """Wall time by number of jobs at once."""
-
-    def summary(self) -> dict[str, Any]:
-        """Figures, JSON-able; times in seconds."""
-        times = [job.seconds for job in self.jobs] or [0.0]
-        return {
-            "jobs": len(self.jobs),
-            "batches": self.batches,
-            "median": median(times),
-            "longest": max(times),
-            "start_share": START * len(self.jobs) / max(sum(times), 1e-9),
-            "wall": self.wall,
-            "efficiency": {width: sum(times) / max(width * wall, 1e-9) for width, wall in self.wall.items()},
-        }
-
-
-def forecast(plan: Plan, todo: set[Path], kind: str, count: int, widths: Iterable[int] = (1, 4, 8)) -> Forecast:
-    """Cut what is to do, and let so many jobs at once work it off, as they come."""
+    ``jobs`` are a cluster's: ``batches``, and each long training and data set on its own; ``wall`` and ``efficiency``
+    are by the number of jobs at once.
+    """
     seconds = predicted(plan, kind, todo)
     found = cut(plan, todo, seconds, count)
     inside = {Path(target) for batch in found for target in batch.targets}
     alone = [task for path, task in plan.tasks.items() if path in todo - inside and task.name in ("prepare", "train")]
     jobs = [*(_batch([task], seconds) for task in alone), *found]
-    return Forecast(jobs, len(found), {width: _wall(jobs, width) for width in widths})
+    times, wall = [job.seconds for job in jobs] or [0.0], {width: _wall(jobs, width) for width in widths}
+    return {
+        "jobs": len(jobs),
+        "batches": len(found),
+        "median": median(times),
+        "longest": max(times),
+        "start_share": START * len(jobs) / max(sum(times), 1e-9),
+        "wall": wall,
+        "efficiency": {width: sum(times) / max(width * took, 1e-9) for width, took in wall.items()},
+    }
 
 
 def _wall(jobs: Sequence[Batch], width: int) -> float:

@@ -13,6 +13,7 @@ import yaml
 
 from ask import hardware
 from ask.config.run import ConfigError, base, read_run
+from ask.errors import AskError
 from ask.paths import Run
 from ask.plan import predict
 from ask.plan.batches import START, forecast
@@ -100,7 +101,7 @@ def plan(
     found = {"run": run.root.name, "artifacts": rows, "stages": stages, "total": total(wanted, left)}
     if profile:
         count = _batches_of(profile)
-        found["cluster"] = {kind: forecast(planned, left, kind, count).summary() for kind in MACHINES}
+        found["cluster"] = {kind: forecast(planned, left, kind, count) for kind in MACHINES}
     unknown = Counter(cost.unknown for path, cost in counted.items() if cost.unknown and path in wanted)
     if json_:
         print(json.dumps(found | {"not counted": unknown}, indent=1))
@@ -216,8 +217,9 @@ def _elsewhere(run: Run, settled: Mapping[str, Any]) -> Iterator[Measured]:
         overlays = [] if folder.parent.name == "paper" else [Path(f"config/{folder.parent.name}.yaml")]
         mine, other = (found.get("precision", "float32") for found in (settled, predict.settled_in(Run(folder.parent))))
         if folder.parent != run.root and mine == other and all(overlay.is_file() for overlay in overlays):
-            other = load(overlays)
-            yield predict.finished(other, costs(other))
+            with suppress(AskError):  # it may be in the making, or of files that are gone
+                other = load(overlays)
+                yield predict.finished(other, costs(other))
 
 
 def _batches_of(profile: str) -> int:

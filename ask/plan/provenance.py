@@ -93,7 +93,7 @@ def read(name: str, package: Path = PACKAGE) -> Module:
         whole.update(text)
         parts[getattr(node, "name", "the module's own level")].update(text)
     hashes = {part: digest.hexdigest()[:12] for part, digest in parts.items()}
-    return Module(frozenset(_imports(tree, package)), whole.hexdigest()[:16], hashes)
+    return Module(frozenset(_imports(tree, name, package)), whole.hexdigest()[:16], hashes)
 
 
 def _behaves(node: ast.AST) -> bool:
@@ -104,15 +104,18 @@ def _behaves(node: ast.AST) -> bool:
     return True
 
 
-def _imports(tree: ast.AST, package: Path) -> Iterator[str]:
+def _imports(tree: ast.AST, name: str, package: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         found = []
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             # ``from package import x``: x may be a module, or a name that the package defines.
-            members = [f"{node.module}.{alias.name}" for alias in node.names]
-            found = [member if _file(member, package).is_file() else str(node.module) for member in members]
+            inside = name.split(".") if _file(name, package).name == "__init__.py" else name.split(".")[:-1]
+            above = inside[: len(inside) + 1 - node.level] if node.level else []
+            home = ".".join([*above, *filter(None, [node.module])])
+            members = [f"{home}.{alias.name}" for alias in node.names]
+            found = [member if _file(member, package).is_file() else home for member in members]
         for one in found:
             if one.split(".")[0] == package.name and _file(one, package).is_file():
                 yield one

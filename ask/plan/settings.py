@@ -198,11 +198,9 @@ def leave_out(artifact: ArtifactConfig, names: set[str]) -> ArtifactConfig | Non
         return not names.isdisjoint({level.dataset, level.model, getattr(level, "part", None)})
 
     def kept(axes: Iterable[Axis]) -> tuple[Axis, ...] | None:
-        found = [axis.model_copy(update={"values": _others(axis.values)}) for axis in axes]
+        values = ((axis, tuple(one for one in axis.values if not left_out(one))) for axis in axes)
+        found = [axis.model_copy(update={"values": some}) for axis, some in values]
         return tuple(found) if all(axis.values for axis in found) else None
-
-    def _others(values: Iterable[Any]) -> tuple[Any, ...]:
-        return tuple(value for value in values if not left_out(value))
 
     if left_out(artifact.settings):
         return None

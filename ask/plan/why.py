@@ -108,30 +108,38 @@ def adopt(tasks: Tasks, run: Run) -> None:
                     os.utime(path, ns=(newest, newest))
 
 
+OTHER = "other-settings-or-weights"
+"""File that is newer than any evidence that came and is not what the plan asks for."""
 MADE_ALIKE = ("download", "prepare", "index", "blocks")
 """Steps that make the same whenever they are run: of the same data, and of the same weights."""
 
 
-def standing(tasks: Tasks, run: Run) -> set[Path]:
-    """Outputs that came without Snakemake's notes, and need nothing: weights, and what was measured on just these.
+def arrived(tasks: Tasks, run: Run) -> tuple[set[Path], dict[Path, list[Path]]]:
+    """What came without Snakemake's notes, as from git or an archive, by whether it is what the plan asks for.
 
-    So a run of which a part came from git or an archive goes on with what is missing, though data and indexes, which
-    do not travel, are made anew. Their records have to be of the planned jobs, and so those of all that they read.
+    Returns:
+        Outputs that stand and need nothing: weights, and what was measured on just these, so that a run goes on with
+        what is missing, though data and indexes, which do not travel, are made anew. Their records are of the planned
+        jobs, and so are those of all that they read.
+        Outputs of other settings, or measured on other weights than those here, which file times alone would let pass,
+        each with a file that is newer, to be made again.
     """
     from ask.slices import covers
 
-    found: set[Path] = set()
+    standing, other = set[Path](), dict[Path, list[Path]]()
     for task in in_order(tasks):
-        reads = [tasks[need] for need in task.needs if need in tasks]
         if task.name in MADE_ALIKE or task.step.stage in (RENDERED, LAST) or not task.done or _noted(task.output):
             continue
-        if all(one.output in found or one.name in MADE_ALIKE for one in reads):
-            record = _record(task)
-            weights = ((run.weights(*model.split("/")), one) for model, one in (record.get("weights") or {}).items())
-            alike = all(path in found and digest_of(path) == digest for path, digest in weights)
-            if alike and covers(current(record.get("job") or {}), task.document):
-                found.add(task.output)
-    return found
+        reads, record = [tasks[need] for need in task.needs if need in tasks], _record(task)
+        weights = {run.weights(*model.split("/")): digest for model, digest in (record.get("weights") or {}).items()}
+        alike = all(digest_of(path) == digest for path, digest in weights.items() if path.is_file())
+        if not (alike and covers(current(record.get("job") or {}), task.document)):
+            other |= {task.output: [run.root / "scratch" / OTHER]} if record.get("job") else {}
+        elif weights.keys() <= standing and all(one.output in standing or one.name in MADE_ALIKE for one in reads):
+            standing.add(task.output)
+    for newer in {path for paths in other.values() for path in paths}:
+        files.write_text(newer, "")
+    return standing, other
 
 
 def _record(task: Task) -> dict[str, Any]:
@@ -173,7 +181,9 @@ def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
     if reason.code_changed:
         return "its rule has changed"
     if reason.updated_input:
-        return f"{min(reason.updated_input)} is newer"
+        newer = min(reason.updated_input)
+        changes = summary(current(_record(task).get("job") or {}), task.document) if Path(newer).name == OTHER else []
+        return f"measured with other settings: {'; '.join(changes)}" if changes else f"{newer} is newer"
     if reason.missing_output:
         return "not made yet"
     return f"needs {min(reason.updated_input_run, default='what is not known')}"
