@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from artifact_jobs import (
@@ -26,10 +27,10 @@ from artifact_jobs import (
 )
 
 from ask.paths import Run
-from ask.report import numbers, site, tables
+from ask.report import captions, numbers, site, tables
 from ask.report.captions import listed
 from ask.report.evidence import describe, duration, in_text
-from ask.report.figures import PANEL_INCHES, render_figure, set_places, spread
+from ask.report.figures import PANEL_INCHES, limits, render_figure, set_places, spread
 from ask.report.site import render_report
 from ask.report.tables import LATEX, partial_table, render_table, spans
 from ask.statistics import over_trials_and_images
@@ -223,6 +224,38 @@ def test_intervals_count_images_where_predictions_are_kept(run: Run) -> None:
     mean = 100.0 * (one.astype(float) + other) / 2
     assert several["ci95"] == pytest.approx(over_trials_and_images(mean, trainings=trainings).half_width)
     assert several["ci95_trials"] == pytest.approx(12.7062 * np.std(means, ddof=1) / 2**0.5, rel=1e-4)
+
+
+def test_trainings_of_different_numbers_of_trials_share_the_first(run: Run) -> None:
+    """One cell may serve another artifact with more trials."""
+    random = np.random.default_rng(0)
+    one, other = random.random((6, 60)) < 0.5, random.random((3, 60)) < 0.5
+    keep(run, "a", one)
+    keep(run, "b", other)
+    entry, base = make_entry("a", ("conv3",)), make_entry("b", ("conv3",))
+    found = numbers.lookup(entry | {"over": [base["cell"]]}, run)
+    assert found["mean"] == pytest.approx(50 * (one.mean() + other.mean()))
+    alike = 100.0 * (one[:3].astype(float) + other) / 2
+    trainings = ((float(np.var([100 * one[:3].mean(), 100 * other.mean()], ddof=1)) / 2, 2),)
+    assert found["ci95"] == pytest.approx(over_trials_and_images(alike, trainings=trainings).half_width)
+
+
+def test_an_axis_holds_differences_and_times_whole() -> None:
+    for means, half in (([-7.4, -9.0], 3.0), ([-1.8, 1.6], 1.5), ([781.0, 2250.0], 40.0)):
+        points = pd.DataFrame({"mean": means, "ci95": [half, half], "paper_mean": [None, None]}, dtype=float)
+        low, high = limits(points)
+        assert low < min(means) - half
+        assert high > max(means) + half
+    shares = pd.DataFrame({"mean": [0.2, 99.9], "ci95": [0.4, 0.4], "paper_mean": [None, None]}, dtype=float)
+    assert limits(shares) == (-1.5, 101.5)
+
+
+@pytest.mark.parametrize(
+    ("width", "words"),
+    [(1, "VGG16"), (0.25, "VGG16 at width 1/4"), (0.75, "VGG16 at width 0.75"), (2, "VGG16 at width 2")],
+)
+def test_a_width_is_a_fraction_or_a_number(width: float, words: str) -> None:
+    assert captions._network({"name": "vgg16", "width": width}) == words
 
 
 def test_predictions_that_are_not_of_the_record_are_not_counted(run: Run) -> None:

@@ -1,6 +1,7 @@
 """The claims ledger: rules as data, evidence, missing data, and the paper's own tables as an oracle."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -96,6 +97,23 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str
 def test_every_claim_is_stated_and_judged() -> None:
     assert set(pd.read_csv(CSV)["id"]) == set(RULES.claims)
     assert len(RULES.claims) == 72
+
+
+def test_no_comparison_is_of_a_number_with_itself_or_made_twice() -> None:
+    def each(settings: dict[str, Any]) -> list[Any]:
+        values = [value if isinstance(value, tuple) else (value,) for value in settings.values()]
+        return [frozenset(zip(settings, one, strict=True)) for one in product(*values)]
+
+    for name, claim in RULES.claims.items():
+        pairs = [
+            (part.artifact, str(part.where), part.datasets, frozenset([of, minus]) if part.within else (of, minus))
+            for part in claim.parts
+            if len(part.of) == len(part.minus) == 1
+            for of, minus in product(each(part.of[0]), each(part.minus[0]))
+            if not any(column in part.by for column in dict(of ^ minus))  # in which they agree
+        ]
+        assert all(len(set(pair)) == 2 for *_, pair in pairs), name
+        assert len(set(pairs)) == len(pairs), name
 
 
 def test_the_documented_example_is_the_rule_of_the_paper() -> None:

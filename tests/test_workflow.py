@@ -311,7 +311,9 @@ def test_a_part_that_came_from_elsewhere_goes_on_with_what_is_missing(project, t
     tiny.write_text(tiny.read_text().replace("epochs: 1", "epochs: 2"))
     todo = jobs(longer)
     assert (todo["train"], todo["attack"]) == (1, 3), "evidence of other settings is no evidence"
-    assert "measured with other settings: training.epochs 1 → 2" in python(longer, "ask", "why", "small", "--configfile", "config/tiny.yaml")
+    assert "measured with other settings: training.epochs 1 → 2" in python(
+        longer, "ask", "why", "small", "--configfile", "config/tiny.yaml"
+    )
     tiny.write_text(tiny.read_text().replace("epochs: 2", "epochs: 1"))
     assert "train" not in jobs(longer), "of today's settings again"
     assert "train" not in jobs(longer, "--forcerun", "attack")

@@ -74,8 +74,8 @@ class Part(Spec):
 class Contradiction(Spec):
     """Where the paper's own tables say otherwise of the same data set and quantity."""
 
-    settings: Settings = Field(default_factory=dict)
-    """Settings of the comparisons that they contradict."""
+    settings: Sum = ({},)
+    """Settings of the comparisons that they contradict; a list: any of these."""
     says: str
     """What they print; a full sentence."""
 

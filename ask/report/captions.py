@@ -122,7 +122,8 @@ def _network(spec: Json) -> str:
     width = spec.get("width", 1)
     if factory := spec.get("factory"):
         return f"{factory} ({options})" if options else str(factory)
-    return worded(spec["name"]) + ("" if width == 1 else f" at width 1/{1 / width:g}")
+    share = f"1/{1 / width:g}" if (1 / width).is_integer() else f"{width:g}"
+    return worded(spec["name"]) + ("" if width == 1 else f" at width {share}")
 
 
 def _jobs(cells: Iterable[Json]) -> Iterator[dict[str, Any]]:

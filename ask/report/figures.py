@@ -88,11 +88,13 @@ def draw(job: Json, numbers: pd.DataFrame) -> Figure:
 
 
 def limits(points: pd.DataFrame) -> tuple[float, float]:
-    """Range of the value axis: the points and their intervals with some air, within 0 to 100."""
+    """Range of the value axis: the points and their intervals with some air; of shares, within 0 to 100."""
     half = points["ci95"].fillna(0)
     values = pd.concat([points["mean"] - half, points["mean"] + half, points["paper_mean"]])
     low, high = values.min(), values.max()
     air = max((high - low) * 0.08, (LEAST_POINTS - (high - low)) / 2, 0.5)
+    if not points["mean"].between(0, 100).all():  # differences, or times
+        return low - air, high + air
     return max(low - air, -1.5), min(high + air, 101.5)
 
 

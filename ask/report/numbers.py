@@ -178,16 +178,15 @@ def join_predictions(right: Sequence[NDArray[np.uint8] | None], trials: Sequence
     """A number in the unit shown: trainings x trials x images; one mean over images where predictions are not all kept.
 
     Args:
-        right: of each training (`read_predictions`).
+        right: of each training (`read_predictions`); of different numbers of trials, the first common ones count.
         trials: the mean of each trial; of several trainings, of each of these, as only the mean over trials is known.
     """
     means = np.reshape(trials, (len(right), -1, 1))
     kept = [one for one in right if one is not None]
     if len(kept) == len(right):
-        values = np.stack(kept)
-        known = values.mean(2) if len(right) == 1 else values.mean((1, 2))
+        known = kept[0].mean(1) if len(kept) == 1 else np.array([one.mean() for one in kept])
         if known.size == means.size and np.allclose(known.ravel(), means.ravel()):
-            return values
+            return np.stack([one[: min(map(len, kept))] for one in kept])  # the first trials are the same
     return means
 
 

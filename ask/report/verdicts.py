@@ -121,14 +121,16 @@ def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None
         verdict = "reproduced"
     elif outside:
         verdict = "not reproduced"
-        if contradiction and all(contradiction.settings.items() <= c.settings.items() for c in outside):
+        said = contradiction.settings if contradiction else ()
+        if all(any(one.items() <= c.settings.items() for one in said) for c in outside):
             verdict = "inconsistent in the paper"
     elif across:
-        verdict, decides = "undecided", _deciding([(c, c.direction or c.region) for c in across])
+        verdict, decides = "undecided", _deciding([(c, c.direction or c.region) for c in across], len(comparisons))
     else:
         verdict = "direction only"
         if not excluded:
-            decides = _deciding([(c, c.region) for c in comparisons if not c.lies_in(c.region)])
+            open_ones = [(c, c.region) for c in comparisons if not c.lies_in(c.region)]
+            decides = _deciding(open_ones, len(comparisons))
     if verdict in ("direction only", "undecided") and any(c.direction for c in comparisons):
         words.append(f"The claimed number is {'excluded' if excluded else 'still open'}.")
     if outside and len(comparisons) > 1:
@@ -168,14 +170,17 @@ def _counted_by(estimate: Estimate) -> str:
     return "trials alone" if counted == ["trials"] and estimate.n == 1 else ", ".join(counted)
 
 
-def _deciding(across: Sequence[tuple[Comparison, Interval]]) -> str:
-    """What would decide, in words: the first that could refute the claim or, if all hold by their means, the last."""
-    found = [(c.estimate.p_beyond(*region), _leaving(c, region)) for c, region in across]
+def _deciding(across: Sequence[tuple[Comparison, Interval]], of: int) -> str:
+    """What would decide, in words: the first that could refute the claim or, if all hold by their means, the last.
+
+    To refute one of several comparisons takes the level that Holm's procedure has for the first of them.
+    """
+    found = [(c.estimate.p_beyond(*region), _leaving(c, region, of)) for c, region in across]
     refuting = [needed for p, needed in found if p < 1]
     return (min(refuting) if refuting else max(needed for _, needed in found))[1]
 
 
-def _leaving(comparison: Comparison, region: Interval) -> tuple[float, str]:
+def _leaving(comparison: Comparison, region: Interval, of: int) -> tuple[float, str]:
     """By what factor a run is too small for an interval to leave the border it lies on, and what would do, in words."""
     estimate = comparison.estimate
     distance = min(abs(estimate.mean - border) for border in region)
@@ -184,7 +189,9 @@ def _leaving(comparison: Comparison, region: Interval) -> tuple[float, str]:
     most = {name: max((MOST | {"images": comparison.images})[name] / size, 1) for name, size in sizes.items()}
 
     def enough(names: Sequence[str], factor: float) -> bool:
-        return estimate.resized(**{name: min(factor, most[name]) for name in names}).half_width < distance
+        larger = estimate.resized(**{name: min(factor, most[name]) for name in names})
+        refutes = larger.p_beyond(*region) * of <= 0.05
+        return refutes if estimate.p_beyond(*region) < 1 else larger.half_width < distance
 
     found: list[tuple[float, str]] = []
     for names in dict.fromkeys([*((name,) for name in sizes), tuple(sizes)]):
