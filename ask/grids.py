@@ -9,7 +9,7 @@ GROWING = ("tau", "alpha", "learning_rate")
 WIDEST = 3
 """Largest ratio of one step outwards: what lies next to the end, not far beyond a coarse grid's."""
 BOUNDED = ("omega",)
-"""Parameters whose grid ends where the parameter itself does, so that an end says nothing."""
+"""Parameters between 0 and 1, where the end of a grid says nothing if one more step of it would leave them."""
 
 
 def ends(point: Point, grid: Sequence[Point]) -> list[str]:
@@ -19,9 +19,11 @@ def ends(point: Point, grid: Sequence[Point]) -> list[str]:
     """
     found = []
     for name, value in point.items():
-        tried = {other[name] for other in grid if name in other}
-        if name not in BOUNDED and len(tried) > 1 and value in (min(tried), max(tried)):
-            found.append(name)
+        tried = sorted({other[name] for other in grid if name in other})
+        if len(tried) > 1 and value in (tried[0], tried[-1]):
+            further = 2 * value - (tried[1] if value == tried[0] else tried[-2])
+            if name not in BOUNDED or 0 < round(further, 9) < 1:
+                found.append(name)
     return found
 
 

@@ -258,6 +258,9 @@ def test_what_is_not_searched_has_no_end_and_some_grids_do_not_grow():
     assert (ends(guides[1], guides), beyond(guides[1], guides)) == (["guides"], None)
     omega = [{"omega": 0.1}, {"omega": 0.9}]
     assert (ends(omega[0], omega), beyond(omega[0], omega)) == ([], None)
+    coarse = [{"omega": share} for share in (0.3, 0.5, 0.7)]
+    assert [ends(one, coarse) for one in coarse] == [["omega"], [], ["omega"]], "0.1 and 0.9 were not tried"
+    assert beyond(coarse[0], coarse) is None
 
 
 @pytest.mark.parametrize("extend", [0, 1, 4])

@@ -1,6 +1,8 @@
 """Stored evidence: the settings that committed results were measured with are what today's plans hold for them."""
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from plans import ROOT, planned
 
 from ask.config.stored import current
 from ask.paths import Run
-from ask.plan.planner import Plan
+from ask.plan.planner import Plan, load
 from ask.report.evidence import describe
 from ask.report.numbers import collect
 from ask.report.tables import margin_remark
@@ -177,7 +179,24 @@ def test_committed_parameters_at_an_end_of_their_grid_are_marked() -> None:
     assert marked["lite", "cifar10/at-long-seed2/ask-cos-L3-K5-e8-s20"] == "τ conv3 0.0009 (edge of its grid)"
     assert marked["paper", "mnist/raw/ask-cos-Lin-K5-e40-s20"] == "τ input 0.003 (edge of its grid)"
     assert marked["paper", "fashion_mnist/raw/ask-l2-Lin-K5-e40-s20"] == "τ input 0.03", "it lies inside"
+    assert marked["cpu", "cifar10/at/ask-cos-L34-K5-e8-s20"].endswith("ω conv3 0.3 (edge of its grid), conv4 0.7")
     assert "edge" not in marked["lite", "cifar10/at/pgd-e8-s20"]
+
+
+@pytest.mark.parametrize("folder", [*RUNS, "digits"])
+def test_commands_of_committed_reports_make_what_they_name(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are of the overlays that made the run, whatever these are called."""
+    monkeypatch.chdir(ROOT)
+    pattern = re.compile(r"snakemake --cores all (?:--force )?(\S+\.\w+)((?: --configfile)?(?: config/\S+\.yaml)*)")
+    plans: dict[str, Plan] = {}
+    found = set()
+    for page in (ROOT / "results" / folder / "report").glob("*.html"):
+        found |= set(pattern.findall(html.unescape(page.read_text())))
+    assert found
+    for target, files in found:
+        if files not in plans:
+            plans[files] = load([Path(name) for name in files.split()[1:]])
+        assert Path(target) in plans[files].tasks, (target, files)
 
 
 def test_fields_added_to_attacks_are_in_documents_only_where_they_are_set() -> None:

@@ -163,6 +163,8 @@ class RunConfig(Spec):
     """One line on what the run is, for the report; empty: the run's name."""
     note: str = ""
     """Remark at the top of the report."""
+    overlays: tuple[str, ...] = ()
+    """Overlays that make this run, for the commands that its report tells; none: `config/<run>.yaml`."""
     seed: int = 0
     """Seed of everything random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

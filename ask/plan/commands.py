@@ -218,7 +218,8 @@ def _elsewhere(run: Run, settled: Mapping[str, Any]) -> Iterator[Measured]:
         mine, other = (found.get("precision", "float32") for found in (settled, predict.settled_in(Run(folder.parent))))
         if folder.parent != run.root and mine == other and all(overlay.is_file() for overlay in overlays):
             with suppress(AskError):  # it may be in the making, or of files that are gone
-                other = load(overlays)
+                named = read_run([base(), *overlays]).overlays if overlays else ()
+                other = load([Path(one) for one in named] or overlays)
                 yield predict.finished(other, costs(other))
 
 

@@ -150,8 +150,8 @@ def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 
 def _configfile(config: RunConfig) -> str:
-    """The overlay of a run, by the convention that it bears the run's name; nothing for the paper's."""
-    return "" if config.run == "paper" else f"config/{config.run}.yaml"
+    """The overlays of a run: as it names them, or one that bears its name; nothing for the paper's."""
+    return " ".join(config.overlays) or ("" if config.run == "paper" else f"config/{config.run}.yaml")
 
 
 def claims_job(config: RunConfig, plan: Plan) -> dict[str, Any]:

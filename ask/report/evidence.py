@@ -134,11 +134,13 @@ def _at_ends(job: Json, run: Run) -> list[tuple[str, str]]:
     """
     found = []
     layers = (job.get("attack") or {}).get("layers", ())
-    for name, layer in [*zip(job.get("tau_from", ()), layers, strict=False), (job.get("alpha_from"), "")]:
+    own, shares = (job.get("alpha_from"), ""), (job.get("omega_from"), next(iter(layers), ""))
+    for name, layer in [*zip(job.get("tau_from", ()), layers, strict=False), own, shares]:
         path = run.calibration(job["features"]["dataset"], job["features"]["model"], name) if name else None
         if path and path.is_file():
             record = json.loads(path.read_text(encoding="utf-8"))
-            *grid, picked = current({"grid": [*record["grid"], record["picked"]], "tau_from": ()})["grid"]
+            old = {"tau_from": (record.get("job") or {}).get("tau_from", ())}
+            *grid, picked = current(old | {"grid": [*record["grid"], record["picked"]]})["grid"]
             found += [(parameter, layer) for parameter in ends(picked, grid)]
     return found
 
