@@ -108,8 +108,13 @@ def unpack(bundle: Path) -> list[str]:
         if lacking := [path.name for path in taken if not path.is_file()]:
             missing += lacking
             continue
-        if source == PACKAGES:
-            _make_room(contents["python"])
+        if source == PACKAGES:  # these stand before the machine's own
+            here = ".".join(map(str, sys.version_info[:2]))
+            if here != (made := contents["python"]):
+                raise SystemExit(f"packages are for Python {made}, this is {here}; carry: make bundle TARGET={here}")
+            shutil.rmtree(SITE / PACKAGES, ignore_errors=True)
+            # Rules say `python`, which such a machine may not have, or another one.
+            write_text(SITE / "bin" / "python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n').chmod(0o755)
         with tarfile.open(fileobj=io.BytesIO(b"".join(path.read_bytes() for path in taken))) as archive:
             archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 knows none
             archive.extractall(SITE if source == PACKAGES else DATA)
@@ -117,16 +122,6 @@ def unpack(bundle: Path) -> list[str]:
             path.unlink()
         write_json(done, parts)
     return missing
-
-
-def _make_room(python: str) -> None:
-    """Prepare a folder for the carried packages, which stand before the machine's own."""
-    here = ".".join(map(str, sys.version_info[:2]))
-    if here != python:
-        raise SystemExit(f"packages are for Python {python}, this is {here}; carry others: make bundle TARGET={here}")
-    shutil.rmtree(SITE / PACKAGES, ignore_errors=True)
-    # Rules say `python`, which such a machine may not have, or another one.
-    write_text(SITE / "bin" / "python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n').chmod(0o755)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -219,15 +219,12 @@ def _decided(found: Mapping[str, Any], here: tuple[str, ...]) -> bool:
 
 def expected(wanted: Precision, device: torch.device) -> dict[str, Any]:
     """What :func:`settled` would write down on this machine."""
-    found = {name: round(rate / 1e9, 1) for name, rate in _rates(device).items()}
+    # Floating-point operations a second of a convolution and back to its images.
+    rates = once_a_machine("precision", device, _measure, quiet=True)
+    found = {name: round(rate / 1e9, 1) for name, rate in rates.items()}
     faster = found["bfloat16"] >= GAIN * found["float32"]
     chosen = ("bfloat16" if faster else "float32") if wanted == "auto" else wanted
     return {"precision": chosen, "processor": hardware(device), "gflops": found, "threads": torch.get_num_threads()}
-
-
-def _rates(device: torch.device) -> dict[Any, float]:
-    """Floating-point operations a second of a convolution and back to its images, by precision."""
-    return once_a_machine("precision", device, _measure, quiet=True)
 
 
 def once_a_machine(

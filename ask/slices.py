@@ -224,12 +224,12 @@ def stale(plan: Plan, path: Path) -> str:
 
 def covers(measured: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
     """Whether a job is the planned one, with at least as many trials; those of an analysis are its cell's."""
-    trials, bare = [], []
-    for job in (measured, planned):
-        cell = job.get("cell")
-        trials.append((cell or job).get("trials") or 0)
-        bare.append({**job, "trials": 0} | ({"cell": {**cell, "trials": 0}} if cell else {}))
-    return bare[0] == bare[1] and trials[0] >= trials[1]
+
+    def bare(job: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: bare(value) if name == "cell" else value for name, value in job.items() if name != "trials"}
+
+    trials = [(job.get("cell") or job).get("trials") or 0 for job in (measured, planned)]
+    return bare(measured) == bare(planned) and trials[0] >= trials[1]
 
 
 def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:

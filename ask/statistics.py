@@ -150,17 +150,14 @@ def pool_trials(estimates: Sequence[Estimate]) -> list[Estimate]:
         ratio = float(ratios.mean())
         outlying = ratios.sum() / (1 + (k - 1) / fdtri(t - 1, (k - 1) * (t - 1), 1 - 0.05 / k))
         effects = max(ratio - 1, 0.0)
-        alike = (_correlations([pooled[place].rest for place in places]) + effects) / (1 + effects)
+        rests: list[Any] = [pooled[place].rest for place in places]  # of other numbers of images: not correlated
+        correlations = np.array([[float(np.vdot(a, b)) if a.shape == b.shape else 0.0 for b in rests] for a in rests])
+        alike = (correlations + effects) / (1 + effects)
         df = (t - 1) * k**2 / float(np.square(alike).sum())
         for place, own in zip(places, ratios, strict=True):
             if own <= outlying:
                 pooled[place] = replace(pooled[place], trials=ratio * pooled[place].both, pooled=df)
     return pooled
-
-
-def _correlations(rests: Sequence[Any]) -> NDArray[np.float64]:
-    """Correlations (k, k) of interactions; those of different numbers of images have none."""
-    return np.array([[float(np.vdot(a, b)) if a.shape == b.shape else 0.0 for b in rests] for a in rests])
 
 
 def holm(p_values: Iterable[float]) -> list[int]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ask.attacks import ASKAttack, ASKAttackConfig
 from ask.attacks.linf import random_start
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 
 from .measure import Case, Contender, Options, floor_peaks, product, take_turns
 from .networks import FORWARD_GMAC, digits, prepared, untouched, vgg16

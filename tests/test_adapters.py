@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ask.attacks import PGD, ASKAttack, ASKAttackConfig, PGDConfig, identity_features, linf_ascent
 from ask.attacks.adapters import DkNNModule, to_art, to_foolbox, to_torchattacks
 from ask.attacks.pgd import pgd_loss
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 
 EPS, STEPS = 0.1, 10
 STEP = EPS / 4

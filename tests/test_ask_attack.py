@@ -10,7 +10,7 @@ from torch import nn
 from ask.attacks import PGD, ASKAttack, ASKAttackConfig, PGDConfig, frozen, linf_ascent
 from ask.attacks.ask import draw_references, nearest_wrong_class, temperature, weights
 from ask.attacks.references import identity_features
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 from ask.knn.search import ExactSearch
 
 SIMILARITIES = ("cosine", "l2")

@@ -11,7 +11,7 @@ from plans import ROOT, planned
 from ask.attacks import ASKAttack, ASKAttackConfig
 from ask.attacks.linf import fitting_batch, linf_ascent, random_start
 from ask.cli import main
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 from ask.knn.search import ExactSearch
 from ask.losses.ask import ask_loss, class_wise
 from ask.plan import provenance

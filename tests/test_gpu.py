@@ -24,7 +24,7 @@ from ask.attacks.linf import Ascent, ascend
 from ask.attacks.pgd import PGD, PGDConfig
 from ask.attacks.references import identity_features
 from ask.cli import main, perform
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 from ask.knn.faiss import FaissSearch
 from ask.knn.search import ExactSearch
 from ask.measure.evaluator import hold

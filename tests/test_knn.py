@@ -19,7 +19,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import ask.knn.faiss
 from ask.errors import AskError
-from ask.knn.dknn import DkNN, classify, make_search, votes
+from ask.knn import DkNN
+from ask.knn.dknn import classify, make_search, votes
 from ask.knn.faiss import searching
 from ask.knn.search import ExactSearch
 from ask.models.hooks import hook_features

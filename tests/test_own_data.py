@@ -187,6 +187,21 @@ def test_what_would_end_a_run_later_ends_it_before(images, changes, message, mon
         inspect(with_own(changes.pop("path", images), artifacts, **{"training": {"holdout": 3}} | changes))
 
 
+@pytest.mark.parametrize(
+    ("artifact", "message"),
+    [
+        ("table01", r"references_per_class: 10, and DkNN-Atk pulls towards 15 of a class; raise it, or lower evalu"),
+        ("table01", r"references_per_class: 10, and DkNN-Atk pulls towards 20 of a class; raise it, or lower calib"),
+        ("failures", r"references_per_class: 30 references, and failures are told by 50; raise it"),
+        ("autoattack", r"evaluation.auto.parts: apgd-t compares 4 classes, own has 3; give parts without it"),
+    ],
+)
+def test_too_few_references_or_classes_are_told_before_a_run(images, artifact, message):
+    few = {"references_per_class": 10, "image_size": 32, "network": {"name": "vgg16"}, "training": {"holdout": 3}}
+    with pytest.raises(ConfigError, match=message):
+        inspect(with_own(images, [artifact], **few))
+
+
 def test_data_of_one_class_are_told_before_a_run(tmp_path):
     draw(tmp_path / "one", classes=1)
     with pytest.raises(ConfigError, match=r"datasets.own: there is one class, 'c0'; classes are the folders below"):

@@ -21,7 +21,7 @@ from ask.config.run import load_artifacts, load_run, read_run
 from ask.config.training import NetworkSpec
 from ask.data import download, prepare
 from ask.hardware import machines, processor, settled_in
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 from ask.measure.cells import run_cell
 from ask.measure.place import Place, build_index
 from ask.models.networks import build, fold_batchnorm, load_network

@@ -22,7 +22,7 @@ from torch import Tensor
 from ask.attacks import advknn, linf, references
 from ask.attacks.ask import ASKAttack
 from ask.graphs import cuda_graph
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 from ask.knn.search import ExactSearch
 from ask.models import networks
 from ask.training import images, snn

@@ -24,7 +24,7 @@ from ask.attacks.linf import BoxSteps, ascend, linf_ascent
 from ask.attacks.references import Subject, identity_features, leave_one_out
 from ask.config.attacks import VARIANTS
 from ask.config.run import load_artifacts
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 from ask.knn.search import ExactSearch
 from ask.paths import Run
 from ask.plan.planner import plan_run

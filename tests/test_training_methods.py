@@ -35,7 +35,7 @@ from training_jobs import (
 from ask.attacks.linf import random_start
 from ask.config.run import ConfigError, load_run, read_run
 from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, TrainingSpec, TrainJob
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 from ask.losses.ask import ask_loss, instance_wise
 from ask.losses.snn import pairwise_distance, snn_loss
 from ask.losses.trades import kl_divergence, trades_loss

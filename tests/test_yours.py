@@ -27,7 +27,7 @@ from ask.attacks.linf import BoxSteps
 from ask.attacks.references import leave_one_out
 from ask.config.attacks import BlockConfig
 from ask.config.jobs import CellJob, ClassifierSpec, FeatureSpec, IndexJob
-from ask.knn.dknn import DkNN
+from ask.knn import DkNN
 from ask.knn.search import ExactSearch
 from ask.losses.ask import class_wise, instance_wise
 from ask.losses.snn import pairwise_distance

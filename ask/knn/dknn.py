@@ -1,10 +1,7 @@
-"""Votes of the deep k-nearest-neighbour classifier (DkNN; paper, eq. 1 and Appendix D).
-
-The classifier itself, ``DkNN``, is imported when first asked for, and scikit-learn with it.
-"""
+"""Votes of the deep k-nearest-neighbour classifier (DkNN; paper, eq. 1 and Appendix D)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +10,6 @@ from torch import Tensor
 
 from ask.knn.search import ExactSearch
 from ask.knn.similarity import Similarity
-from ask.lazy import exports
-
-if TYPE_CHECKING:
-    from ask.knn.classifier import DkNN
-
-__all__ = ["DkNN", "classify", "make_search", "numbers", "votes"]
-__getattr__ = exports("ask.knn", {"DkNN": "classifier"})
 
 
 def votes(neighbour_labels: Tensor, n_classes: int) -> Tensor:

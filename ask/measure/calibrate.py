@@ -9,7 +9,7 @@ from ask.config.jobs import CalibrationJob
 from ask.grids import beyond, ends
 from ask.measure.evaluator import Evaluator
 from ask.measure.place import Place
-from ask.measure.setting import layers_of, parameters, read_picked, shares_of
+from ask.measure.setting import layers_of, parameters, read_picked
 from ask.seeds import derive_seed
 
 
@@ -29,7 +29,7 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
         """The attack at a point of the grid."""
         changes = parameters(point, job.attack)
         if "omega" in point:
-            changes = {"tau": taus, "omega": dict(zip(layers, shares_of(point["omega"]), strict=True))}
+            changes = {"tau": taus, "omega": dict(zip(layers, (point["omega"], 1 - point["omega"]), strict=True))}
         return job.attack.model_copy(update=changes)
 
     clean: dict[int, Any] = {}

@@ -6,7 +6,6 @@ import yaml
 
 from ask.config.jobs import CostJob
 from ask.measure.place import Place
-from ask.paths import Run
 
 
 def compare(job: CostJob, place: Place) -> dict[str, Any]:
@@ -16,7 +15,8 @@ def compare(job: CostJob, place: Place) -> dict[str, Any]:
     multiply-adds count how far. Factors count epochs, too. Seconds were measured where each model was trained, beside
     whatever else ran there.
     """
-    own, base = (_record(place.run, job.dataset, model) for model in (job.model, job.base))
+    paths = (place.run.model(job.dataset, model) / "config.yaml" for model in (job.model, job.base))
+    own, base = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths)
     images, base_images = (record["passes_per_step"]["images"] for record in (own, base))
     passes, base_passes = (
         (record["passes_per_step"]["forward"] + record["passes_per_step"]["backward"]) / count
@@ -34,7 +34,3 @@ def compare(job: CostJob, place: Place) -> dict[str, Any]:
     }
     result = {name: {"mean": float(value), "ci95": None, "trials": [float(value)]} for name, value in found.items()}
     return {"results": [result], "hardware": own.get("hardware", ""), "versions": own.get("versions", {})}
-
-
-def _record(run: Run, dataset: str, model: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((run.model(dataset, model) / "config.yaml").read_text(encoding="utf-8")))

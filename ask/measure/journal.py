@@ -178,7 +178,8 @@ def tend(jobs: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
                 continue
             count, wanted = held["job"]["trials"], job["trials"]
             if count != wanted:
-                for path in _parts(output):
+                # The record vouches for the predictions, and comes last.
+                for path in [output] if output.suffix == ".safetensors" else [output.with_suffix(".npz"), output]:
                     files.write(folder / f"held-{count}{path.suffix}", partial(copyfile, path))
             elif all(_lies_in(held, _header(path)) for path in folder.iterdir() if path.suffix != ".npz"):
                 rmtree(folder, ignore_errors=True)
@@ -193,11 +194,6 @@ def held_blocks(output: Path, key: str) -> Iterator[Path]:
             if header["key"] == key:
                 found[path] = header["job"]["trials"]
     return iter(sorted(found, key=lambda path: -found[path]))
-
-
-def _parts(output: Path) -> list[Path]:
-    """A cell's predictions and record, which vouches for them and comes last; a file of blocks."""
-    return [output] if output.suffix == ".safetensors" else [output.with_suffix(".npz"), output]
 
 
 def _lies_in(record: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:

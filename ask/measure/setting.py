@@ -43,7 +43,8 @@ class Setting:
                 tau = dict(zip(layers, picked, strict=True))
             shares = [attack.omega.get(layer, 0.0) if attack.omega else 1 / len(layers) for layer in layers]
             if job.omega_from:
-                shares = shares_of(read_picked(place.run, job, job.omega_from)["omega"])
+                first = read_picked(place.run, job, job.omega_from)["omega"]
+                shares = [first, 1 - first]
             self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
         if job.alpha_from:
             self.known = parameters(read_picked(place.run, job, job.alpha_from), attack)
@@ -79,11 +80,6 @@ class Setting:
 def layers_of(attack: Any) -> tuple[str, ...]:
     """Attacked layers; none for clean images and attacks on a network's output."""
     return tuple(getattr(attack, "layers", ()))
-
-
-def shares_of(first: float) -> list[float]:
-    """Weights of two layers, from that of the first."""
-    return [first, 1 - first]
 
 
 def read_picked(run: Run, job: CellJob | CalibrationJob, name: str) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ class Paper:
     @classmethod
     def read(cls, folder: Path) -> "Paper":
         """Both files of a folder."""
-        tables, claims = (_rows(folder / name) for name in ("tables.csv", "claims.csv"))
+        # UTF-8 with or without the mark that spreadsheets put first.
+        texts = ((folder / name).read_text(encoding="utf-8-sig") for name in ("tables.csv", "claims.csv"))
+        tables, claims = (list(csv.DictReader(StringIO(text))) for text in texts)
         return cls(tables, {row["id"]: row for row in claims})
 
     def claimed(self, claim: str) -> float:
@@ -68,9 +71,3 @@ class Paper:
             if all(row[name] in ("", value) or not value for name, value in wanted.items()):
                 return float(row["value_percent"]), float(row["ci95_percent"]) if row["ci95_percent"] else None
         return None, None
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV, in UTF-8 with or without the mark that spreadsheets put first."""
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        return list(csv.DictReader(stream))

@@ -150,7 +150,7 @@ def report_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 
 def _configfile(config: RunConfig) -> str:
-    """The overlays of a run: as it names them, or one that bears its name; nothing for the paper's."""
+    """The overlays of a run, as it names them, or one that bears its name; nothing for the paper's."""
     return " ".join(config.overlays) or ("" if config.run == "paper" else f"config/{config.run}.yaml")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ask.config.attacks import PIXEL
+from ask.config.attacks import PIXEL, AutoAttackConfig, DkNNAttackConfig
 from ask.config.base import DataSpec
 from ask.config.run import ConfigError
 from ask.data.sources import PUBLISHED
@@ -11,6 +11,7 @@ from ask.data.trees import own_images, splits
 from ask.errors import DataError
 from ask.plan.graph import Task
 from ask.plan.planner import Plan
+from ask.plan.tasks import searches_guides
 
 SIDES = {"vgg16": (32, 32), "resnet18": (16, 1)}
 """Least side of a network's images, and what it must be a multiple of."""
@@ -63,7 +64,7 @@ def inspect(plan: Plan, *, all_networks: bool = False) -> list[str]:
         except DataError as error:
             mistakes.append(f"datasets.{task.job.dataset}: {error}")
             continue
-        mistakes += _counts(plan, task.job.dataset, found)
+        mistakes += [*_counts(plan, task.job.dataset, found), *_few(plan, task.job.dataset, len(found.names))]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     _own_networks(plan, [task for task in plan.of("train", "adopt") if all_networks or not task.done])
@@ -110,6 +111,23 @@ def _counts(plan: Plan, name: str, found: Counts) -> Iterator[str]:
                 f"{where}.image_size: {network} needs square images with {wanted}, not {height} x {width};"
                 f" set it, e.g. to {max(least_side, -(-height // step) * step)}, to which all are resized"
             )
+
+
+def _few(plan: Plan, name: str, classes: int) -> Iterator[str]:
+    """What of a data set's measurements asks for more references or classes than there are."""
+    place = f"datasets.{name}.references_per_class"
+    for job in (task.job for task in plan.of("attack", "calibrate") if task.job.features.dataset == name):
+        attack, tried = job.attack, [point["guides"] for point in getattr(job, "grid", ()) if "guides" in point]
+        if isinstance(attack, DkNNAttackConfig):
+            guides = max(tried, default=0 if searches_guides(attack) else attack.guides)
+            if guides > job.references_per_class:
+                fix = f"raise it, or lower {'calibration.dknn_guides' if tried else 'evaluation.dknn.guides'}"
+                yield f"{place}: {job.references_per_class}, and DkNN-Atk pulls towards {guides:g} of a class; {fix}"
+        if isinstance(attack, AutoAttackConfig) and "apgd-t" in attack.parts and classes < 4:
+            yield f"evaluation.auto.parts: apgd-t compares 4 classes, {name} has {classes}; give parts without it"
+    for job in (task.job for task in plan.of("failures") if task.job.cell.features.dataset == name):
+        if job.confidence_k > (count := job.cell.references_per_class * classes):
+            yield f"{place}: {count} references, and failures are told by {job.confidence_k}; raise it"
 
 
 def _small_radii(plan: Plan) -> Iterator[str]:

@@ -74,7 +74,7 @@ class TaskMaker:
             if len(layers) == 2 and not attack.omega:
                 given["omega_from"] = self._calibration("omega", subject, attack, asked, layers, given["tau_from"])
         elif attack and attack.name == "dknn":
-            what = "guides" if _searches_guides(attack) else "alpha"
+            what = "guides" if searches_guides(attack) else "alpha"
             given["alpha_from"] = self._calibration(what, subject, attack, asked, layers)
         elif attack and attack.grid:
             given["alpha_from"] = self._calibration("parameters", subject, attack, asked, layers)
@@ -289,8 +289,6 @@ class TaskMaker:
         points = {
             "tau": [{"tau": value} for value in self._taus(similarity)],
             "omega": [{"omega": value} for value in grid.omega],
-            "alpha": self._dknn_points(attack),
-            "guides": self._dknn_points(attack),
             "parameters": [
                 dict(zip(attack.grid, values, strict=True)) for values in itertools.product(*attack.grid.values())
             ],
@@ -304,7 +302,7 @@ class TaskMaker:
             attack=tuned,
             similarity=similarity,
             classifier=jobs.ClassifierSpec.model_validate({"similarity": similarity, "layers": layers, "k": default.k}),
-            grid=tuple(points[what]),
+            grid=tuple(points[what] if what in points else self._dknn_points(attack)),
             images=grid.images,
             references_per_class=subject.dataset.references_per_class,
             tau_from=tau_from,
@@ -324,7 +322,7 @@ class TaskMaker:
     def _dknn_points(self, attack: Any) -> list[dict[str, float]]:
         """Points of DkNN-Atk's grid: its guides, or slopes, with each learning rate where it has one."""
         grid = self.config.calibration
-        if _searches_guides(attack):
+        if searches_guides(attack):
             return [{"guides": guides} for guides in grid.dknn_guides]
         if getattr(attack, "optimizer", "sign") == "sign":
             return [{"alpha": alpha} for alpha in grid.dknn_alpha]
@@ -432,7 +430,7 @@ def _training(shared: TrainingSpec, method: ModelSpec) -> TrainingSpec:
     return training.model_copy(update={"epochs": max(1, round(factor * training.epochs)), "schedule": schedule})
 
 
-def _searches_guides(attack: Any) -> bool:
+def searches_guides(attack: Any) -> bool:
     """Whether it is DkNN-Atk's successor by sign steps, which has neither a slope nor a learning rate."""
     return getattr(attack, "loss", "") == "relu" and attack.optimizer == "sign"
 
@@ -444,7 +442,7 @@ def _attack_id(attack: Spec, similarity: str, k: str = "") -> str:
     if not layers:
         return f"{settings['name']}-{eps}"
     variant = _SHORT.get(settings.get("variant", settings.get("optimizer", settings.get("target", ""))), "")
-    if _searches_guides(attack):
+    if searches_guides(attack):
         variant = "-successor-sign"
     parts = [f"{settings['name']}{variant}", _SHORT.get(similarity, similarity), f"L{_where(layers)}", k, eps]
     return "-".join(part for part in parts if part)

@@ -120,13 +120,12 @@ def arrived(tasks: Tasks, run: Run) -> tuple[set[Path], dict[Path, list[Path]]]:
     Returns:
         Outputs that stand and need nothing: weights, and what was measured on just these, so that a run goes on with
         what is missing, though data and indexes, which do not travel, are made anew. Their records are of the planned
-        jobs, and so are those of all that they read.
-        Outputs of other settings, or measured on other weights than those here, which file times alone would let pass,
-        each with a file that is newer, to be made again.
+        jobs, and so are those of all that they read. And outputs of other settings, or measured on other weights than
+        those here, which file times alone would let pass, each with a file that is newer, to be made again.
     """
     from ask.slices import covers
 
-    standing, other = set[Path](), dict[Path, list[Path]]()
+    standing, other, newer = set[Path](), dict[Path, list[Path]](), run.root / "scratch" / OTHER
     for task in in_order(tasks):
         if task.name in MADE_ALIKE or task.step.stage in (RENDERED, LAST) or not task.done or _noted(task.output):
             continue
@@ -134,10 +133,10 @@ def arrived(tasks: Tasks, run: Run) -> tuple[set[Path], dict[Path, list[Path]]]:
         weights = {run.weights(*model.split("/")): digest for model, digest in (record.get("weights") or {}).items()}
         alike = all(digest_of(path) == digest for path, digest in weights.items() if path.is_file())
         if not (alike and covers(current(record.get("job") or {}), task.document)):
-            other |= {task.output: [run.root / "scratch" / OTHER]} if record.get("job") else {}
+            other |= {task.output: [newer]} if record.get("job") else {}
         elif weights.keys() <= standing and all(one.output in standing or one.name in MADE_ALIKE for one in reads):
             standing.add(task.output)
-    for newer in {path for paths in other.values() for path in paths}:
+    if other:
         files.write_text(newer, "")
     return standing, other
 

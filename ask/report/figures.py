@@ -93,9 +93,8 @@ def limits(points: pd.DataFrame) -> tuple[float, float]:
     values = pd.concat([points["mean"] - half, points["mean"] + half, points["paper_mean"]])
     low, high = values.min(), values.max()
     air = max((high - low) * 0.08, (LEAST_POINTS - (high - low)) / 2, 0.5)
-    if not points["mean"].between(0, 100).all():  # differences, or times
-        return low - air, high + air
-    return max(low - air, -1.5), min(high + air, 101.5)
+    shares = points["mean"].between(0, 100).all()  # not differences, or times
+    return (max(low - air, -1.5), min(high + air, 101.5)) if shares else (low - air, high + air)
 
 
 def set_places(panel: Axes, places: Sequence[float]) -> None:

@@ -190,8 +190,8 @@ def _leaving(comparison: Comparison, region: Interval, of: int) -> tuple[float, 
 
     def enough(names: Sequence[str], factor: float) -> bool:
         larger = estimate.resized(**{name: min(factor, most[name]) for name in names})
-        refutes = larger.p_beyond(*region) * of <= 0.05
-        return refutes if estimate.p_beyond(*region) < 1 else larger.half_width < distance
+        outside = estimate.p_beyond(*region) < 1
+        return larger.p_beyond(*region) * of <= 0.05 if outside else larger.half_width < distance
 
     found: list[tuple[float, str]] = []
     for names in dict.fromkeys([*((name,) for name in sizes), tuple(sizes)]):
