@@ -14,6 +14,9 @@ import pytest
 import yaml
 from own_images import draw
 
+from ask.config.run import load_artifacts, load_run, merge
+from ask.plan.planner import plan_run
+
 ROOT = Path(__file__).parent.parent
 MADE = ("api.md", "configuration.md")
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name not in (*MADE, "data.md"))
@@ -158,6 +161,10 @@ def test_what_pages_tell_to_save_harms_no_other_run() -> None:
 def test_own_data_keep_the_best_epoch_however_accurate() -> None:
     overlay = next(yaml.safe_load(b.text) for b in blocks() if (b.page.stem, b.language) == ("own-data", "yaml"))
     assert overlay["datasets"]["flowers"]["training"]["min_clean_accuracy"] == 0
+    config = load_run(merge(yaml.safe_load((ROOT / "config/config.yaml").read_text()), overlay))
+    plan = plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts))
+    assert {task.job.dataset for task in plan.of("prepare", "train")} == {"flowers"}
+    assert not plan.of("download")
 
 
 def test_the_site_names_every_page() -> None:

@@ -29,7 +29,6 @@ from packaging.version import Version
 
 import ask
 from ask.cli import main
-from ask.config.run import load_run, merge
 from ask.errors import AskError
 from tools import api
 
@@ -456,13 +455,10 @@ def test_the_workflow_catalogue_says_what_the_workflow_has() -> None:
     assert usage["report"] == ("report(" in rules)
 
 
-def test_the_configurations_page_names_every_file_and_a_valid_overlay() -> None:
+def test_the_configurations_page_names_every_file() -> None:
     page = read("config/README.md")
     named = set(re.findall(r"^\| `(\w[\w-]*\.yaml)` \|", page, flags=re.MULTILINE))
     assert named == {path.name for path in (REPOSITORY / "config").glob("*.yaml")}
-    (overlay,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    config = load_run(merge(yaml.safe_load(read("config/config.yaml")), yaml.safe_load(overlay)))
-    assert config.stand_ins["cifar10"].dataset == "flowers"
     for link in re.findall(r"\]\((\.\./[^)#]+)\)", page):
         assert (REPOSITORY / "config" / link).is_file(), link
 
