@@ -31,8 +31,9 @@ try:
     if workflow.is_main_process:
         for remark in inspect(PLAN):
             logger.warning(remark)
-        adopt(PLAN.tasks, RUN)
-        STANDING, FOREIGN = arrived(PLAN.tasks, RUN)
+        if not workflow.storage_settings.default_storage_provider:  # what lies here says nothing of a bucket
+            adopt(PLAN.tasks, RUN)
+            STANDING, FOREIGN = arrived(PLAN.tasks, RUN)
 except AskError as error:
     raise WorkflowError(str(error)) from None
 

@@ -190,8 +190,8 @@ def test_what_would_end_a_run_later_ends_it_before(images, changes, message, mon
 @pytest.mark.parametrize(
     ("artifact", "message"),
     [
-        ("table01", r"references_per_class: 10, and DkNN-Atk pulls towards 15 of a class; raise it, or lower evalu"),
-        ("table01", r"references_per_class: 10, and DkNN-Atk pulls towards 20 of a class; raise it, or lower calib"),
+        ("table01", r"references_per_class: 10, and DkNN-Atk looks for 15 of each class; raise it, or lower evalu"),
+        ("table01", r"references_per_class: 10, and DkNN-Atk looks for 20 of each class; raise it, or lower calib"),
         ("failures", r"references_per_class: 30 references, and failures are told by 50; raise it"),
         ("autoattack", r"evaluation.auto.parts: apgd-t compares 4 classes, own has 3; give parts without it"),
     ],

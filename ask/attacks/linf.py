@@ -267,7 +267,7 @@ class GradientAttack(ABC, Generic[C]):
                 raise ValueError(
                     f"{cls.__name__} has no setting {min(unknown)!r}; choose from {', '.join(sorted(fields))}"
                 )
-            with suppress(KeyError, TypeError, ValueError):  # what is no number is told below
+            with suppress(KeyError, TypeError, ValueError, RuntimeError):  # told below
                 if (eps := float(settings["eps"])) <= 1:
                     defaults["step_size"] = eps / 4
             try:

@@ -238,7 +238,7 @@ class Asked:
     def forced(self) -> set[Path]:
         """Outputs that are made though they are there, and what rests on them."""
         asked = self.workflow.dag_settings
-        named, found = set(asked.forcerun), set(self.targets if asked.forcetargets else ())
+        named, found = set(map(os.path.normpath, asked.forcerun)), set(self.targets if asked.forcetargets else ())
         for task in in_order(self.plan.tasks):
             ways = {RULES.get(task.name, task.name), *map(str, task.outputs)}
             if asked.forceall or not named.isdisjoint(ways) or not found.isdisjoint(task.needs):

@@ -122,8 +122,9 @@ def _few(plan: Plan, name: str, classes: int) -> Iterator[str]:
             guides = max(tried, default=0 if searches_guides(attack) else attack.guides)
             if guides > job.references_per_class:
                 fix = f"raise it, or lower {'calibration.dknn_guides' if tried else 'evaluation.dknn.guides'}"
-                yield f"{place}: {job.references_per_class}, and DkNN-Atk pulls towards {guides:g} of a class; {fix}"
-        if isinstance(attack, AutoAttackConfig) and "apgd-t" in attack.parts and classes < 4:
+                yield f"{place}: {job.references_per_class}, and DkNN-Atk looks for {guides:g} of each class; {fix}"
+        own = job.features.network and job.features.network.factory  # it may have more outputs than there are classes
+        if isinstance(attack, AutoAttackConfig) and not own and "apgd-t" in attack.parts and classes < 4:
             yield f"evaluation.auto.parts: apgd-t compares 4 classes, {name} has {classes}; give parts without it"
     for job in (task.job for task in plan.of("failures") if task.job.cell.features.dataset == name):
         if job.confidence_k > (count := job.cell.references_per_class * classes):

@@ -180,7 +180,7 @@ def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
     if reason.code_changed:
         return "its rule has changed"
     if reason.updated_input:
-        newer = min(reason.updated_input)
+        newer = min(reason.updated_input, key=lambda one: (Path(one).name != OTHER, one))
         changes = summary(current(_record(task).get("job") or {}), task.document) if Path(newer).name == OTHER else []
         return f"measured with other settings: {'; '.join(changes)}" if changes else f"{newer} is newer"
     if reason.missing_output:

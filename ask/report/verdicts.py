@@ -182,7 +182,7 @@ def _deciding(across: Sequence[tuple[Comparison, Interval]], of: int) -> str:
 
 def _leaving(comparison: Comparison, region: Interval, of: int) -> tuple[float, str]:
     """By what factor a run is too small for an interval to leave the border it lies on, and what would do, in words."""
-    estimate = comparison.estimate
+    estimate, outside = comparison.estimate, comparison.estimate.p_beyond(*region) < 1
     distance = min(abs(estimate.mean - border) for border in region)
     models = min((count for _, count in estimate.trainings), default=1)
     sizes = {name: size for name, size in zip(MOST, (estimate.n, estimate.t, models), strict=True) if size > 1}
@@ -190,7 +190,6 @@ def _leaving(comparison: Comparison, region: Interval, of: int) -> tuple[float, 
 
     def enough(names: Sequence[str], factor: float) -> bool:
         larger = estimate.resized(**{name: min(factor, most[name]) for name in names})
-        outside = estimate.p_beyond(*region) < 1
         return larger.p_beyond(*region) * of <= 0.05 if outside else larger.half_width < distance
 
     found: list[tuple[float, str]] = []
