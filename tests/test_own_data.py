@@ -236,7 +236,7 @@ def test_data_that_nothing_shows_are_remarked(images):
 def test_radii_that_are_rarely_meant_are_remarked():
     plan = plan_of({"evaluation": {"eps": 0.031}}, ["table06"])
     assert any("eps 0.031 is 0.031 of 255" in remark and "write 7.9" in remark for remark in inspect(plan))
-    small = dict.fromkeys(("step_size", "ask_eps", "eval_eps"), 0.5)
+    small = dict.fromkeys(("step_size", "ask_eps", "ask_step_size", "eval_eps"), 0.5)
     overlay = {"datasets": {"cifar10": {"training": small}}, "models": {"trades": {"trades": {"eps": 0.03}}}}
     overlay["models"]["ask-def"] = {"training": {"eps": 0.25}}
     places = [f"datasets.cifar10.training.{name}: 0.5" for name in small]

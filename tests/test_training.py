@@ -422,13 +422,13 @@ def test_a_method_may_change_settings_of_the_training() -> None:
 def test_jobs_without_new_options_are_written_as_before() -> None:
     """Evidence, checkpoints and Snakemake's record of parameters go by these documents."""
     job = make_job(method={"regulariser": "ask"}).model_dump(mode="json")
-    assert not {"ema", "pad"} & job["training"].keys()
+    assert not {"ema", "pad", "ask_step_size"} & job["training"].keys()
     assert not {"training", "epochs_factor"} & job["method"].keys()
     assert "layers" not in job["method"]["ask"]
     several = ASKSpec(layers=("conv3", "conv4"))
     assert several.model_dump(mode="json")["layers"] == ["conv3", "conv4"]
     assert ASKSpec.model_validate_json(several.model_dump_json()) == several
-    new = make_job(ema=0.5, pad=2)
+    new = make_job(ema=0.5, pad=2, ask_step_size=6)
     assert TrainJob.model_validate_json(new.model_dump_json()) == new
 
 

@@ -45,7 +45,7 @@ from ask.steps import modules_of
 from ask.training import selection
 from ask.training.ask_def import ASKRegulariser, by_class, floored_loss
 from ask.training.images import ResidentImages, seeded
-from ask.training.methods import BaseOutput, Batch, Crafting, Replayed, as_it_comes, make_method
+from ask.training.methods import AdversarialTraining, BaseOutput, Batch, Crafting, Replayed, as_it_comes, make_method
 from ask.training.record import Checkpoint, count_passes
 from ask.training.run import Run
 from ask.training.selection import Judge, pick_test_images
@@ -195,10 +195,12 @@ def test_legacy_labels_are_wrong_for_nine_references_of_ten() -> None:
 # ASK-Def: the second generator
 
 
-def crafted(few: Arrays, network: Network, **options: Any) -> tuple[Tensor, Batch, Tensor]:
+def crafted(
+    few: Arrays, network: Network, settings: TrainingSpec = SETTINGS, **options: Any
+) -> tuple[Tensor, Batch, Tensor]:
     """Images of the second generator, with their batch, and the reference images."""
     batch = make_batch(few, network)
-    regulariser = ASKRegulariser(make_job(method=ask_def(**options)).method.ask, SETTINGS)
+    regulariser = ASKRegulariser(make_job(method=ask_def(**options)).method.ask, settings)
     references, _ = batch.source.references(N, seeded(CPU, 2))
     return regulariser._generate(network, batch, batch.images, batch.labels, [references]), batch, references
 
@@ -225,6 +227,22 @@ def test_the_second_generator_raises_the_ask_loss_within_its_ball(few: Arrays) -
     assert network.training
     assert all(p.requires_grad for p in network.parameters())
     assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
+
+
+@pytest.mark.parametrize(("step", "reached"), [(None, 12.75), (17, 17), (51, 51)])
+def test_the_second_generator_may_have_a_step_of_its_own(few: Arrays, step: float | None, reached: float) -> None:
+    network, settings = make_network(), SETTINGS.model_copy(update={"ask_step_size": step, "steps": 1})
+    images, batch, _ = crafted(few, network, settings)
+    start = torch.clamp(batch.images + random_start(batch.images, 51 / 255, seeded(CPU, 1)), 0, 1)
+    moved = (images - start).abs()
+    assert moved.max() == pytest.approx(reached / 255, abs=1e-6)
+    inside = (images > 0) & (images < 1) & ((images - batch.images).abs() < 50.9 / 255) & (moved > 0)
+    assert torch.allclose(moved[inside], torch.tensor(reached / 255), atol=1e-6)
+    # The training attack, in a ball of its own, keeps its step.
+    known = AdversarialTraining(settings).craft(replace(batch, generator=seeded(CPU, 3)), batch.images, batch.labels)
+    plain = SETTINGS.model_copy(update={"steps": 1})
+    same = AdversarialTraining(plain).craft(replace(batch, generator=seeded(CPU, 3)), batch.images, batch.labels)
+    assert torch.equal(known, same)
 
 
 def test_crafting_with_batch_statistics_differs_and_moves_the_running_ones(few: Arrays) -> None:

@@ -117,8 +117,9 @@ class TrainingSpec(Spec):
     steps: int = Field(default=10, ge=1)
     """Steps of the training attack."""
     ask_eps: Pixels = 8
-    """l-infinity radius of ASK-Def's second generator, whose steps are those of the training attack, n/255 (released
-    code: 8 on CIFAR-10, 4 on Imagenette)."""
+    """l-infinity radius of ASK-Def's second generator, of `steps` steps, n/255 (released code: 8; Imagenette: 4)."""
+    ask_step_size: Pixels | None = Field(default=None, gt=0, exclude_if=_empty)
+    """Step of that generator, n/255; null: the training attack's (released code)."""
     holdout: int = Field(default=1000, ge=0)
     """Training images (class-balanced) kept out of training and used to pick the best epoch; 0 keeps the last epoch."""
     eval_eps: Pixels = 8
@@ -126,8 +127,7 @@ class TrainingSpec(Spec):
     eval_steps: int | None = Field(default=None, ge=1, exclude_if=lambda steps: steps is None)
     """Steps of that attack, which together reach across its ball whatever the training attack takes; null: 10."""
     min_clean_accuracy: float = Field(default=0.83, ge=0, le=1)
-    """An epoch counts as best only above this clean accuracy of the network on the images that judge it; where none
-    exceeds it, the last epoch is kept."""
+    """An epoch is best only above this clean accuracy on the images that judge it; without one, the last is kept."""
     selection: Literal["holdout", "holdout-dknn", "test"] = "holdout"
     """What picks the best epoch: the network's accuracy under PGD on held-out images; the same of a DkNN on Conv 4
     (cosine, K = 5, up to 2000 references a class); or that of a DkNN on four batches of test images, as in the

@@ -140,7 +140,7 @@ def _small_radii(plan: Plan) -> Iterator[str]:
     for job in (task.job for task in plan.of("train")):
         shared, model = plan.config.datasets[job.dataset].training, f"models.{job.model.partition('-seed')[0]}"
         radii = {f"{model}.trades.eps": job.method.trades.eps} if job.method.trades else {}
-        for name in ("eps", "step_size", "ask_eps", "eval_eps"):
+        for name in ("eps", "step_size", "ask_eps", "ask_step_size", "eval_eps"):
             eps = getattr(job.training, name)
             radii[f"{f'datasets.{job.dataset}' if eps == getattr(shared, name) else model}.training.{name}"] = eps
         small = {place: eps for place, eps in radii.items() if eps and eps < 1}

@@ -29,7 +29,7 @@ class ASKRegulariser:
         self.spec, self.compared = spec, spec.layers or tuple(filter(None, [spec.layer]))
         self.state: dict[str, Tensor] = {}
         self.eps, self.steps = training.ask_eps / 255, training.steps
-        self.step_size = training.step_size / (1 if spec.legacy_step else 255)
+        self.step_size = (training.ask_step_size or training.step_size) / (1 if spec.legacy_step else 255)
         self.training_attack = AdversarialTraining(training)
 
     def __call__(self, network: Network, batch: Batch, output: BaseOutput) -> Tensor:  # noqa: ARG002  # a protocol
