@@ -440,8 +440,9 @@ def test_each_control_changes_what_it_is_named_for(name: str) -> None:
     at, step = found["at"], found["at-step"].model_dump()
     factor = at.ask_eps / at.eps
     # The control's generator reaches as far in its ball as AT against the same radius does.
-    assert found["ask-def-reach"].model_dump() == at.model_dump() | {"ask_step_size": found["ask-def-reach"].ask_step_size}
-    assert found["ask-def-reach"].ask_step_size >= found["at-eps8"].step_size > 0.9 * at.ask_eps / at.steps
+    step_size = found["ask-def-reach"].ask_step_size
+    assert found["ask-def-reach"].model_dump() == at.model_dump() | {"ask_step_size": step_size}
+    assert step_size >= found["at-eps8"].step_size > 0.9 * at.ask_eps / at.steps
     assert (found["at-eps8"].eps, found["ask-def-eps4"].ask_eps) == (factor * at.eps, at.eps)
     assert found["at-long"].epochs == 2.5 * at.epochs
     assert step["schedule"]["name"] == "step"
@@ -450,7 +451,8 @@ def test_each_control_changes_what_it_is_named_for(name: str) -> None:
     assert found["ask-def-conv34"] == found["ask-def"] == at
     seeds = {model for model in found if "-seed" in model}
     most = plan.config.evaluation.max_training_seeds or 3
-    assert seeds == {f"{model}-seed{i}" for model in ("at", "at-long", "ask-def", "ask-def-reach") for i in range(1, most)}
+    several = ("at", "at-long", "ask-def", "ask-def-reach")
+    assert seeds == {f"{model}-seed{i}" for model in several for i in range(1, most)}
 
 
 def test_imagenettes_images_are_padded_by_four_pixels() -> None:
