@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from ask.config.run import ConfigError, SliceSpec, load_artifacts
-from ask.config.stored import current
+from ask.config.stored import covers, current
 from ask.errors import AskError
 from ask.files import locked, write, write_json
 from ask.hardware import describe, digest_of, pick_device
@@ -220,16 +220,6 @@ def stale(plan: Plan, path: Path) -> str:
         if weights.is_file() and digest_of(weights) != digest:
             return f"measured on other weights of {model}"
     return ""
-
-
-def covers(measured: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
-    """Whether a job is the planned one, with at least as many trials; those of an analysis are its cell's."""
-
-    def bare(job: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: bare(value) if name == "cell" else value for name, value in job.items() if name != "trials"}
-
-    trials = [(job.get("cell") or job).get("trials") or 0 for job in (measured, planned)]
-    return bare(measured) == bare(planned) and trials[0] >= trials[1]
 
 
 def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:

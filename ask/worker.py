@@ -31,8 +31,7 @@ STARTER = "ASK_STARTER"
 PRELOADED = ("torch", "numpy", "scipy.special", "safetensors.torch", "yaml", "ask.measure.cells", "ask.measure.data")
 """What most jobs import, our own code included: what a run began with is what it runs to its end."""
 LARGE = ("torch._dynamo", "pandas", "matplotlib.backends.backend_agg")
-"""Imported when no job waits, before all other steps' modules; an optimiser's first step imports the first, three
-seconds' worth."""
+"""Imported when no job waits, before all other steps' modules; an optimiser's first step imports the first, in 3 s."""
 
 
 def _when_idle() -> list[str]:

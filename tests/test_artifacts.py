@@ -241,13 +241,14 @@ def test_trainings_of_different_numbers_of_trials_share_the_first(run: Run) -> N
 
 
 def test_an_axis_holds_differences_and_times_whole() -> None:
-    for means, half in (([-7.4, -9.0], 3.0), ([-1.8, 1.6], 1.5), ([781.0, 2250.0], 40.0)):
+    gain, seconds = "dknn_robust_accuracy_gain", "training_seconds"
+    for metric, means, half in ((gain, [-7.4, 1.6], 3.0), (gain, [1.0, 6.0], 8.0), (seconds, [81.0, 99.0], 40.0)):
         points = pd.DataFrame({"mean": means, "ci95": [half, half], "paper_mean": [None, None]}, dtype=float)
-        low, high = limits(points)
+        low, high = limits(points.assign(metric=metric))
         assert low < min(means) - half
         assert high > max(means) + half
     shares = pd.DataFrame({"mean": [0.2, 99.9], "ci95": [0.4, 0.4], "paper_mean": [None, None]}, dtype=float)
-    assert limits(shares) == (-1.5, 101.5)
+    assert limits(shares.assign(metric="dnn_clean_accuracy")) == (-1.5, 101.5)
 
 
 @pytest.mark.parametrize(

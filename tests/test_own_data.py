@@ -193,13 +193,27 @@ def test_what_would_end_a_run_later_ends_it_before(images, changes, message, mon
         ("table01", r"references_per_class: 10, and DkNN-Atk looks for 15 of each class; raise it, or lower evalu"),
         ("table01", r"references_per_class: 10, and DkNN-Atk looks for 20 of each class; raise it, or lower calib"),
         ("failures", r"references_per_class: 30 references, and failures are told by 50; raise it"),
-        ("autoattack", r"evaluation.auto.parts: apgd-t compares 4 classes, own has 3; give parts without it"),
+        ("autoattack", r"evaluation.auto.parts: apgd-t compares 4 classes, own has 3; leave it out"),
     ],
 )
 def test_too_few_references_or_classes_are_told_before_a_run(images, artifact, message):
     few = {"references_per_class": 10, "image_size": 32, "network": {"name": "vgg16"}, "training": {"holdout": 3}}
     with pytest.raises(ConfigError, match=message):
         inspect(with_own(images, [artifact], **few))
+
+
+@pytest.mark.parametrize(("part", "fits"), [("apgd-ce", True), ("apgd-dlr", False), ("apgd-t", False)])
+def test_parts_of_autoattack_that_compare_more_classes_are_told_before_a_run(tmp_path, part, fits):
+    draw(tmp_path / "two", classes=2)
+    own = OWN | {"path": str(tmp_path / "two"), "image_size": 32, "references_per_class": 10}
+    own |= {"network": {"name": "vgg16"}, "training": {"holdout": 2}}
+    overlay = {"datasets": {"own": own}, "stand_ins": {"cifar10": {"dataset": "own"}}, "without": ["imagenette"]}
+    plan = plan_of(overlay | {"evaluation": {"auto": {"parts": [part]}}}, ["autoattack"])
+    if fits:
+        inspect(plan)
+    else:
+        with pytest.raises(ConfigError, match=rf"{part} compares \d classes, own has 2; leave it out"):
+            inspect(plan)
 
 
 def test_data_of_one_class_are_told_before_a_run(tmp_path):

@@ -6,6 +6,7 @@ wait; each process has a cluster of its own. They need root.
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,8 @@ def wait_until(done, seconds=500.0):
 
 @pytest.fixture(scope="module")
 def cluster():
+    if shlex.quote(sys.executable) != sys.executable:  # which the Snakefile refuses, too
+        pytest.fail(f"no job of a cluster could start {sys.executable!r}: try it where no path has a space")
     with tempfile.TemporaryDirectory(prefix="ask-slurm-") as folder:
         Path(folder).chmod(0o711)  # munge wants every user to get there
         found = Cluster(Path(folder) / "try")

@@ -306,6 +306,7 @@ def test_a_part_that_came_from_elsewhere_goes_on_with_what_is_missing(project, t
     with (other / "results/tiny/models/digits-tiny/at/weights.safetensors").open("ab") as file:
         file.write(b" ")
     assert jobs(other)["attack"] == 3
+    assert "measured on other weights" in python(other, "ask", "why", "small", "--configfile", "config/tiny.yaml")
     longer = clone("longer")
     tiny = longer / "config/tiny.yaml"
     tiny.write_text(tiny.read_text().replace("epochs: 1", "epochs: 2"))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ask.attacks.linf import frozen
 from ask.attacks.references import Subject, neighbour_classes
 from ask.attacks.validation import HALF, check_labels, checked, rounded
-from ask.config.attacks import AutoAttackConfig, SquareConfig
+from ask.config.attacks import LEAST_CLASSES, AutoAttackConfig, SquareConfig
 from ask.errors import AskError
 from ask.knn.dknn import votes
 from ask.precision import undisturbed
@@ -68,7 +68,7 @@ class AutoAttack:
         with torch.no_grad():
             classes = self.scores(images[:1]).shape[1]
         check_labels(labels, len(images), classes)
-        for part, least in (("apgd-t", 4), ("apgd-dlr", 3)):
+        for part, least in LEAST_CLASSES.items():
             if isinstance(config, AutoAttackConfig) and classes < least and part in config.parts:
                 raise ValueError(f"{part} compares {least} classes, the network has {classes}; give parts without it")
         images = images.float() if kind in HALF else images

@@ -42,8 +42,7 @@ class Settings(Spec):
     model: str | None = None
     """Training method, a key of `models`."""
     attack: AttackName | None = None
-    """`ask`, `dknn` (DkNN-Atk), `advknn`, `pgd` and `autoattack` (on the network), `square` (on votes), or
-    `none` for clean images only."""
+    """`ask`, `dknn` (DkNN-Atk), `advknn`, `pgd` and `autoattack` (on the network), `square` (votes), `none`."""
     variant: Variant | None = None
     """Variant of ASK-Atk, DkNN-Atk or AdvKnn (`label`: away from the true label); null: its default, non-targeted, by
     Adam, or away from the clean image's votes."""

@@ -195,6 +195,10 @@ class AutoAttackOptions(Spec):
     """Images attacked at a time."""
 
 
+LEAST_CLASSES = {"apgd-t": 4, "apgd-dlr": 3}
+"""Classes that a part of AutoAttack compares."""
+
+
 class AutoAttackConfig(AutoAttackOptions, LinfConfig):
     """Settings of AutoAttack on a network's output; ``eps`` in (0, 1]."""
 

@@ -164,7 +164,7 @@ class RunConfig(Spec):
     note: str = ""
     """Remark at the top of the report."""
     overlays: tuple[str, ...] = ()
-    """Overlays that make this run, for the commands that its report tells; none: `config/<run>.yaml`."""
+    """Overlays that make this run, for its report's commands; none: `config/<run>.yaml`. One on top names its own."""
     seed: int = 0
     """Seed of everything random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -180,8 +180,7 @@ class RunConfig(Spec):
     """CPU threads of a training (fewer where a machine has fewer); narrow networks gain nothing from a second one.
     On a CPU, weights repeat bit for bit only at the same number."""
     cuda_graphs: bool = False
-    """Whether trainings on a GPU craft adversarial examples by replaying CUDA graphs: fewer launches, the same numbers;
-    without a GPU of no effect."""
+    """Whether trainings on a GPU craft adversarial examples by replaying CUDA graphs: the same numbers, faster."""
     data: DataConfig = DataConfig()
     """Where data lies."""
     datasets: dict[Name, DatasetConfig]

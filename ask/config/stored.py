@@ -46,3 +46,13 @@ def _one_type_an_attack(job: Mapping[str, Any]) -> dict[str, Any]:
     settings |= {key: old[key] / PIXEL for key in ("eps", "step_size")}
     attack = kind(**{key: value for key, value in settings.items() if key in kind.model_fields})
     return given | {"attack": attack.model_dump(mode="json")}
+
+
+def covers(measured: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
+    """Whether a job is the planned one, with at least as many trials; those of an analysis are its cell's."""
+
+    def bare(job: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: bare(value) if name == "cell" else value for name, value in job.items() if name != "trials"}
+
+    trials = [(job.get("cell") or job).get("trials") or 0 for job in (measured, planned)]
+    return bare(measured) == bare(planned) and trials[0] >= trials[1]

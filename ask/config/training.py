@@ -14,8 +14,7 @@ def _empty(value: object) -> bool:
 
 Augmentation = Literal["crop-flip", "crop", "none"]
 METHOD_HOMES = {"trades": "ask.training.trades", "snn": "ask.training.snn", "ask": "ask.training.ask_def"}
-"""Module of each base or regulariser that has one of its own; a training job imports, and its code fingerprint counts,
-only those of its method."""
+"""Modules of bases and regularisers; a training job imports, and its code fingerprint counts, its method's alone."""
 OWN_HOME = "ask.models.own"
 """Module of networks of one's own, likewise."""
 
@@ -192,8 +191,7 @@ class ASKSpec(Spec):
     """Batch norm of the second generator: running statistics, or those of the batch (released code), which also
     move the running ones."""
     joint_pass: bool = False
-    """One training-mode pass, with common batch statistics, for adversarial images and references, instead of one
-    for each."""
+    """One training-mode pass of adversarial images and references, with common batch statistics, not one of each."""
     mass_floor: float = Field(default=0.0, ge=0, lt=1)
     """Added to a class's share of similarity before the logarithm; the released code adds 1e-6."""
     legacy_ref_labels: bool = False

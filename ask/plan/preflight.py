@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ask.config.attacks import PIXEL, AutoAttackConfig, DkNNAttackConfig
+from ask.config.attacks import LEAST_CLASSES, PIXEL, AutoAttackConfig, DkNNAttackConfig
 from ask.config.base import DataSpec
 from ask.config.run import ConfigError
 from ask.data.sources import PUBLISHED
@@ -124,8 +124,9 @@ def _few(plan: Plan, name: str, classes: int) -> Iterator[str]:
                 fix = f"raise it, or lower {'calibration.dknn_guides' if tried else 'evaluation.dknn.guides'}"
                 yield f"{place}: {job.references_per_class}, and DkNN-Atk looks for {guides:g} of each class; {fix}"
         own = job.features.network and job.features.network.factory  # it may have more outputs than there are classes
-        if isinstance(attack, AutoAttackConfig) and not own and "apgd-t" in attack.parts and classes < 4:
-            yield f"evaluation.auto.parts: apgd-t compares 4 classes, {name} has {classes}; give parts without it"
+        for part in attack.parts if isinstance(attack, AutoAttackConfig) and not own else ():
+            if classes < (least := LEAST_CLASSES.get(part, 2)):
+                yield f"evaluation.auto.parts: {part} compares {least} classes, {name} has {classes}; leave it out"
     for job in (task.job for task in plan.of("failures") if task.job.cell.features.dataset == name):
         if job.confidence_k > (count := job.cell.references_per_class * classes):
             yield f"{place}: {count} references, and failures are told by {job.confidence_k}; raise it"

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from ask import files
-from ask.config.stored import current
+from ask.config.stored import covers, current
 from ask.errors import AskError
 from ask.hardware import digest_of
 from ask.measure.journal import without_trials
@@ -93,8 +93,6 @@ def adopt(tasks: Tasks, run: Run) -> None:
     Snakemake would go by the times of their arrival, and measure again. Only files count whose record is of the planned
     job, and only against others that came likewise.
     """
-    from ask.slices import covers
-
     for task in in_order(tasks):
         there = [path for path in (*task.outputs, run.benchmark(task.output)) if path.is_file()]
         if task.step.stage in (RENDERED, LAST) or task.output not in there or _noted(task.output):
@@ -123,8 +121,6 @@ def arrived(tasks: Tasks, run: Run) -> tuple[set[Path], dict[Path, list[Path]]]:
         jobs, and so are those of all that they read. And outputs of other settings, or measured on other weights than
         those here, which file times alone would let pass, each with a file that is newer, to be made again.
     """
-    from ask.slices import covers
-
     standing, other, newer = set[Path](), dict[Path, list[Path]](), run.root / "scratch" / OTHER
     for task in in_order(tasks):
         if task.name in MADE_ALIKE or task.step.stage in (RENDERED, LAST) or not task.done or _noted(task.output):
@@ -181,8 +177,11 @@ def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
         return "its rule has changed"
     if reason.updated_input:
         newer = min(reason.updated_input, key=lambda one: (Path(one).name != OTHER, one))
-        changes = summary(current(_record(task).get("job") or {}), task.document) if Path(newer).name == OTHER else []
-        return f"measured with other settings: {'; '.join(changes)}" if changes else f"{newer} is newer"
+        if Path(newer).name != OTHER:
+            return f"{newer} is newer"
+        if covers(made := current(_record(task).get("job") or {}), task.document):
+            return "measured on other weights"
+        return f"measured with other settings: {'; '.join(summary(made, task.document))}"
     if reason.missing_output:
         return "not made yet"
     return f"needs {min(reason.updated_input_run, default='what is not known')}"

@@ -16,7 +16,7 @@ from scipy.optimize import isotonic_regression
 
 from ask.paths import Run
 from ask.report.captions import noted
-from ask.report.numbers import Json, collect, write_numbers
+from ask.report.numbers import METRICS, Json, collect, write_numbers
 from ask.report.plotting import COLOURS, INK, MARKERS, PAGE, save
 
 PANEL_INCHES = (3.75, 3.0)
@@ -88,12 +88,12 @@ def draw(job: Json, numbers: pd.DataFrame) -> Figure:
 
 
 def limits(points: pd.DataFrame) -> tuple[float, float]:
-    """Range of the value axis: the points and their intervals with some air; of shares, within 0 to 100."""
+    """Range of the value axis: the points and their intervals with some air; of accuracies, within 0 to 100."""
     half = points["ci95"].fillna(0)
     values = pd.concat([points["mean"] - half, points["mean"] + half, points["paper_mean"]])
     low, high = values.min(), values.max()
     air = max((high - low) * 0.08, (LEAST_POINTS - (high - low)) / 2, 0.5)
-    shares = points["mean"].between(0, 100).all()  # not differences, or times
+    shares = points["metric"].isin(METRICS).all()  # not differences, or times
     return (max(low - air, -1.5), min(high + air, 101.5)) if shares else (low - air, high + air)
 
 
