@@ -208,12 +208,15 @@ def test_parts_of_autoattack_that_compare_more_classes_are_told_before_a_run(tmp
     own = OWN | {"path": str(tmp_path / "two"), "image_size": 32, "references_per_class": 10}
     own |= {"network": {"name": "vgg16"}, "training": {"holdout": 2}}
     overlay = {"datasets": {"own": own}, "stand_ins": {"cifar10": {"dataset": "own"}}, "without": ["imagenette"]}
-    plan = plan_of(overlay | {"evaluation": {"auto": {"parts": [part]}}}, ["autoattack"])
+    overlay |= {"evaluation": {"auto": {"parts": [part]}}}
+    plan = plan_of(overlay, ["autoattack"])
     if fits:
         inspect(plan)
     else:
         with pytest.raises(ConfigError, match=rf"{part} compares \d classes, own has 2; leave it out"):
             inspect(plan)
+    own["network"] = {"factory": "test_own_networks:net", "layers": {"conv3": "bn1", "conv4": "late"}}
+    inspect(plan_of(overlay, ["autoattack"]))  # whose outputs are its own affair
 
 
 def test_data_of_one_class_are_told_before_a_run(tmp_path):

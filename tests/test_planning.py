@@ -197,6 +197,24 @@ def test_a_processor_is_as_fast_as_its_convolutions(monkeypatch):
     assert predict.pace_of({}) == predict.Pace()
 
 
+def test_what_came_from_elsewhere_and_is_not_what_is_asked_for_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = next(task for task in planned("lite").of("attack") if "ask-cos-L34" in task.output.name)
+    task.output.parent.mkdir(parents=True)
+    marker = f"results/lite/scratch/{why.OTHER}"
+    for changes, newer, words in (
+        ({}, marker, "measured on other weights"),
+        ({"trials": task.document["trials"] + 1}, marker, "measured on other weights"),
+        ({"seed": 7}, marker, f"measured with other settings: seed 7 → {task.document['seed']}"),
+        ({"seed": 7}, "config/a", "config/a is newer"),
+    ):
+        task.output.write_text(json.dumps({"job": task.document | changes}))
+        reason = SimpleNamespace(incomplete_output=(), params_changed=(), code_changed=False, updated_input={newer})
+        assert why.in_words(task, reason, {}) == words
+
+
 def test_trials_of_other_weights_are_no_work_done(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned("lite")
     task = next(task for task in plan.of("attack") if task.needs and "ask-cos-L34" in task.output.name)

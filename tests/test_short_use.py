@@ -181,6 +181,8 @@ def test_mistakes_in_the_short_form_are_clear_errors(raw):
     assert "step_size" not in str(told.value)
     with pytest.raises(ValueError, match="eps"):
         ASKAttack(raw, eps="8/255")
+    with pytest.raises(ValueError, match=r"eps: input should be a valid number \(got tensor\(\[0\.1"):
+        ASKAttack(raw, eps=torch.tensor([0.1, 0.2]))
     with pytest.raises(ValueError, match=r"config must be of type PGDConfig, got 0\.03; name .*eps=8 / 255"):
         PGD(network(), 0.03)
     with pytest.raises(ValueError, match=r"references must be a fitted DkNN, or searches by layer, got 0\.03"):

@@ -306,7 +306,6 @@ def test_a_part_that_came_from_elsewhere_goes_on_with_what_is_missing(project, t
     with (other / "results/tiny/models/digits-tiny/at/weights.safetensors").open("ab") as file:
         file.write(b" ")
     assert jobs(other)["attack"] == 3
-    assert "measured on other weights" in python(other, "ask", "why", "small", "--configfile", "config/tiny.yaml")
     longer = clone("longer")
     tiny = longer / "config/tiny.yaml"
     tiny.write_text(tiny.read_text().replace("epochs: 1", "epochs: 2"))
@@ -319,6 +318,8 @@ def test_a_part_that_came_from_elsewhere_goes_on_with_what_is_missing(project, t
     assert "train" not in jobs(longer), "of today's settings again"
     assert "train" not in jobs(longer, "--forcerun", "attack")
     assert jobs(longer, "--forcerun", "train")["train"] == 1
+    forced = jobs(longer, "--forcerun", f"./{one.relative_to(folder)}")
+    assert (forced["attack"], "train" in forced) == (2, False), "that one, and the one that is missing"
 
 
 def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(project, tmp_path):
