@@ -179,9 +179,9 @@ def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
         newer = min(reason.updated_input, key=lambda one: (Path(one).name != OTHER, one))
         if Path(newer).name != OTHER:
             return f"{newer} is newer"
-        if covers(made := current(_record(task).get("job") or {}), task.document):
+        if covers(job := current(_record(task).get("job") or {}), task.document):
             return "measured on other weights"
-        return f"measured with other settings: {'; '.join(summary(made, task.document))}"
+        return f"measured with other settings: {'; '.join(summary(job, task.document))}"
     if reason.missing_output:
         return "not made yet"
     return f"needs {min(reason.updated_input_run, default='what is not known')}"

@@ -137,7 +137,8 @@ def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None
         words.append(f"Surely outside: {'; '.join(c.label or c.text for c in outside)}.")
     if contradiction:
         words.append(f"The paper contradicts itself: {contradiction.says}")
-    shown: tuple[str, float, float | None] = (tightest.text, tightest.estimate.mean, tightest.estimate.half_width)
+    one = f" ({tightest.label}: holds {_range(tightest.region)})" if len({c.region for c in comparisons}) > 1 else ""
+    shown: tuple[str, float, float | None] = (tightest.text + one, tightest.estimate.mean, tightest.estimate.half_width)
     if len(comparisons) > 1 and all((c.region, c.direction) == (WON, None) for c in comparisons):
         won = sum(c.slack > 0 for c in comparisons)
         shown = (f"{won} of {len(comparisons)}", won / len(comparisons), None)
