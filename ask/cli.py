@@ -232,10 +232,7 @@ def _read(name: str, text: str) -> tuple[Any, dict[str, Any]]:
 def perform(name: str, text: str, place: "Place") -> None:
     """Run a step that measures something, and write what it returns with all that it was made with.
 
-    Args:
-        name: of the step.
-        text: its job, a JSON document.
-        place: where it reads, writes and computes.
+    ``text`` is its job, a JSON document; ``place`` is where it reads, writes and computes.
     """
     from ask.hardware import describe, unverified, usage, weights_read
 

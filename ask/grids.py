@@ -30,12 +30,7 @@ def ends(point: Point, grid: Sequence[Point]) -> list[str]:
 def beyond(point: Point, grid: Sequence[Point]) -> dict[str, float] | None:
     """The next point outwards from one at an end of its grid, by the ratio of the grid's last step there, at most 3.
 
-    Args:
-        point: one of the grid.
-        grid: all points tried so far.
-
-    Returns:
-        The same point with one parameter smaller or larger than any tried (to three digits); None if it lies inside.
+    Returns the point with one parameter smaller or larger than any tried (to three digits); None if it lies inside.
     """
     for name in ends(point, grid):
         if name in GROWING:

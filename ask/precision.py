@@ -61,7 +61,7 @@ def in_force(device: torch.device) -> dict[str, str]:
 
 @contextmanager
 def products_read_as(precision: str) -> Iterator[None]:
-    """Matrix products read float32 factors so as long as the block lasts, whatever is set otherwise.
+    """Matrix products read float32 factors so as long as the block lasts, whatever is set otherwise, autocast included.
 
     ``ieee`` is meant for all devices, ``tf32`` for a GPU; products on a CPU are in ``ieee`` even then.
     """
@@ -74,7 +74,8 @@ def products_read_as(precision: str) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")
     _backends.mkldnn.matmul.fp32_precision = "ieee"
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(general)
         for leaf, value in zip(leaves, before, strict=True):

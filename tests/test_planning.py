@@ -420,7 +420,7 @@ def test_plan_and_status_of_a_run_that_has_not_begun(
     assert main(["why", "results/demo/claims.csv", "--configfile", "config/demo.yaml"]) == 0
     steps = capsys.readouterr().out
     assert "3 prepare" in steps
-    assert "20 train" in steps
+    assert "21 train" in steps
     assert main(["plan", "slice-2", "--trials", "1", "--json"]) == 0
     (part,) = json.loads(capsys.readouterr().out)["artifacts"]
     assert part["artifact"] == "slice-2"

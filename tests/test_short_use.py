@@ -17,6 +17,9 @@ from ask.attacks import AdvKnnConfig, ASKAttackConfig, DkNNAttackConfig, PGDConf
 from ask.attacks.auto import AutoAttack
 from ask.attacks.validation import rounded
 from ask.config.attacks import AutoAttackConfig, BlockConfig
+from ask.knn.similarity import similarity_matrix
+from ask.losses.ask import class_wise
+from ask.losses.snn import pairwise_distance, snn_loss
 from ask.precision import undisturbed
 
 BLOCK = BlockConfig(epochs=2)
@@ -151,6 +154,115 @@ def test_seeds(digits, raw):
 def test_the_step_is_a_quarter_of_any_number(raw, eps):
     for attack in (PGD(network(), eps=eps), ASKAttack(raw, eps=eps)):
         assert attack.config.step_size == pytest.approx(0.05)
+
+
+def test_a_config_without_a_step_covers_its_ball(digits, raw):
+    for given in (
+        PGDConfig(eps=0.2),
+        ASKAttackConfig(layers=("input",), eps=0.2),
+        DkNNAttackConfig(layers=("a",), eps=0.2),
+    ):
+        assert given.step_size == pytest.approx(0.05)
+    assert PGDConfig().step_size == 2 / 255
+    assert PGDConfig.model_validate_json(
+        PGDConfig(eps=0.2, step_size=0.01).model_dump_json()
+    ).step_size == pytest.approx(0.01)
+    full = ASKAttack(raw, config=ASKAttackConfig(eps=0.2, layers=("input",), tau=0.1))
+    assert torch.equal(full(*digits[2:]), ASKAttack(raw, eps=0.2, tau=0.1)(*digits[2:]))
+
+
+def test_a_class_of_few_references_that_weakens_the_attack_on_all_is_told(digits):
+    x, y, *_ = digits
+    few = torch.cat([(y != 9).nonzero().squeeze(1), (y == 9).nonzero().squeeze(1)[:2]])
+    rare = DkNN().fit(x[few], y[few])
+    with pytest.warns(RuntimeWarning, match="a class has 2 references, so k_in, k_out fall to 2 for all classes"):
+        assert ASKAttack(rare, eps=0.1).config.k_in == 2
+    with pytest.warns(RuntimeWarning, match="so guides fall to 2"):
+        DkNNAttack(rare, eps=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ASKAttack(rare, eps=0.1, k_in=2, k_out=2)
+        ASKAttack(DkNN(n_neighbors=100).fit(x, y), eps=0.1, k_in=5, k_out=5)
+
+
+def test_numbers_in_an_array_of_objects_are_labels_as_others_are(digits):
+    x, y, images, labels = digits
+    kinds = [(y + 1).numpy().astype(kind) for kind in (np.int64, object)]
+    one, other = (ASKAttack(DkNN().fit(x, kind), eps=0.2, tau=0.1)(images, labels + 1) for kind in kinds)
+    assert torch.equal(one, other)
+
+
+def test_a_network_that_keeps_what_a_pass_made_can_be_attacked_after_fit(digits):
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.kept = network(), None
+
+        def forward(self, x):
+            if self.kept is None:
+                self.kept = torch.linspace(0.5, 1.5, 64).to(x)
+            return self.inner(x * self.kept)
+
+    x, y, images, labels = digits
+    net = Keeps().eval()
+    classifier = DkNN(hook_features(net, ["inner.0"])).fit(x, y)
+    for attack in (ASKAttack(classifier, tau=0.1, eps=EPS, steps=2), PGD(net, eps=EPS, steps=2)):
+        assert (attack(images, labels) != images).any()
+
+
+def test_the_soft_nearest_neighbour_loss_is_defined_in_half_precision(digits):
+    features, labels = digits[2], digits[3]
+    want = snn_loss(pairwise_distance(features, "cosine"), labels, 0.1)
+    for kind in (torch.float16, torch.bfloat16):
+        found = snn_loss(pairwise_distance(features, "cosine").to(kind), labels, 0.1)
+        assert float(found) == pytest.approx(float(want), rel=0.05)
+
+
+def test_a_layer_that_a_feature_function_does_not_return_is_named(digits):
+    with pytest.raises(ValueError, match="features returned layers b, not 'a'"):
+        DkNN(lambda x, _: {"b": x.flatten(1)}, layers=["a"]).fit(*digits[:2])
+
+
+def test_arrays_of_any_order_and_kind_are_classified(digits, raw):
+    array, want = digits[2].numpy(), raw.predict(digits[2])
+    assert (raw.predict(array[::-1])[::-1] == want).all()
+    for kind in (">f4", np.longdouble, np.float16):
+        assert (
+            DkNN(metric="l2").fit(digits[0].numpy().astype(kind), digits[1]).predict(array.astype(kind)) == want
+        ).all()
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l2"])
+def test_losses_are_in_full_precision_whatever_the_caller_has_set(digits, similarity):
+    """Features of a large constant show what l2 products lose."""
+    x, y, images, labels = digits
+
+    def features(x, layers):
+        return {layer: x.flatten(1) + 10 for layer in layers}
+
+    classifier = DkNN(features, layers=["a"], metric=similarity).fit(x, y)
+
+    near = torch.from_numpy(classifier.kneighbors(images, 20)[1]).reshape(-1, 2, 10)
+
+    def found():
+        f = features(images, "a")["a"]
+        loss = class_wise(x + 10, near, similarity=similarity, tau=0.1)
+        shown = loss(f), similarity_matrix(f, x + 10, similarity), pairwise_distance(f, similarity)
+        return *shown, torch.from_numpy(classifier.kneighbors(images)[1])
+
+    def attacked():
+        return ASKAttack(classifier, eps=EPS, tau=0.1, steps=4)(images, labels)
+
+    want = *found(), attacked()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(map(torch.equal, (*found(), attacked()), want))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert all(map(torch.equal, found(), want))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_network_of_double_precision_is_attacked_in_double_precision(digits):

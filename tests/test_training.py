@@ -36,7 +36,7 @@ from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, ScheduleSpec, T
 from ask.models.networks import Network, build, fold_batchnorm, load_network, load_weights
 from ask.plan.planner import plan_run
 from ask.precision import Passes
-from ask.training import TrainingDivergedError
+from ask.training import TrainingDivergedError, train
 from ask.training.images import ResidentImages, augment, seeded, split_holdout
 from ask.training.methods import AdversarialTraining, BaseOutput, Batch, make_method
 from ask.training.record import Checkpoint, State
@@ -323,6 +323,8 @@ def test_a_last_batch_of_one_image_is_left_out(few: Arrays, tmp_path: Path) -> N
         (np.zeros((4, 32, 32), np.uint8), np.arange(4), "must be uint8"),
         (np.zeros((4, 1, 32, 32), np.uint8), np.array([0, 1, 3, 3]), "every class from 0 on"),
         (np.zeros((4, 1, 32, 32), np.uint8), np.arange(3), "must be int64"),
+        (np.zeros((4, 1, 32, 32), np.uint8), np.arange(4) - 1, "every class from 0 on"),
+        (np.zeros((0, 1, 32, 32), np.uint8), np.arange(0), "every class from 0 on"),
         (np.zeros((4, 1, 28, 28), np.uint8), np.arange(4), "multiple of 32, not 28"),
     ],
 )
@@ -331,6 +333,13 @@ def test_unfit_data_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(make_job(holdout=0), (images, labels), tmp_path)
+
+
+def test_tensors_and_names_of_folders_are_taken(few: Arrays, tmp_path: Path) -> None:
+    arrays = {"train_images": torch.from_numpy(few[0]), "train_labels": torch.from_numpy(few[1])}
+    out, scratch = (str(tmp_path / name) for name in ("out", "scratch"))
+    train(make_job(epochs=1, steps=1), **arrays, out=out, scratch=scratch, progress=False)  # type: ignore[arg-type]
+    assert (tmp_path / "out/weights.safetensors").is_file()
 
 
 # Averaged weights

@@ -305,6 +305,21 @@ def test_class_distances_survive_a_common_constant(backend):
     torch.testing.assert_close(plain.distances, moved.distances, atol=2e-3, rtol=0)
 
 
+@BACKENDS
+@pytest.mark.parametrize("unit", [1.0, 0.25])
+def test_equal_distances_stay_equal_beside_a_common_constant(backend, unit):
+    """Whole numbers have many; they are ranked by position, as in float64."""
+    x, queries = (
+        unit * torch.empty(rows, 6).geometric_(0.3, generator=torch.Generator().manual_seed(rows))
+        for rows in (600, 200)
+    )
+    x, queries = (torch.cat([part, torch.full((len(part), 1), 3e4)], 1) for part in (x, queries))
+    exact = torch.cdist(queries.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    classifier = DkNN(metric="l2", backend=backend).fit(x, torch.arange(600) % 3)
+    assert classifier.search_["input"].centre is not None
+    assert (classifier.kneighbors(queries)[1] == exact.argsort(dim=1, stable=True)[:, :5].numpy()).all()
+
+
 def test_a_constant_is_left_alone_where_it_does_no_harm():
     vectors, labels = torch.randn(60, 16, generator=seeded()), torch.arange(60) % 3
     for carried, kind in ((30, "l2"), (1e4, "cosine")):

@@ -11,7 +11,7 @@ Such an attack looks weaker than it could be, of which a call warns once.
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
@@ -101,7 +101,8 @@ def linf_ascent(
                 loss = loss_function(current.to(images.dtype)).sum()
                 if not loss.requires_grad:
                     raise ValueError("the loss has no gradient: compute it in torch, without detach() and no_grad()")
-                (gradient,) = torch.autograd.grad(loss, current)
+                with torch.autocast(images.device.type, enabled=False):  # what the way back is not meant for
+                    (gradient,) = torch.autograd.grad(loss, current)
             if on_gradient is not None:
                 on_gradient(gradient)
             current = step(current.detach(), gradient)
@@ -258,23 +259,17 @@ class GradientAttack(ABC, Generic[C]):
 
     @classmethod
     def configured(cls, config: C | None, settings: Mapping[str, Any], **defaults: Any) -> C:
-        """The settings of an attack: those of a complete ``config``, or single ones, with defaults for the others.
-
-        A step of its own without a ``step_size`` has the paper's ratio to ``eps``, 1 to 4.
-        """
+        """The settings of an attack: those of a complete ``config``, or single ones, with defaults for the others."""
         if config is None:
             if unknown := settings.keys() - (fields := cls.config_type.model_fields):
                 raise ValueError(
                     f"{cls.__name__} has no setting {min(unknown)!r}; choose from {', '.join(sorted(fields))}"
                 )
-            with suppress(KeyError, TypeError, ValueError, RuntimeError):  # told below
-                if (eps := float(settings["eps"])) <= 1:
-                    defaults["step_size"] = eps / 4
             try:
                 return cls.config_type(**{**defaults, **settings})
             except ValidationError as error:
-                mistakes = (explain(cls.config_type, mistake) for mistake in error.errors())
-                raise ValueError("\n".join(dict.fromkeys(mistakes))) from None
+                mistakes = (one for one in error.errors() if one["type"] != "default_factory_not_called")
+                raise ValueError("\n".join(dict.fromkeys(explain(cls.config_type, one) for one in mistakes))) from None
         if not isinstance(config, cls.config_type):
             wanted = cls.config_type.__name__
             raise ValueError(f"config must be of type {wanted}, got {config!r}; name single settings: eps=8 / 255")

@@ -1,7 +1,8 @@
 """What attacks on nearest-neighbour search have in common: what they are aimed at, and how they look for neighbours."""
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
 
@@ -69,7 +70,7 @@ class ReferenceAttack(GradientAttack[R]):
         self.classifier: DkNN | None = known[0] if known else None
         features, references = _aim(features, references)
         draws = {name: options.pop(name) for name in ("generator", "seed", "on_gradient") if name in options}
-        config = self.configured(config, options, **({} if config else self._defaults(references)))
+        config = self.configured(config, options, **({} if config else self._defaults(references, options)))
         missing = [layer for layer in config.layers if layer not in references]
         if missing:
             raise ValueError(f"no references for attacked layers {missing}; given: {sorted(references)}")
@@ -83,14 +84,18 @@ class ReferenceAttack(GradientAttack[R]):
         if any(_names(search) != _names(first) for search in others):
             raise ValueError("the attacked layers' references have different classes; fit them on the same labels")
 
-    def _defaults(self, references: Mapping[str, Search]) -> dict[str, Any]:
+    def _defaults(self, references: Mapping[str, Search], given: Container[str]) -> dict[str, Any]:
         """Settings that follow from what is attacked."""
         fields = self.config_type.model_fields
-        fewest = min(int(search.counts.min()) for search in references.values())
+        counts = [int(count) for search in references.values() for count in search.counts]
+        fewest, most = min(counts), max(counts)
         found: dict[str, Any] = {name: fields[name].default for name in _OF_EACH_CLASS if name in fields}
         if self.classifier is not None:
             found |= {name: self.classifier.n_neighbors for name in ("k", "k_in", "k_out") if name in fields}
         within = {name: min(found[name], fewest) for name in _OF_EACH_CLASS if name in found}
+        if cut := [name for name in within if name not in given and fewest < min(found[name], most)]:
+            says = f"a class has {fewest} references, so {', '.join(cut)} fall to {fewest} for all classes"
+            warnings.warn(f"{says}, which weakens the attack on all; give more of it", RuntimeWarning, stacklevel=3)
         return {"layers": tuple(references), **found, **within}
 
     @classmethod

@@ -50,8 +50,8 @@ class LinfConfig(Spec):
 class AttackConfig(LinfConfig):
     """What all gradient attacks have; ``eps`` and ``step_size`` in (0, 1]."""
 
-    step_size: Fraction = 2 / PIXEL
-    """Sign step (kappa); silent in the paper, from the released code."""
+    step_size: Fraction = Field(default_factory=lambda given: given["eps"] / 4)
+    """Sign step (kappa); silent in the paper. Default: a quarter of ``eps``, as the released code's 2 of 8."""
     steps: int = Field(default=20, ge=1)
     """Gradient steps (paper, App. D-e)."""
     batch_size: int | None = Field(default=None, ge=1, exclude=True)

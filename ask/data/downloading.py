@@ -54,10 +54,8 @@ def download(spec: DataSpec, root: Path, mirror: str | None) -> Path:
     folders or addresses to look in first, separated as in PATH (layout: docs/data.md).
 
     Returns the path of ``raw/<source>/manifest.json``, written last: names, sizes, sha256 and origins of the files; for
-    `digits`, scikit-learn's version. A user's own `images` stay where they are.
-
-    Raises:
-        DataError: a file cannot be had, or is not the published one.
+    `digits`, scikit-learn's version. A user's own `images` stay where they are. Raises DataError where a file cannot be
+    had, or is not the published one.
     """
     raw = paths.raw(root, spec.source)
     manifest = raw / MANIFEST

@@ -33,10 +33,8 @@ def prepare(spec: DataSpec, root: Path, name: str) -> Path:
     folder (``data``), where `download` put the raw files; ``name`` is the data set's name in the configuration.
 
     Returns the folder ``prepared/<name>``: ``{train,test}_images.npy`` (uint8 (N, C, H, W)),
-    ``{train,test}_labels.npy`` (int64 (N,)) and ``facts.json``.
-
-    Raises:
-        DataError: raw files are missing or damaged, or counts or channel means are not the known ones.
+    ``{train,test}_labels.npy`` (int64 (N,)) and ``facts.json``. Raises DataError where raw files are missing or
+    damaged, or counts or channel means are not the known ones.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise DataError(f"data set name {name!r}: use letters, digits, `_`, `-` and `.` only")

@@ -181,7 +181,8 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
             array = check_array(X, allow_nd=True) if axes > 2 else validate_data(self, X, reset=fitting)
             table = axes == 2 and array.dtype not in (np.uint8, np.bool_)
             self._check_floating(array.dtype, table or array.dtype.kind == "f")
-            return torch.as_tensor(np.require(array, requirements="W"), dtype=self._kind(array))
+            kind = np.float64 if self._kind(array) == torch.float64 else np.float32
+            return torch.from_numpy(np.require(array, kind, ["C", "W"]))
         if X.ndim < 2:
             raise ValueError(f"X must be (samples, ...), got shape {tuple(X.shape)}; a single sample is x[None]")
         self._check_floating(X.dtype, X.is_floating_point())
@@ -198,8 +199,10 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
     def _features(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         if self.features is None:
             return {layer: images.flatten(1) for layer in layers}
-        with torch.inference_mode(), evaluating(self.features):
+        with torch.no_grad(), evaluating(self.features):  # in inference mode, what a network keeps has no gradients
             parts = [self.features(batch, tuple(layers)) for batch in images.split(self.batch_size)]
+        if missing := [layer for layer in layers if layer not in parts[0]]:
+            raise ValueError(f"features returned layers {', '.join(parts[0])}, not {missing[0]!r}; name layers")
         return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
 

@@ -42,6 +42,7 @@ def numbers(classes: NDArray[Any], device: torch.device | None = None) -> Tensor
 
     None where classes are positions for them: labels 0, 1, ..., or no numbers. Raises ValueError for fractions.
     """
+    classes = np.array(classes.tolist()) if classes.dtype.kind == "O" else classes  # numbers of a table's column, maybe
     if classes.dtype.kind not in "biuf":
         return None
     with np.errstate(invalid="ignore"):  # NaN is a fraction, too

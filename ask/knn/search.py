@@ -9,6 +9,7 @@ ranks as one at right angles to the query, and to a zero query all references ar
 Vectors shorter than 1e-12 (:func:`ask.knn.similarity.unit`) count as zero.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +152,11 @@ def _common(features: Tensor) -> Tensor | None:
     mean = features.mean(0)
     carried = float(mean.double().square().sum())
     spread = float(features.square().sum(1).double().mean()) - carried
-    return mean if torch.finfo(features.dtype).eps * carried > _CANCELLING * spread else None
+    if torch.finfo(features.dtype).eps * carried <= _CANCELLING * spread:
+        return None
+    # In coarse steps, so that taking it off does not round whole numbers, and equal distances stay equal.
+    step = 2.0 ** math.floor(math.log2(max(float(features.var(0, correction=0).mean()), 1e-30)) / 2)
+    return mean.div(step).round_().mul_(step)
 
 
 def _counts(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from ask.precision import products_read_as
+
 Similarity = Literal["cosine", "l2"]
 SIMILARITIES: tuple[Similarity, ...] = ("cosine", "l2")
 MIN_SQUARED_DISTANCE = 1e-12
@@ -23,6 +25,7 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(features, dim=-1, eps=1e-12)
 
 
+@products_read_as("ieee")
 def similarity_matrix(features: Tensor, references: Tensor, similarity: Similarity) -> Tensor:
     """Similarity of every feature with every reference, differentiable in both.
 
@@ -39,6 +42,7 @@ def similarity_matrix(features: Tensor, references: Tensor, similarity: Similari
     return negative_distance(features, references, references.square().sum(-1))
 
 
+@products_read_as("ieee")
 def negative_distance(features: Tensor, references: Tensor, square_norms: Tensor) -> Tensor:
     """Negative l2 distances (..., queries, references), given the references' squared norms (..., references)."""
     squared = features.square().sum(-1, keepdim=True) - 2 * (features @ references.transpose(-1, -2))

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ask.knn.similarity import Similarity, negative_distance, similarity_matrix, unit
+from ask.precision import products_read_as
 
 
 def ask_margin(class_similarity: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -80,7 +81,8 @@ def class_wise(
             indices.reshape(-1, k), unit(references), mode="sum", per_sample_weights=weights.reshape(-1, k)
         )
         means = bags.reshape(batch, classes, -1)
-        return lambda features: torch.bmm(means, unit(features).unsqueeze(2)).squeeze(2) / tau
+        product = products_read_as("ieee")(torch.bmm)
+        return lambda features: product(means, unit(features).unsqueeze(2)).squeeze(2) / tau
     vectors = references[indices.reshape(batch, -1)]
     if centre is not None:
         vectors = vectors - centre

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from ask.knn.similarity import unit
+from ask.precision import products_read_as
 
 Distance = Literal["cosine", "l2"]
 _NEVER = -1e30
 """In place of -inf, whose softmax has no gradient where a whole row is masked."""
 
 
+@products_read_as("ieee")
 def pairwise_distance(features: Tensor, distance: Distance) -> Tensor:
     """Distances (batch, batch) of features (batch, dimensions): 1 - cos in [0, 2], or squared Euclidean (``l2``)."""
     if distance == "cosine":
@@ -41,6 +43,7 @@ def snn_loss(distances: Tensor, labels: Tensor, temperature: float | Tensor) -> 
     """
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     own = (labels.unsqueeze(1) == labels) & ~itself
+    distances = distances.to(torch.promote_types(distances.dtype, torch.float32))  # half precision knows no _NEVER
     logits = (-distances / temperature).masked_fill(itself, _NEVER)
     losses = logits.logsumexp(1) - logits.masked_fill(~own, _NEVER).logsumexp(1)
     counted = own.any(1)

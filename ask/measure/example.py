@@ -25,10 +25,9 @@ RULES = (
 def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Make the pictures, in the first trial.
 
-    Returns:
-        What is shown (JSON-able): the image's number, class and choice, and for each cell the class that the DkNN
-        gives and the neighbours' numbers and classes; and ``images`` (cells, channels, side, side) and ``neighbours``
-        (cells, k, channels, side, side), uint8.
+    Returns what is shown (JSON-able): the image's number, class and choice, and for each cell the class that the DkNN
+    gives and the neighbours' numbers and classes; and ``images`` (cells, channels, side, side) and ``neighbours``
+    (cells, k, channels, side, side), uint8.
     """
     first = job.cells[0]
     folder = prepared(place.data, first.features)

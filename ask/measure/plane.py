@@ -44,10 +44,9 @@ class Points(ResidentImages):
 def show(job: PlaneJob, _place: object = None) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Train both models from every seed and attack them.
 
-    Returns:
-        Accuracies in [0, 1] by model, over seeds, of kNN and network, clean and under ASK-Atk and PGD; and, of the
-        first seed, what the figure draws: ``points`` and ``labels`` (the references), ``grid_<model>_{knn,network}``
-        (side, side), scores of class 1 over the square, the ``benign`` point and each model's ``adversarial_<model>``.
+    Returns accuracies in [0, 1] by model, over seeds, of kNN and network, clean and under ASK-Atk and PGD; and, of the
+    first seed, what the figure draws: ``points`` and ``labels`` (the references), ``grid_<model>_{knn,network}``
+    (side, side), scores of class 1 over the square, the ``benign`` point and each model's ``adversarial_<model>``.
     """
     accuracies: dict[str, dict[str, list[float]]] = {model.label: {} for model in job.models}
     drawn: dict[str, NDArray[Any]] = {}

@@ -32,10 +32,7 @@ Look = tuple[str, str]
 def render_figure(job: Json, run: Run) -> list[Path]:
     """Write ``.csv``, ``.json``, ``.svg``, ``.png`` and ``.pdf`` of a figure.
 
-    A job with ``"comparable": false`` says that the paper's lines belong to other data sets.
-
-    Raises:
-        MissingValueError: a cell has not been measured.
+    A job with ``"comparable": false`` says that the paper's lines belong to other data sets. Raises MissingValueError.
     """
     numbers, path = collect(job, run), run.figure(job["id"])
     written = write_numbers(path, *noted(job, numbers, "panel", "line", "x"))

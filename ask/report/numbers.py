@@ -65,10 +65,8 @@ def collect(job: Json, run: Run, *, skip: type[MissingValueError] | tuple[()] = 
     Columns are the settings, then ``artifact``, those of `lookup`, the paper's, the references to what was read
     (`write_reference`; ``beside``: all but the first) and `PLACES`. They hold objects (8 is not 8.0), None means none.
     As text there are ``measured``, ``paper`` and ``difference`` (empty where there is none), and the ``shade`` of the
-    difference: ``above-2``, ``below-1``; empty when small. Numbers that raise ``skip`` are left out.
-
-    Raises:
-        MissingValueError: a cell has not been measured.
+    difference: ``above-2``, ``below-1``; empty when small. Numbers that raise ``skip`` are left out; others raise
+    MissingValueError where a cell has not been measured.
     """
     columns = [*(name for entry, _ in entries(job) for name in entry["columns"]), *SETTING_COLUMNS, *_OWN]
     rows = []

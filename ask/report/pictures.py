@@ -38,10 +38,7 @@ def render_drawing(job: Json, run: Run) -> list[Path]:
     """Write ``.csv``, ``.svg``, ``.png`` and ``.pdf`` of what a run has stored as an example.
 
     That is an image, clean and attacked, with its nearest references; or decision boundaries, with the accuracies of
-    their models.
-
-    Raises:
-        MissingValueError: the images have not been attacked, or the models not been trained, yet.
+    their models. Raises MissingValueError where these are yet to be made.
     """
     source, path = run.example(job["id"]), run.figure(job["id"])
     try:

@@ -55,10 +55,7 @@ _NUMBER = str.maketrans({"±": r" \pm ", "−": "-"})
 def render_table(job: Json, run: Run) -> list[Path]:
     """Write ``.csv``, ``.json``, ``.md``, ``.tex`` and ``.html`` of a table.
 
-    A job with ``"comparable": false`` shows the paper's values, but no differences from them.
-
-    Raises:
-        MissingValueError: a cell has not been measured.
+    A job with ``"comparable": false`` shows the paper's values, but no differences from them. Raises MissingValueError.
     """
     numbers = collect(job, run, skip=EmptyGroupError)  # the table shows a blank
     remark = margin_remark(job, numbers, run)

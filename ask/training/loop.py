@@ -75,6 +75,8 @@ def train(
         ValueError: images, labels, network and method do not fit together.
         TrainingDivergedError: a loss or weight is not finite.
     """
+    out, scratch = Path(out), Path(scratch)
+    train_images, train_labels = np.asarray(train_images), np.asarray(train_labels)
     _check(train_images, train_labels)
     where = torch.device(device)
     checkpoint = Checkpoint(scratch, job, fingerprint, data_hash)
@@ -152,7 +154,8 @@ def _check(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         raise ValueError(
             f"training images must be uint8 (images, channels, side, side), got {images.dtype} {images.shape}"
         )
-    if labels.dtype != np.int64 or labels.shape != (len(images),) or not (np.bincount(labels) > 0).all():
+    found = np.unique(labels)
+    if labels.dtype != np.int64 or labels.shape != (len(images),) or found.tolist() != [*range(max(1, len(found)))]:
         raise ValueError(
             f"training labels must be int64 ({len(images)},) with every class from 0 on present, "
             f"got {labels.dtype} {labels.shape}"

@@ -56,7 +56,7 @@ class Judge:
             eps = training.eval_eps / 255
             with network_passes(passes):
                 moved = linf_ascent(loss, images, eps=eps, step_size=step_size, steps=steps, generator=noise)
-            with torch.inference_mode():
+            with torch.no_grad():
                 clean += (folded(images).argmax(1) == labels).sum()
                 robust += (classify(moved) == labels).sum()
         return int(clean) / len(self.judged), int(robust) / len(self.judged)
@@ -74,7 +74,7 @@ class Judge:
             return F.one_hot(labels[nearest], folded.num_classes).sum(1).argmax(1)
 
         labels = self.source.labels[self.references]
-        with torch.inference_mode():
+        with torch.no_grad():
             found = torch.cat([features(images) for images, _ in _batches(self.source, self.references)])
         return classify
 
