@@ -26,7 +26,7 @@ PIP       := .venv/bin/python -m pip install -qq --disable-pip-version-check -c 
 EDITABLE  := --config-settings editable_mode=compat -e
 IN_ENV    := PATH="$$PWD/.venv/bin:$$PATH" python -m
 SNAKEMAKE := $(IN_ENV) snakemake
-OVERLAY   := $(if $(filter-out paper,$(RUN)),--configfile config/$(RUN).yaml)
+OVERLAY   := $(if $(filter-out paper,$(RUN)),--configfile $(if $(filter digits,$(RUN)),config/demo.yaml )config/$(RUN).yaml)
 CONFIGS   := config/config.yaml config/demo.yaml
 
 help: ## List these commands

@@ -29,7 +29,7 @@ from ask.hardware import describe, digest_of, pick_device
 from ask.plan.graph import required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, claims_job, load, plan_run, report_job
-from ask.plan.why import notes, record_of
+from ask.plan.why import notes, record_by, record_of
 from ask.steps import STEPS
 
 FINISHED, FAILED, MORE = 0, 1, 75
@@ -215,6 +215,10 @@ def stale(plan: Plan, path: Path) -> str:
     record = record_of(path)
     if not covers(current(record.get("job") or {}), plan.tasks[path].document):
         return "measured with other settings"
+    for task in (plan.tasks[one] for one in required(plan.tasks, [path]) - {path}):
+        made = record_by(task).get("job") if task.name in ("train", "calibrate") else None
+        if made and not covers(current(made), task.document):
+            return f"measured with other settings of {task.output}"
     for model, digest in (record.get("weights") or {}).items():
         weights = plan.run.weights(*model.split("/"))
         if weights.is_file() and digest_of(weights) != digest:
@@ -331,8 +335,10 @@ def _decide(names: Sequence[str], content: Mapping[str, bytes], into: Path, repl
     if DRAWN.match(differing[0]):
         return "drawn here already"
     for name in (name for name in differing if name.endswith(".json")):
-        old, new = (current(json.loads(text).get("job") or {}) for text in (here[name], content[name]))
-        if old != new and (covers(new, old) or covers(old, new)):
+        records = [json.loads(text) for text in (here[name], content[name])]
+        old, new = (current(record.get("job") or {}) for record in records)
+        alike = records[0].get("weights") == records[1].get("weights")
+        if alike and old != new and (covers(new, old) or covers(old, new)):
             return "grown" if covers(new, old) else "kept"
     if replace:
         return "replaced"

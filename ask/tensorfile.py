@@ -47,11 +47,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def load_others(path: Path) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, of a safetensors file or of one that ``torch.save`` wrote; nothing is executed.
 
-    They may lie under a key of their own (`INSIDE`).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it does not hold tensors by name, or more than tensors.
+    They may lie under a key of their own (`INSIDE`). Raises FileNotFoundError, and ValueError where it does not hold
+    tensors by name, or more than tensors.
     """
     write_it = "write it by torch.save(model.state_dict(), path), or as safetensors"
     try:

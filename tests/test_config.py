@@ -11,6 +11,7 @@ import yaml
 from plans import PAPER, ROOT, jobs, planned
 
 from ask.config import reference
+from ask.config.artifacts import ArtifactConfig
 from ask.config.run import ConfigError, _read, hand_on, load_artifacts, load_run, merge, read_run
 from ask.plan.planner import entries, load, plan_of, plan_run
 from ask.plan.settings import Resolver
@@ -454,3 +455,59 @@ def test_jobs_hear_of_the_mirror_and_of_what_searches_through_the_environment(mo
     assert (os.environ["ASK_DATA_MIRROR"], os.environ["ASK_SEARCH"]) == ("/there", "faiss")
     hand_on(config)
     assert (os.environ["ASK_DATA_MIRROR"], os.environ["ASK_SEARCH"]) == ("/there", "auto")
+
+
+# What a plan must not mix up
+
+
+def planned_with(overlay, rows, **settings):
+    """The plan of the demo and an overlay, of one table on digits without a network."""
+    raw = merge(
+        yaml.safe_load((ROOT / "config/config.yaml").read_text()),
+        yaml.safe_load((ROOT / "config/demo.yaml").read_text()),
+    )
+    table = {"kind": "table", "title": "", "caption": "", "category": "attack", "rows": [{"values": rows}]}
+    table |= {
+        "settings": {"model": "raw", "layers": ["input"], "tau": 0.1} | settings,
+        "columns": [{"values": [{"label": ""}]}],
+    }
+    return plan_run(load_run(merge(raw, overlay)), {"mine": ArtifactConfig.model_validate(table)})
+
+
+def test_attacks_that_would_share_a_name_are_refused():
+    """Of one data set in place of two, each with its own scale of eps."""
+    scaled = {
+        "mnist": {"dataset": "digits-raw", "eps_scale": 1},
+        "fashion_mnist": {"dataset": "digits-raw", "eps_scale": 2},
+    }
+    rows = [{"label": "a", "dataset": "mnist", "eps": 8}, {"label": "b", "dataset": "fashion_mnist", "eps": 4}]
+    with pytest.raises(ConfigError, match=r"ask-cos-Lin-K5-e8-s20-t0\.1: two attacks have this name; give"):
+        planned_with({"stand_ins": scaled}, rows)
+    scaled["fashion_mnist"]["eps_scale"] = 1
+    assert len(jobs(planned_with({"stand_ins": scaled}, rows), "attack")) == 2
+
+
+def test_reference_sets_are_scaled_to_one_at_least():
+    few = {"mnist": {"dataset": "digits-raw", "references_scale": 0.0001}}
+    rows = [{"label": "a", "dataset": "mnist", "references_per_class": 500, "k": 1}]
+    ((name, cell),) = jobs(planned_with({"stand_ins": few}, rows), "attack").items()
+    assert cell.references_per_class == 1
+    assert name[2].endswith("-n1")
+
+
+def test_blocks_of_advknn_are_of_the_cells_reference_sets():
+    rows = [{"label": str(size), "references_per_class": size} for size in (1000, 2000)]
+    made = planned_with({}, rows, dataset="mnist", attack="advknn", tau=None)
+    blocks = {name[2]: block.references_per_class for name, block in jobs(made, "blocks").items()}
+    for cell in jobs(made, "attack").values():
+        assert [blocks[name] for name in cell.blocks_from] == [cell.references_per_class]
+    assert sorted(blocks.values()) == [20, 40]
+
+
+def test_names_of_further_trainings_are_no_models_of_ones_own():
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    raw["models"]["at-seed1"] = {"label": "S", "base": "trades"}
+    with pytest.raises(
+        ConfigError, match=r"models\.at-seed1: '-seed' is for further trainings of a model; choose another"
+    ):
+        load_run(raw)

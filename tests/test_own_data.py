@@ -193,6 +193,7 @@ def test_what_would_end_a_run_later_ends_it_before(images, changes, message, mon
         ("table01", r"references_per_class: 10, and DkNN-Atk looks for 15 of each class; raise it, or lower evalu"),
         ("table01", r"references_per_class: 10, and DkNN-Atk looks for 20 of each class; raise it, or lower calib"),
         ("failures", r"references_per_class: 30 references, and failures are told by 50; raise it"),
+        ("figure2", r"figure2: it shows a test image of class 9, and own has none; leave it out"),
         ("autoattack", r"evaluation.auto.parts: apgd-t compares 4 classes, own has 3; leave it out"),
     ],
 )

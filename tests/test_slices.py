@@ -117,6 +117,19 @@ def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(hom
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"one")
     assert not stale(plan, path)
+    model = weights.with_name("config.yaml")
+    trained = plan.tasks[weights].document
+    model.write_text(yaml.safe_dump({"job": trained}))
+    assert not stale(plan, path)
+    model.write_text(yaml.safe_dump({"job": trained | {"seed": 7}}))
+    os.utime(model, (1000, 1000))
+    assert stale(plan, path) == f"measured with other settings of {weights}"
+    model.unlink()
+    for needed in (one for one in task.needs if "calibration" in one.parts):
+        needed.parent.mkdir(parents=True, exist_ok=True)
+        needed.write_text(json.dumps({"job": plan.tasks[needed].document | {"images": 77}}))
+        assert stale(plan, path) == f"measured with other settings of {needed}"
+        needed.unlink()
     weights.write_bytes(b"another")
     assert stale(plan, path) == f"measured on other weights of {name}"
     assert covers({"trials": 20, "k": 5}, {"trials": 3, "k": 5})
@@ -200,6 +213,9 @@ def test_merging_is_by_content_and_twice_is_once(tmp_path, merged):
     assert merged(more) == {"grown": 1}
     assert (tmp_path / "results" / PREDICTIONS).read_bytes() == b"pp"
     assert merged(one) == {"identical": 1, "kept": 1}
+    other = json.loads(cell(trials=30)) | {"weights": {"cifar10/at": "other"}}
+    with pytest.raises(AskError, match=rf"conflict: {CELL} is here with other content"):
+        merged(archive(tmp_path / "other.zip", {CELL: json.dumps(other).encode()}))
     assert json.loads((tmp_path / "results" / CELL).read_text())["job"]["trials"] == 20
 
 

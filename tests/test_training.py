@@ -428,6 +428,14 @@ def test_a_method_may_change_settings_of_the_training() -> None:
     assert TrainJob.model_validate_json(found["mine"].model_dump_json()) == found["mine"]
 
 
+def test_what_a_method_leaves_open_of_its_schedule_is_the_data_sets() -> None:
+    shared = {"epochs": 30, "schedule": {"name": "step", "milestones": [15, 25], "gamma": 0.2}}
+    mine = {"label": "Mine", "base": "at", "training": {"schedule": {"gamma": 0.5}}}
+    found = planned_training({"models": {"mine": mine}, "datasets": {"cifar10": {"training": shared}}})
+    assert found["mine"].training.schedule == found["at"].training.schedule.model_copy(update={"gamma": 0.5})
+    assert found["at"].training.schedule.gamma == 0.2
+
+
 def test_jobs_without_new_options_are_written_as_before() -> None:
     """Evidence, checkpoints and Snakemake's record of parameters go by these documents."""
     job = make_job(method={"regulariser": "ask"}).model_dump(mode="json")
@@ -474,6 +482,10 @@ def test_imagenettes_images_are_padded_by_four_pixels() -> None:
         ({"training": {"eps": 300}}, r"training\.eps: input should be less than or equal to 255"),
         ({"training": {"epsilon": 8}}, r"training\.epsilon: unknown option; allowed here: ask_eps"),
         ({"epochs_factor": 0}, r"epochs_factor: input should be greater than 0"),
+        (
+            {"training": {"schedule": {"gamma": 2}}},
+            r"training\.schedule\.gamma: input should be less than or equal to 1",
+        ),
         ({"base": "none", "epochs_factor": 2}, "base: none trains nothing: remove training and epochs_factor"),
     ],
 )

@@ -62,9 +62,12 @@ def snakemake(folder, *options, check=True):
 
 
 def python(folder, module, *options, check=True):
-    # Rules say `python`: the one that runs this, whether its environment is activated or not.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "PATH": path}
+    # Rules say `python`: the one that runs this, though its environment is not activated.
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(folder),
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+    }
     environment.pop("ASK_DATA_MIRROR", None)
     command = [sys.executable, "-m", module, *options]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)

@@ -205,7 +205,9 @@ class RunConfig(Spec):
     """Parts of the run that can be made one by one (`make slice-2`)."""
 
     @model_validator(mode="after")
-    def _check_slices(self) -> Self:
+    def _check_names(self) -> Self:
+        if taken := [name for name in self.models if "-seed" in name]:
+            raise ValueError(f"models.{taken[0]}: '-seed' is for further trainings of a model; choose another name")
         for name, part in self.slices.items():
             asked = (("data set", part.datasets, self.datasets), ("model", part.models, self.models))
             for kind, one, known in ((kind, one, known) for kind, some, known in asked for one in some):

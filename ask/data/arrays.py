@@ -14,11 +14,8 @@ SPLITS = ("train", "test")
 def load(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Open one split, ``"train"`` or ``"test"``, of a folder written by `prepare`.
 
-    Returns:
-        Images, uint8 (N, C, H, W), and labels, int64 (N,); both read-only and memory-mapped.
-
-    Raises:
-        DataError: a file is missing, damaged, or not of that type and shape.
+    Returns images, uint8 (N, C, H, W), and labels, int64 (N,), both read-only and memory-mapped. Raises DataError where
+    a file is missing, damaged, or not of that type and shape.
     """
     if split not in SPLITS:
         raise DataError(f"split {split!r} is not one of {', '.join(SPLITS)}")

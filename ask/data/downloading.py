@@ -221,11 +221,8 @@ def _verify(file: File, path: Path, label: str) -> None:
 def fetch(url: str, target: Path, verify: Verify, size: int = 4 << 30) -> None:
     """Download a file of at most ``size`` bytes to ``target``, whose folder exists, once ``verify`` has passed it.
 
-    Goes on from where an earlier, broken download of the same ``http://`` or ``https://`` address stopped.
-
-    Raises:
-        NotFoundError: the server refuses the file (HTTP 4xx).
-        DataError: no try gave a file that passes ``verify``.
+    Goes on from where an earlier, broken download of the same ``http://`` or ``https://`` address stopped. Raises
+    NotFoundError where the server refuses the file (HTTP 4xx), DataError where no try gave one that passes ``verify``.
     """
     # Named by the address, so that the beginning of one copy is never continued with the end of another.
     part = target.with_name(f".{target.name}.{sha256(url.encode()).hexdigest()[:8]}.part")

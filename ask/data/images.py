@@ -23,18 +23,10 @@ def read_images(
 
     Hidden files, and files that do not lie in a class folder of a known split, are left out. The splits may lie in one
     folder of their own. Images are as a photo viewer shows them: turned as their EXIF orientation says, and what is
-    transparent over white.
+    transparent over white. ``paths`` and ``classes`` are as in `splits`, whose errors it shares; images are resized to
+    ``side`` pixels (None: all must have the same size).
 
-    Args:
-        paths: Folders, zips or tar archives.
-        side: Pixels to which images will be resized; None: all must have the same size.
-        classes: As in `splits`.
-
-    Returns:
-        The class folders, and the splits, whose images are decoded (once) as they are iterated.
-
-    Raises:
-        DataError: a split is missing, a class is unknown, or an archive or image is damaged or of a wrong kind.
+    Returns the class folders, and the splits, whose images are decoded (once) as they are iterated.
     """
     classes, found = splits(paths, classes)
     files = {split: [member for inside in by_class for member in inside] for split, by_class in found.items()}

@@ -124,15 +124,9 @@ def splits(
 ) -> tuple[tuple[str, ...], dict[Literal["train", "test"], list[list[Member]]]]:
     """Files of trees together, by split and class; hidden ones, and those that lie elsewhere, are left out.
 
-    Args:
-        paths: Folders, zips or tar archives.
-        classes: Class folders in order of class number; empty: those of the training images, sorted by name.
-
-    Returns:
-        The class folders, and the files of each class, in order of name.
-
-    Raises:
-        DataError: a split is missing, a class is unknown, or an archive is damaged.
+    ``paths`` are folders, zips or tar archives, ``classes`` class folders in order of class number (none: those of the
+    training images, sorted by name). Returns the class folders, and the files of each class, in order of name. Raises
+    DataError where a split is missing, a class is unknown, or an archive is damaged.
     """
     where, found = ", ".join(map(str, paths)), _tree(paths)
     files: dict[Literal["train", "test"], list[list[Member]]] = {}

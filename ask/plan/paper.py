@@ -39,12 +39,9 @@ class Paper:
             raise AskError(f"paper_claims: claim {claim!r} is unknown or states no number") from None
 
     def value(self, table: int | None, asked: Mapping[str, Any], model: str) -> tuple[float | None, float | None]:
-        """Mean and interval that a table prints for these settings; blank fields of its row match anything.
+        """Mean and interval that a table (None: none) prints for all settings of a measured value, and a model's label.
 
-        Args:
-            table: number of the table; None: no table.
-            asked: all settings of the measured value.
-            model: label of the training method.
+        Blank fields of its row match anything.
         """
         clean = asked["attack"] == "none"
         ask = asked["attack"] == "ask"

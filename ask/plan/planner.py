@@ -329,7 +329,7 @@ class _Planner:
             raise ConfigError(f"unknown model {model!r}; known: {', '.join(self.config.models)}; add it to `models`")
         features = self.settings.features(dataset, settings, model)
         if asked["references_per_class"]:
-            asked["references_per_class"] = round(asked["references_per_class"] * scale.references_scale)
+            asked["references_per_class"] = max(1, round(asked["references_per_class"] * scale.references_scale))
         self.settings.check(asked, dataset, settings, features)
         if seed:
             features = features.model_copy(update={"model": f"{model}-seed{seed}"})

@@ -64,7 +64,7 @@ def inspect(plan: Plan, *, all_networks: bool = False) -> list[str]:
         except DataError as error:
             mistakes.append(f"datasets.{task.job.dataset}: {error}")
             continue
-        mistakes += [*_counts(plan, task.job.dataset, found), *_few(plan, task.job.dataset, len(found.names))]
+        mistakes += [*_counts(plan, task.job.dataset, found), *_few(plan, task.job.dataset, found)]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     _own_networks(plan, [task for task in plan.of("train", "adopt") if all_networks or not task.done])
@@ -113,9 +113,9 @@ def _counts(plan: Plan, name: str, found: Counts) -> Iterator[str]:
             )
 
 
-def _few(plan: Plan, name: str, classes: int) -> Iterator[str]:
+def _few(plan: Plan, name: str, found: Counts) -> Iterator[str]:
     """What of a data set's measurements asks for more references or classes than there are."""
-    place = f"datasets.{name}.references_per_class"
+    place, classes = f"datasets.{name}.references_per_class", len(found.names)
     for job in (task.job for task in plan.of("attack", "calibrate") if task.job.features.dataset == name):
         attack, tried = job.attack, [point["guides"] for point in getattr(job, "grid", ()) if "guides" in point]
         if isinstance(attack, DkNNAttackConfig):
@@ -127,6 +127,9 @@ def _few(plan: Plan, name: str, classes: int) -> Iterator[str]:
         for part in attack.parts if isinstance(attack, AutoAttackConfig) and not own else ():
             if classes < (least := LEAST_CLASSES.get(part, 2)):
                 yield f"evaluation.auto.parts: {part} compares {least} classes, {name} has {classes}; leave it out"
+    for job in (task.job for task in plan.of("example") if task.job.cells[0].features.dataset == name):
+        if (index := job.class_index) is not None and not sum(found.test[index : index + 1]):
+            yield f"{job.id}: it shows a test image of class {index}, and {name} has none; leave it out"
     for job in (task.job for task in plan.of("failures") if task.job.cell.features.dataset == name):
         if job.confidence_k > (count := job.cell.references_per_class * classes):
             yield f"{place}: {count} references, and failures are told by {job.confidence_k}; raise it"

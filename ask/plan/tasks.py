@@ -13,7 +13,7 @@ from typing import Any
 from ask.config import jobs
 from ask.config.attacks import ATTACKS, PIXEL, VARIANTS
 from ask.config.base import LAYERS, DataSpec, Precision, Spec
-from ask.config.run import DatasetConfig, RunConfig, StandIn
+from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob, layers_of
 from ask.data.sources import PUBLISHED
 from ask.data.trees import fingerprint
@@ -97,6 +97,9 @@ class TaskMaker:
             seed=self.config.seed,
             **given,
         )
+        if known and any(getattr(known.job, option) != getattr(job, option) for option in ("attack", *given)):
+            where = f"{features.dataset}/{features.model}/{name}"
+            raise ConfigError(f"{where}: two attacks have this name; give stand-ins of one data set the same eps_scale")
         for layer in {layer for one in classifiers for layer in one.layers} | set(layers):
             self._index(subject, layer)
         self.put("attack", job, self._reads(job, job.classifiers))
@@ -333,8 +336,9 @@ class TaskMaker:
 
     def _block(self, subject: Subject, attack: Any, asked: Mapping[str, Any], layer: str, trials: int) -> str:
         """Id of AdvKnn's blocks of one layer, for at least so many trials."""
-        features, similarity = subject.features, asked["similarity"]
-        name = f"{_SHORT.get(similarity, similarity)}-L{_where((layer,))}-K{attack.k}"
+        features, similarity, usual = subject.features, asked["similarity"], subject.dataset.references_per_class
+        size = "" if (references := asked["references_per_class"] or usual) == usual else f"-n{references}"
+        name = f"{_SHORT.get(similarity, similarity)}-L{_where((layer,))}-K{attack.k}{size}"
         known = self.tasks.get(self.run.blocks(features.dataset, features.model, name))
         job = jobs.BlockJob.model_validate(
             {
@@ -344,7 +348,7 @@ class TaskMaker:
                 "similarity": similarity,
                 "k": attack.k,
                 "block": attack.block,
-                "references_per_class": subject.dataset.references_per_class,
+                "references_per_class": references,
                 "trials": max(trials, known.job.trials if known else 0),
                 "seed": self.config.seed,
             }
@@ -421,10 +425,18 @@ def key_of(name: str, spec: DataSpec) -> str:
     return sha256(spec.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]
 
 
+def _merged(shared: Any, own: Any) -> Any:
+    """Settings with those that others give in their place, level by level."""
+    if not isinstance(own, Spec):
+        return own
+    given = {name: _merged(getattr(shared, name), getattr(own, name)) for name in own.model_fields_set}
+    return shared.model_copy(update=given)
+
+
 def _training(shared: TrainingSpec, method: ModelSpec) -> TrainingSpec:
     """The training settings of a data set with those of a method in their place."""
     own, factor = method.training, method.epochs_factor
-    training = shared.model_copy(update={name: getattr(own, name) for name in own.model_fields_set} if own else {})
+    training: TrainingSpec = _merged(shared, own) if own else shared
     milestones = tuple(round(factor * epoch) for epoch in training.schedule.milestones)
     schedule = training.schedule.model_copy(update={"milestones": milestones})
     return training.model_copy(update={"epochs": max(1, round(factor * training.epochs)), "schedule": schedule})

@@ -12,6 +12,7 @@ from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def arrived(tasks: Tasks, run: Run) -> tuple[set[Path], dict[Path, list[Path]]]:
     for task in in_order(tasks):
         if task.name in MADE_ALIKE or task.step.stage in (RENDERED, LAST) or not task.done or _noted(task.output):
             continue
-        reads, record = [tasks[need] for need in task.needs if need in tasks], _record(task)
+        reads, record = [tasks[need] for need in task.needs if need in tasks], record_by(task)
         weights = {run.weights(*model.split("/")): digest for model, digest in (record.get("weights") or {}).items()}
         alike = all(digest_of(path) == digest for path, digest in weights.items() if path.is_file())
         if not (alike and covers(current(record.get("job") or {}), task.document)):
@@ -137,13 +138,17 @@ def arrived(tasks: Tasks, run: Run) -> tuple[set[Path], dict[Path, list[Path]]]:
     return standing, other
 
 
-def _record(task: Task) -> dict[str, Any]:
-    """What a finished job wrote of itself: that of a model lies beside its weights."""
+def record_by(task: Task) -> dict[str, Any]:
+    """What a finished job wrote of itself, if it is here: that of a model lies beside its weights."""
     if task.output.suffix == ".json":
-        return record_of(task.output)
+        return record_of(task.output) if task.output.is_file() else {}
     path = task.output.with_name("config.yaml")
-    found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {"job": found.get("job")}
+    return {"job": _trained(path, path.stat().st_mtime_ns)} if path.is_file() else {}
+
+
+@cache
+def _trained(path: Path, changed: int) -> Any:  # noqa: ARG001  # read once as long as it stays
+    return yaml.safe_load(path.read_text(encoding="utf-8")).get("job")
 
 
 def record_of(path: Path) -> dict[str, Any]:
@@ -179,7 +184,7 @@ def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
         newer = min(reason.updated_input, key=lambda one: (Path(one).name != OTHER, one))
         if Path(newer).name != OTHER:
             return f"{newer} is newer"
-        if covers(job := current(_record(task).get("job") or {}), task.document):
+        if covers(job := current(record_by(task).get("job") or {}), task.document):
             return "measured on other weights"
         return f"measured with other settings: {'; '.join(summary(job, task.document))}"
     if reason.missing_output:

@@ -50,10 +50,7 @@ FEW = 4
 def settings_of(rows: pd.DataFrame, cells: Iterable[Json], labels: Mapping[str, str]) -> list[tuple[str, str]]:
     """Settings of an artifact's numbers, as pairs of words: what all share, and what must be known to read them.
 
-    Args:
-        rows: the numbers, with the columns of their CSV.
-        cells: the records of the cells that hold them.
-        labels: of data sets.
+    ``rows`` have the columns of their CSV, ``cells`` are the records that hold them, ``labels`` those of data sets.
     """
     found: dict[str, str] = {}
     for column in rows.columns.intersection([*SETTING_COLUMNS, "trials"], sort=False):
