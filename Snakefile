@@ -29,8 +29,6 @@ onstart:
         raise WorkflowError(
             f"No job of a cluster could start {sys.executable!r}: put .venv where no path has a space."
         )
-    if workflow.local_exec:  # jobs of this machine take the Python that plans
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     start_worker()
     if workflow.local_exec:
         watch_progress(

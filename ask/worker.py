@@ -72,6 +72,7 @@ def use_checkout(folder: str) -> None:
 def start() -> None:
     """Start a server that lives as long as this process, and name it in the environment; does nothing on failure."""
     os.environ[STARTER] = named(os.getpid())
+    os.environ["PATH"] = f"{sys.executable.rpartition('/')[0]}:{os.environ.get('PATH', '')}"  # jobs say `python`
     if os.environ.get(ADDRESS) == "" or not hasattr(os, "fork"):
         return
     import subprocess
