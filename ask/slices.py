@@ -207,8 +207,8 @@ def _subject(path: Path) -> tuple[str, str]:
 def stale(plan: Plan, path: Path) -> str:
     """Why a cell, calibration or example has to be measured (again); empty if its record is what the plan asks for.
 
-    A record counts if it is of the planned job, with at least as many trials, and of the weights that are here. Without
-    weights here any weights count, and of records that name none any do. The code is not compared (``ask why`` does).
+    A record counts if it, and records here of trainings and calibrations that it needs, are of the planned jobs, with
+    at least as many trials, and it of the weights here, if any. Code and a user's images are compared by ``ask why``.
     """
     if not path.is_file():
         return "not measured"

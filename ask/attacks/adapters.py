@@ -57,7 +57,7 @@ class DkNNModule(nn.Module):
 
     Column c holds the votes of label c, as attacks on the DkNN know it: of whole numbers given to ``fit`` up to the
     largest of them, columns of numbers that were not given being 0; of other labels, of their positions in
-    ``classifier.classes_``. The largest column, the first in a tie, is what the DkNN predicts. Votes have no gradient:
+    ``classifier.classes_``. The largest column is what the DkNN predicts, ties included. Votes have no gradient:
     judge by this module, or run decision-based attacks on it.
 
     Raises ValueError for a classifier that is not fitted, or whose labels are below 0 or above 65,535, too many for
