@@ -190,7 +190,7 @@ def targets_of(plan: Plan, name: str) -> Targets:
     found, elsewhere = [path for path in plan.tasks if path in cells], {}
     for path in map(plan.run.example, shown):
         needs = plan.tasks[path].needs if path in plan.tasks else ()
-        if not cells.isdisjoint(needs):
+        if path in plan.tasks and (not needs or not cells.isdisjoint(needs)):
             weights = [need for need in needs if need.name == "weights.safetensors" and not wanted(need)]
             if lacking := sorted(one.parent.name for one in weights if not one.is_file()):
                 elsewhere[path] = lacking
@@ -374,7 +374,7 @@ def render(plan: Plan) -> None:
     _say("Artifacts rendered: " + "; ".join(f"{count} {state}" for state, count in states.items()))
     if shown:
         part = replace(plan, artifacts=shown, tasks={path: task for path, task in plan.tasks.items() if task.done})
-        find(STEPS["claims"].does)(claims_job(plan.config, part), plan.run)
+        find(STEPS["claims"].does)(claims_job(plan.config, plan, shown), plan.run)
         find(STEPS["report"].does)(report_job(plan.config, part), plan.run)
         _say(plan.run.report)
 

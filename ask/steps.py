@@ -85,7 +85,7 @@ STEPS: Mapping[str, Step] = {
         "AdvKnn's blocks", "blocks:fit", jobs.BlockJob, "Fit AdvKnn's blocks of a layer, for every trial."
     ),
     "attack": _measure("attacks", "cells:run_cell", jobs.CellJob, "Evaluate one attack over all trials.", **_PAIR),
-    "failures": _measure("analyses", "failures:analyse", jobs.FailureJob, _FAILED),
+    "failures": _measure("analyses", "failures:analyse", jobs.FailureJob, _FAILED, **_PAIR),
     "timing": _measure("analyses", "timing:measure", jobs.TimingJob, "Time attacks in turns."),
     "cost": _measure("analyses", "cost:compare", jobs.CostJob, "Compare what models cost to train.", device=False),
     "study": _measure("analyses", "proposition1:simulate", jobs.StudyJob, "Simulate a proposition.", device=False),

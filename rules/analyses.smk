@@ -1,7 +1,8 @@
 """Measurements beside the attack cells: each is one of the steps `failures`, `timing`, `cost`, `study`, `example`, `plane`.
 
 needs: prepared data, weights, indexes; predictions of cells (failures, example); calibrations (timing, example)
-makes: results/<run>/cells/<dataset>/<model>/<analysis>.json, of the form of a cell; examples/<example>.{json,npz}
+makes: results/<run>/cells/<dataset>/<model>/<analysis>.json, of the form of a cell (failures: and .npz);
+       examples/<example>.{json,npz}
 """
 
 ANALYSIS = Made(RUN.cell("{dataset}", "{model}", "{analysis}"))
@@ -17,7 +18,7 @@ rule analyse:
     benchmark:
         ANALYSIS.benchmark
     wildcard_constraints:
-        analysis=PLAN.names("failures", "timing", "cost"),
+        analysis=PLAN.names("timing", "cost"),
     conda:
         "../environment.yml"
     # Timing takes all cores: nothing else runs beside it on a local machine.
@@ -35,6 +36,38 @@ rule analyse:
         device=CONFIG.device,
     shell:
         "python -m ask {params.step} --job {params.job:q} --run {params.run:q} --data {params.data:q}"
+        " --device {params.device} --code {params.code} > {log:q} 2>&1"
+
+
+FAILED = Made(RUN.cell("{dataset}", "{model}", "{failed}"))
+
+
+rule failures:
+    input:
+        FAILED.needs,
+    output:
+        described=FAILED.pattern,
+        images=FAILED.pattern.with_suffix(".npz"),
+    log:
+        FAILED.log,
+    benchmark:
+        FAILED.benchmark
+    wildcard_constraints:
+        failed=PLAN.names("failures"),
+    conda:
+        "../environment.yml"
+    resources:
+        mem_mb=8000,
+        runtime=240,
+        gpu=GPU,
+    params:
+        job=FAILED.job,
+        code=FAILED.code,
+        run=RUN.root,
+        data=DATA,
+        device=CONFIG.device,
+    shell:
+        "python -m ask failures --job {params.job:q} --run {params.run:q} --data {params.data:q}"
         " --device {params.device} --code {params.code} > {log:q} 2>&1"
 
 

@@ -25,7 +25,7 @@ from ask.config.jobs import (
 from ask.data import download, prepare
 from ask.measure.blocks import fit
 from ask.measure.cost import compare
-from ask.measure.evaluator import draw_references
+from ask.measure.evaluator import draw_references, pick_test_images
 from ask.measure.example import RULES, show
 from ask.measure.failures import analyse
 from ask.measure.place import Place, build_index
@@ -112,17 +112,16 @@ def test_blocks_of_all_trials_are_kept_and_differ(place):
 
 def test_failures_equal_a_count_by_hand(place):
     job = FailureJob(id="f", cell=cell("ask"), similarity="cosine", layer="input", confidence_k=20, gap_k=3)
-    (found,) = analyse(job, place)["results"]
+    record, by_image = analyse(job, place)
+    (found,) = record["results"]
     train = np.load(place.data / "prepared/digits/train_images.npy").reshape(-1, 64) / 255
     train_labels = np.load(place.data / "prepared/digits/train_labels.npy")
     with np.load(place.run.cell("digits", "raw", "ask").with_suffix(".npz")) as stored:
         clean, robust, labels = stored["clean"][0], stored["robust"][0], stored["labels"]
-    from ask.measure.evaluator import pick_test_images
-
     everything = np.load(place.data / "prepared/digits/test_images.npy")
     test = everything[pick_test_images(len(everything), 80, "digits")].reshape(-1, 64) / 255
     for group in ("failures", "successes"):
-        ones, gaps = [], []
+        ones, gaps, spread = [], [], []
         for trial in range(2):
             chosen = draw_references(train_labels, 80, reference_seed(job.cell, trial))
             references, own = train[chosen], train_labels[chosen]
@@ -138,6 +137,11 @@ def test_failures_equal_a_count_by_hand(place):
                 values.append(means[-1] - means[-2])
             ones.append(np.mean(flags))
             gaps.append(np.mean(values))
+            spread.append(np.sum((np.array(flags) - np.mean(flags)) ** 2) / len(flags) ** 2)
+        images = by_image[f"{group}.confidence_1"]
+        assert images.shape == (2, 80)
+        assert images.mean(1) == pytest.approx(ones)
+        assert images.var(1) / 80 == pytest.approx(spread)  # a share's p (1 - p) / m, of its m members alone
         assert found[f"{group}.confidence_1"]["trials"] == pytest.approx(ones)
         assert found[f"{group}.similarity_gap"]["trials"] == pytest.approx(gaps, abs=1e-5)
     assert found["failures.similarity_gap"]["mean"] > found["successes.similarity_gap"]["mean"]
@@ -148,7 +152,7 @@ def test_a_group_without_images_has_no_measure(place, tmp_path):
     path = place.run.cell("digits", "raw", "none")
     job = FailureJob(id="f", cell=cell("none"), similarity="l2", layer="input", confidence_k=5)
     assert path.exists()
-    (found,) = analyse(job, place)["results"]
+    (found,) = analyse(job, place)[0]["results"]
     assert found["successes.confidence_1"] is None
     assert found["failures.confidence_1"]["mean"] > 0.5
 
@@ -180,7 +184,8 @@ def test_the_example_is_chosen_by_its_rule_and_shows_what_was_measured(place):
     with np.load(place.run.cell("digits", "raw", "ask").with_suffix(".npz")) as stored:
         labels, robust, clean = stored["labels"], stored["robust"][0, 0], stored["clean"][0, 0]
     fits = np.flatnonzero((labels == 9) & (clean == 9) & (robust != 9))
-    assert record["image"] == fits[0]
+    every = len(np.load(place.data / "prepared/digits/test_images.npy"))
+    assert record["image"] == pick_test_images(every, 80, "digits")[fits[0]]  # its number among all test images
     assert record["rule"] == RULES[0].format(of_class=" of class 9")
     shown = {found["cell"]: found for found in record["cells"]}
     # The attack is made again: its random start, and so its outcome, is that of the cell.

@@ -68,7 +68,7 @@ def judged(tmp_path: Path, part: dict[str, Any], rows: Rows, *, claim: Any = (),
     """The row of a claim of one part on table ``t``."""
     run = Run(tmp_path)
     write_table(run.table("t"), rows)
-    job = {"kinds": {"t": "table"}, "stand_ins": {}, "labels": {}, "command": "make it"} | job
+    job = {"kinds": {"t": "table"}, "stand_ins": {}, "without": [], "labels": {}, "command": "make it"} | job
     stated = dict.fromkeys(["id", "statement", "quantity", "source_section", "operator", "threshold"], "")
     rule = Claim.model_validate({"parts": [{"artifact": "t"} | part]} | dict(claim))
     return evaluate(stated, rule, Evidence(run, job, {"cifar10": 100}))
@@ -231,7 +231,7 @@ def test_what_no_trial_changes_needs_only_one(tmp_path: Path) -> None:
 def judged_by_the_rules(name: str, stored: dict[str, Rows]) -> dict[str, Any]:
     """The row of one of the paper's claims on given numbers."""
     stated = dict.fromkeys(["id", "statement", "quantity", "source_section", "operator", "threshold"], "")
-    job = {"kinds": dict.fromkeys(stored, "table"), "stand_ins": {}, "labels": {}, "command": ""}
+    job = {"kinds": dict.fromkeys(stored, "table"), "stand_ins": {}, "without": [], "labels": {}, "command": ""}
     evidence = Evidence(
         Run(Path()), job, stored={name: [r | r["columns"] for r in rows] for name, rows in stored.items()}
     )
@@ -269,6 +269,19 @@ def test_a_data_set_that_is_missing_leaves_a_claim_undecided(tmp_path: Path) -> 
     assert "On what there is: reproduced." in row["why"]
     assert row["why"].endswith("Without data: t has no number of Imagenette, ASK-Def.")
     assert row["command"] == "make it"
+    assert row["decides"] == "The numbers that are missing."
+    row = judged(tmp_path, both, pair([50.0, 60.0, 70.0], [59.0, 68.9, 79.1]), without=["imagenette"])
+    assert row["verdict"] == "undecided"
+    assert row["decides"] == "The numbers that are missing, which can't bear it out: it fails on what there is."
+    assert row["command"] == "", "this run never makes it"
+
+
+def test_what_is_planned_but_not_shown_has_not_been_made(tmp_path: Path) -> None:
+    rows = pair([50.0, 60.0, 70.0], [49.0, 58.9, 69.1])
+    row = judged(tmp_path, DIFFERENCE, rows, kinds={"t": ""})
+    assert (row["why"], row["command"]) == ("Without data: t has not been made yet.", "make it")
+    row = judged(tmp_path, DIFFERENCE, rows, kinds={"u": "table"})
+    assert (row["why"], row["command"]) == (f"Without data: t is not part of run {tmp_path.name}.", "")
 
 
 def test_a_setting_that_is_missing_leaves_a_claim_undecided(tmp_path: Path) -> None:
@@ -417,6 +430,9 @@ def test_a_picture_decides_nothing(tmp_path: Path) -> None:
         ("shape: margin, of: {model: at}", "shape 'margin' takes least, not nothing"),
         ("shape: margin, of: {model: at}, most: 3", "shape 'margin' takes least, not most"),
         ("shape: wins, of: {model: at}, least: 3", "shape 'wins' takes no region, not least"),
+        ("shape: equivalence, of: {model: at}, value: 3", "shape 'equivalence' takes within or most, not value"),
+        ("shape: equivalence, of: {model: at}, within: 3, most: 1", "takes within or most, not most, within"),
+        ("shape: ratio, of: {model: at}, value: 20, least: 5", "takes value or least or most, not least, value"),
         ("shape: slope, of: {model: at}, most: 0", "`along` names the axis"),
         ("shape: wins, of: {modle: at}", "no column 'modle'; choose from about|artifact"),
         ("shape: wins", "`of` or `minus` must say which number is judged"),

@@ -48,7 +48,7 @@ def evidence(rng: np.random.Generator, truths: list[float], n: int = N) -> Evide
         own = truth + (common + noise(rng, n)) * 0.5**0.5
         for model, values in (("own", own), ("other", np.zeros((T, n)))):
             rows.append(SHOWN | {"model": model, "eps": float(setting), "values": values[None]})
-    job = {"kinds": {"a": "table"}, "stand_ins": {}, "labels": {}, "command": ""}
+    job = {"kinds": {"a": "table"}, "stand_ins": {}, "without": [], "labels": {}, "command": ""}
     return Synthetic(Run(Path()), job, stored={"a": rows})
 
 
@@ -167,11 +167,11 @@ def test_verdicts_are_where_intervals_lie(rule: Part, intervals: list[tuple[floa
     assert judge([lying(*interval, rule) for interval in intervals]).verdict == verdict
 
 
-def test_the_row_says_whether_the_claimed_number_is_excluded() -> None:
+def test_the_row_says_whether_the_claimed_region_is_excluded() -> None:
     rule = part("margin", least=13)
-    assert "The claimed number is excluded." in judge([lying(5.0, 1.0, rule)]).why
+    assert "The claimed region is excluded." in judge([lying(5.0, 1.0, rule)]).why
     found = judge([lying(12.0, 2.0, rule)])
-    assert "The claimed number is still open." in found.why
+    assert "The claimed region is still open." in found.why
     assert found.decides.startswith("About ")
     assert judge([lying(0.5, 1.0, rule)]).why.startswith("Holds above 13 (direction: above 0). here.")
 

@@ -12,6 +12,9 @@ Settings = dict[str, str | int | float | tuple[str | int | float, ...]]
 """Values of columns of an artifact's numbers; a list: any of these. `artifact` says where the numbers are."""
 Sum = Annotated[tuple[Settings, ...], BeforeValidator(lambda given: (given,) if isinstance(given, dict) else given)]
 COLUMNS = {*Columns.model_fields, "artifact", "line", "x"}
+REGIONS = {"margin": ("least",), "value": ("value",), "straight": ("within",), "ratio": ("value", "least", "most")}
+REGIONS |= {"equivalence": ("within", "most"), "slope": ("least", "most")}
+"""What says where a shape holds: one of these, or `least` and `most`."""
 
 
 class Part(Spec):
@@ -55,12 +58,10 @@ class Part(Spec):
     @model_validator(mode="after")
     def _check(self) -> Self:
         given = {name for name in ("value", "least", "most", "within") if getattr(self, name) is not None}
-        needs = {"margin": {"least"}, "value": {"value"}, "straight": {"within"}}.get(self.shape, given)
-        if given != needs or bool(given) == (self.shape in ("wins", "rank", "example")):
-            wanted = (
-                "no region" if self.shape in ("wins", "rank", "example") else " or ".join(needs or ("least", "most"))
-            )
-            raise ValueError(f"shape {self.shape!r} takes {wanted}, not {', '.join(sorted(given)) or 'nothing'}")
+        takes, both = REGIONS.get(self.shape, ()), given == {"least", "most"}
+        if not given <= {*takes} or bool(given) != bool(takes) or (len(given) > 1 and not both):
+            said = f"{' or '.join(takes) or 'no region'}, not {', '.join(sorted(given)) or 'nothing'}"
+            raise ValueError(f"shape {self.shape!r} takes {said}")
         if bool(self.along) != (self.shape in ("slope", "straight")):
             raise ValueError("`along` names the axis of a slope or straight curve; these need it, others have none")
         named = {column for settings in (self.where, self.by, *self.of, *self.minus) for column in settings}

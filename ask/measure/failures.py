@@ -23,12 +23,12 @@ ABOVE = 0.95
 """Confidence whose excess is counted, beside full confidence."""
 
 
-def analyse(job: FailureJob, place: Place) -> dict[str, Any]:
+def analyse(job: FailureJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
     """Shares of images with full and with high confidence, and similarity gaps, by group over trials.
 
     Confidence is the largest vote of the ``confidence_k`` nearest references over ``confidence_k``. The similarity gap
     is the largest class mean of the cosine (no tau; or minus the distance) to a class's ``gap_k`` nearest references,
-    minus the runner-up's.
+    minus the runner-up's. The arrays hold the same by trial and image (`_linearised`), for intervals over images.
     """
     cell = job.cell
     (classifier,) = cell.classifiers
@@ -36,7 +36,7 @@ def analyse(job: FailureJob, place: Place) -> dict[str, Any]:
     clean_right, robust_right = _right(path, classifier)
     looked_at = ClassifierSpec(similarity=job.similarity, layers=(job.layer,), k=job.confidence_k)
     evaluator = Evaluator(cell.features, (), job.similarity, [looked_at], cell.test_images, place)
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[NDArray[np.float32]]] = {}
     for number in range(cell.trials):
         trial = evaluator.draw(cell.references_per_class, reference_seed(cell, number))
         search = trial.searches[job.similarity, job.layer]
@@ -51,10 +51,17 @@ def analyse(job: FailureJob, place: Place) -> dict[str, Any]:
         for group, robust in (("failures", robust_right[number]), ("successes", ~robust_right[number])):
             members = clean_right[number] & robust
             for measure, values in described.items():
-                means = found.setdefault(f"{group}.{measure}", [])
-                means += [float(values[members].mean())] if members.any() else []
-    shares = {name: summarise(means) if means else None for name, means in found.items()}
-    return {"results": [classifier.model_dump(mode="json") | shares]}
+                trials = found.setdefault(f"{group}.{measure}", [])
+                trials += [_linearised(values, members)] if members.any() else []
+    whole = {name: np.stack(trials) for name, trials in found.items() if len(trials) == cell.trials}
+    shares = {name: summarise(whole[name].mean(1, dtype=float)) if name in whole else None for name in found}
+    return {"results": [classifier.model_dump(mode="json") | shares]}, whole
+
+
+def _linearised(values: NDArray[Any], members: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Numbers of all images whose mean is the members', and whose variance is that of this ratio of two means."""
+    mean = values[members].mean(dtype=float)
+    return (mean + members * (values - mean) / members.mean()).astype(np.float32)
 
 
 def _right(path: Path, classifier: ClassifierSpec) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

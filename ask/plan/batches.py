@@ -30,7 +30,7 @@ from ask.plan.why import SNAKEFILE, to_run
 
 MEASURE = ("adopt", "index", "calibrate", "blocks", "attack")
 """Steps that a model's batch begins with, in this order."""
-RULES = dict.fromkeys(("failures", "timing", "cost"), "analyse") | {"study": "simulate", "example": "illustrate"}
+RULES = dict.fromkeys(("timing", "cost"), "analyse") | {"study": "simulate", "example": "illustrate"}
 RULES |= {"plane": "illustrate", "pictures": "drawing", "boundaries": "drawing"}
 """Rules of the steps that are not called like theirs."""
 MEMBERS = ("train", *MEASURE, "failures", "timing", "example", "cost", "study", "plane")
@@ -117,10 +117,7 @@ def _time(tasks: Iterable[Task], seconds: Mapping[Path, float]) -> float:
 
 
 def _split(tasks: Sequence[Task], seconds: Mapping[Path, float], length: float) -> list[list[Task]]:
-    """Parts of about the given length, of which the first holds all but cells, and what reads cells lies with them.
-
-    Cells that share an ascent stay together.
-    """
+    """Parts of about this length, the first with all but cells; cells of an ascent and their readers stay together."""
     cells = {task.output for task in tasks if task.name == "attack"}
     ascents: dict[Path, list[Task]] = {}
     for task in (task for task in tasks if task.output in cells):

@@ -39,10 +39,7 @@ class Paper:
             raise AskError(f"paper_claims: claim {claim!r} is unknown or states no number") from None
 
     def value(self, table: int | None, asked: Mapping[str, Any], model: str) -> tuple[float | None, float | None]:
-        """Mean and interval that a table (None: none) prints for all settings of a measured value, and a model's label.
-
-        Blank fields of its row match anything.
-        """
+        """What a table (None: none) prints for settings, of which blank ones match all, and for a model's label."""
         clean = asked["attack"] == "none"
         ask = asked["attack"] == "ask"
         if table is None or asked["variant"] not in OWN_VARIANTS:

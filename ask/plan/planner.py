@@ -5,7 +5,7 @@ A pure function of the configuration (and of the paper's reference values), fast
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -154,13 +154,14 @@ def _configfile(config: RunConfig) -> str:
     return " ".join(config.overlays) or ("" if config.run == "paper" else f"config/{config.run}.yaml")
 
 
-def claims_job(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """What the claims step reads: the run's artifacts, its stand-in data sets and how to make what is missing."""
+def claims_job(config: RunConfig, plan: Plan, shown: Container[str] | None = None) -> dict[str, Any]:
+    """What the claims step reads: the run's artifacts (which are shown), its data sets, how to make what is missing."""
     overlay = f" --configfile {_configfile(config)}" if _configfile(config) else ""
     names = {name: config.datasets[stand_in.dataset].label for name, stand_in in config.stand_ins.items()}
     return {
         "claims": str(PAPER / "claims.csv"),
-        "kinds": {name: job["kind"] for name, job in plan.artifacts.items()},
+        "kinds": {key: job["kind"] if key in (shown or plan.artifacts) else "" for key, job in plan.artifacts.items()},
+        "without": list(config.without),
         "stand_ins": {name: one.model_dump(mode="json") for name, one in Resolver(config).replaced().items()},
         "labels": {name: names.get(name, dataset.label) for name, dataset in config.datasets.items()},
         "command": f"snakemake --cores all results/{config.run}/claims.csv{overlay}",

@@ -189,10 +189,7 @@ def as_published(name: str, dataset: DatasetConfig) -> bool:
 
 
 def leave_out(artifact: ArtifactConfig, names: set[str]) -> ArtifactConfig | None:
-    """An artifact without the rows, columns, lines and panels of some data sets, models and parts.
-
-    None if nothing remains.
-    """
+    """An artifact without the rows, columns, lines and panels of data sets, models and parts; None: nothing left."""
 
     def left_out(level: Settings) -> bool:
         return not names.isdisjoint({level.dataset, level.model, getattr(level, "part", None)})

@@ -72,7 +72,7 @@ class Evidence:
             if kind is None:
                 raise MissingEvidenceError(f"{artifact} is not part of run {self.run.root.name}")
             path = self.run.table(artifact) if kind == "table" else self.run.figure(artifact)
-            if not path.is_file():
+            if not kind or not path.is_file():
                 raise MissingEvidenceError(f"{artifact} has not been made yet")
             if path.with_suffix(".json").is_file():
                 numbers = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -127,11 +127,7 @@ def worded(column: str, value: object) -> str:
 
 
 def sums(part: Part, evidence: Evidence, dataset: str) -> Iterator[tuple[str, list[tuple[float, Row]]]]:
-    """What a part of a claim compares on one data set: labels, and numbers with their coefficients.
-
-    Raises:
-        MissingEvidenceError: a number is missing.
-    """
+    """Labels and numbers with coefficients, of one data set; raises MissingEvidenceError where one is missing."""
     named = [{**part.where, **settings} for settings in (*part.of, *part.minus)]
     chosen = [evidence.select(part, dataset, settings) for settings in (*part.of, *part.minus)]
     if part.shape == "rank":
@@ -191,8 +187,8 @@ def render_claims(job: Json, run: Run) -> list[Path]:
 
     Args:
         job: ``claims``, the file of what the paper claims, beside which lies how it is judged (``.yaml``); ``kinds`` of
-            the run's artifacts by id; ``stand_ins``, ``{"dataset", "eps_scale"}`` in place of the paper's data sets;
-            ``labels`` of data sets; ``command``, which makes whatever is missing.
+            the run's artifacts by id, empty of what is not shown; ``stand_ins``, ``{"dataset", "eps_scale"}`` in place
+            of the paper's data sets; ``without``, ``labels`` of data sets; ``command``, which makes what is missing.
         run: whose tables and figures are read, and where the ledger is written.
     """
     claims = Path(job["claims"])
@@ -219,12 +215,15 @@ def evaluate(stated: Json, claim: Claim, evidence: Evidence) -> dict[str, Any]:
     words = [finding.why, claim.note, _trainings(rows)]
     if missing and rows:
         words.append(f"On what there is: {finding.verdict}.")
-        finding = replace(finding, verdict="undecided", decides="The numbers that are missing.")
+        lost = ", which can't bear it out: it fails on what there is" * (finding.verdict == "not reproduced")
+        finding = replace(finding, verdict="undecided", decides=f"The numbers that are missing{lost}.")
     if missing:
         words.append(f"Without data: {'; '.join(missing)}.")
     used = {row.get("dataset") for row in rows}
     stand_ins = [name for name, stand_in in evidence.job["stand_ins"].items() if stand_in["dataset"] in used]
     artifacts = [settings.get("artifact", p.artifact) for p in claim.parts for settings in (*p.of, *p.minus)]
+    asked = {*artifacts, *(dataset for part in claim.parts for dataset in part.datasets)}
+    planned = {*artifacts} <= {*evidence.job["kinds"]} and not asked & {*evidence.job["without"]}
     return asdict(finding) | {
         **{name: stated[name] for name in ("id", "statement", "quantity")},
         "source": stated["source_section"],
@@ -234,7 +233,7 @@ def evaluate(stated: Json, claim: Claim, evidence: Evidence) -> dict[str, Any]:
         "why": " ".join(filter(None, words)),
         "artifacts": " ".join(dict.fromkeys(map(str, artifacts))),
         "cells": " ".join(sorted({row["reference"] for row in rows if "reference" in row})),
-        "command": evidence.job["command"] if missing else "",
+        "command": evidence.job["command"] if missing and planned else "",
     }
 
 

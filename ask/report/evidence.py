@@ -110,10 +110,7 @@ def _attack(job: Json) -> str:
 
 
 def _parameters(setting: Json, edges: Collection[tuple[str, str]] = ()) -> str:
-    """Calibrated parameters, with ``omega`` only where several layers share the loss.
-
-    Those among ``edges`` (name, and layer if they have one) are marked: the best may lie beyond what was tried.
-    """
+    """Calibrated parameters (``omega`` of several layers), those among ``edges`` (name, and layer if any) marked."""
     found = []
     for name, words in (
         PARAMETERS | {name: name.replace("_", " ") for name in setting if name not in PARAMETERS}
@@ -128,10 +125,7 @@ def _parameters(setting: Json, edges: Collection[tuple[str, str]] = ()) -> str:
 
 
 def _at_ends(job: Json, run: Run) -> list[tuple[str, str]]:
-    """A cell's parameters that lie at an end of their grid, by name and layer (empty if not of one layer).
-
-    As their calibrations on disk have it; nothing is known of those that are not there.
-    """
+    """A cell's parameters at an end of their grid, as calibrations on disk have it, by name and layer (if of one)."""
     found = []
     layers = (job.get("attack") or {}).get("layers", ())
     own, shares = (job.get("alpha_from"), ""), (job.get("omega_from"), next(iter(layers), ""))

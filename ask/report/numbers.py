@@ -112,13 +112,12 @@ def lookup(entry: Json, run: Run) -> dict[str, Any]:
 
     Returns:
         ``mean`` over trials; ``ci95``, the half width of its 95% interval, which counts images, trials and trainings
-        (trials alone where no predictions are kept; None of a single one); ``ci95_trials``, that of the t-interval over
-        trials (trainings, where there are several, paired by seed); the number of ``trials``, and ``values`` by trial
-        (by training).
+        (trials alone where nothing is kept by image; None of a single one); ``ci95_trials``, that over trials alone
+        (trainings, where there are several, paired by seed); ``trials``, and ``values`` by trial (by training).
 
     Raises:
         MissingValueError: the cell's file is not there, or holds no such classifier or metric.
-        EmptyGroupError: no image is of the kind that the metric describes.
+        EmptyGroupError: in some trial no image is of the kind that the metric describes.
     """
     both = [entry] + ([{"over": (), **entry, **entry["baseline"]}] if "baseline" in entry else [])
     found, trials = [], []
@@ -154,15 +153,17 @@ def _each(entry: Json) -> list[dict[str, Any]]:
     return [{**entry, "cell": cell} for cell in (entry["cell"], *(entry.get("over") or ()))]
 
 
-def read_predictions(reference: str, metric: str, run: Run) -> NDArray[np.uint8] | None:
-    """100 where a prediction is right, else 0, trials x images; None where no predictions are kept."""
+def read_predictions(reference: str, metric: str, run: Run) -> NDArray[Any] | None:
+    """100 where a prediction is right, else 0, trials x images, or a group's measure; None where nothing is kept."""
     name, classifier = read_reference(reference)
-    record = run.cell(*name.split("/"))
-    if metric not in METRICS or not record.with_suffix(".npz").is_file():
+    path = run.cell(*name.split("/")).with_suffix(".npz")
+    if not path.is_file() or (metric not in METRICS and "." not in metric):
         return None
     of_dknn = metric.startswith("dknn_")
-    kinds = ("clean", "robust") if METRICS[metric] == "kept" else (METRICS[metric],)
-    with np.load(record.with_suffix(".npz")) as stored:
+    with np.load(path) as stored:
+        if "." in metric:  # of failures or successes
+            return stored[metric] * 100
+        kinds = ("clean", "robust") if METRICS[metric] == "kept" else (METRICS[metric],)
         names = ["network_" * (not of_dknn) + kind for kind in kinds]
         right = [stored[kept] == stored["labels"] for kept in names]
     if of_dknn:
@@ -172,8 +173,8 @@ def read_predictions(reference: str, metric: str, run: Run) -> NDArray[np.uint8]
     return np.atleast_2d(np.logical_and.reduce(right)) * np.uint8(100)
 
 
-def join_predictions(right: Sequence[NDArray[np.uint8] | None], trials: Sequence[float]) -> NDArray[Any]:
-    """A number in the unit shown: trainings x trials x images; one mean over images where predictions are not all kept.
+def join_predictions(right: Sequence[NDArray[Any] | None], trials: Sequence[float]) -> NDArray[Any]:
+    """A number in the unit shown: trainings x trials x images; one mean over images where these are not all kept.
 
     Args:
         right: of each training (`read_predictions`); of different numbers of trials, the first common ones count.
@@ -226,7 +227,7 @@ def _statistic(entry: Json, run: Run) -> dict[str, Any]:
             raise MissingValueError(f"{path} is missing; make it again: snakemake --cores all --force {record}")
         result = {kept: summarise((right > 0).mean(1))}
     if kept in result and result[kept] is None:
-        raise EmptyGroupError(f"{name}: no image is among the {metric.partition('.')[0]}")
+        raise EmptyGroupError(f"{name}: in some trial no image is among the {metric.partition('.')[0]}")
     if kept not in result:
         of = ", ".join(f"{key} {'+'.join(v) if isinstance(v, list) else v}" for key, v in wanted.items())
         raise MissingValueError(
@@ -236,11 +237,7 @@ def _statistic(entry: Json, run: Run) -> dict[str, Any]:
 
 
 def load_cell(name: str, run: Run) -> dict[str, Any]:
-    """Everything that the cell ``dataset/model/id`` measured.
-
-    Raises:
-        MissingValueError: the cell's file is not there.
-    """
+    """Everything that the cell ``dataset/model/id`` measured; raises MissingValueError where its file is not there."""
     path = run.cell(*name.split("/"))
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

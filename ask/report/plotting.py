@@ -72,8 +72,7 @@ def save(draw: "Callable[[], Figure]", path: Path, job: Json, references: Iterab
 def inline_svg(svg: str, *, prefix: str, words: str) -> str:
     """The ``svg`` element alone, readable in light and dark, its identifiers unique to ``prefix``.
 
-    Raises:
-        ValueError: the text is no drawing with a view box.
+    Raises ValueError where the text is no drawing with a view box.
     """
     size = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', svg)
     if size is None:

@@ -36,8 +36,7 @@ NUMBER = re.compile(
 def render_report(job: Json, run: Run) -> list[Path]:
     """Write the index, a page for each artifact, and what they share; pages of artifacts that are gone go.
 
-    Raises:
-        MissingValueError: a table, a figure or a cell behind it is not on disk.
+    Raises MissingValueError where a table, a figure or a cell behind it is not on disk.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

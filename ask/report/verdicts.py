@@ -75,7 +75,7 @@ class Finding:
     decides: str = ""
     """What would decide an undecided claim."""
     excluded: bool = False
-    """Whether the claimed number itself is surely missed."""
+    """Whether the interval surely lies outside of where the claim holds."""
 
     @property
     def on_stand_in(self) -> str:
@@ -132,7 +132,7 @@ def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None
             open_ones = [(c, c.region) for c in comparisons if not c.lies_in(c.region)]
             decides = _deciding(open_ones, len(comparisons))
     if verdict in ("direction only", "undecided") and any(c.direction for c in comparisons):
-        words.append(f"The claimed number is {'excluded' if excluded else 'still open'}.")
+        words.append(f"The claimed region is {'excluded' if excluded else 'still open'}.")
     if outside and len(comparisons) > 1:
         words.append(f"Surely outside: {'; '.join(c.label or c.text for c in outside)}.")
     if contradiction:
@@ -172,10 +172,7 @@ def _counted_by(estimate: Estimate) -> str:
 
 
 def _deciding(across: Sequence[tuple[Comparison, Interval]], of: int) -> str:
-    """What would decide, in words: the first that could refute the claim or, if all hold by their means, the last.
-
-    To refute one of several comparisons takes the level that Holm's procedure has for the first of them.
-    """
+    """What would decide, in words: the first that could refute the claim or, if all hold by their means, the last."""
     found = [(c.estimate.p_beyond(*region), _leaving(c, region, of)) for c, region in across]
     refuting = [needed for p, needed in found if p < 1]
     return (min(refuting) if refuting else max(needed for _, needed in found))[1]
