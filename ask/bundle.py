@@ -19,13 +19,13 @@ from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 
-from ask.files import digest, write, write_json, write_text
+from ask.files import digest, write, write_json, write_program
 
 PART_BYTES = 48 * 2**20
 """Largest file of a bundle: two of 64 MiB do not fit one transfer of 64 MiB with the code beside them."""
 FOLDER, SITE, DATA = Path("dist/bundle"), Path(".carried"), Path("data")
 CONTENTS, PACKAGES = "bundle.json", "packages"
-WANTED = ("snakemake", "pydantic", "pyyaml", "jinja2", "safetensors", "tqdm", "pytest", "hypothesis")
+WANTED = ("snakemake", "pydantic", "pyyaml", "jinja2", "safetensors", "tqdm", "pytest", "hypothesis", "pyautoattack")
 """What is carried, with all that it needs …"""
 THERE = {"torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "pillow", "setuptools"}
 """… except what the machine has, and what only that needs."""
@@ -105,7 +105,7 @@ def unpack(bundle: Path) -> list[str]:
                 raise SystemExit(f"{bundle / name}: damaged on its way; carry it again")
             write(SITE / "parts" / name, partial(shutil.copyfile, bundle / name))
         taken = [SITE / "parts" / name for name in parts]
-        if lacking := [path.name for path in taken if not path.is_file()]:
+        if lacking := [p.name for p in taken if not p.is_file() or digest(p) != parts[p.name]]:
             missing += lacking
             continue
         if source == PACKAGES:  # these stand before the machine's own
@@ -114,7 +114,7 @@ def unpack(bundle: Path) -> list[str]:
                 raise SystemExit(f"packages are for Python {made}, this is {here}; carry: make bundle TARGET={here}")
             shutil.rmtree(SITE / PACKAGES, ignore_errors=True)
             # Rules say `python`, which such a machine may not have, or another one.
-            write_text(SITE / "bin" / "python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n').chmod(0o755)
+            write_program(SITE / "bin" / "python")
         with tarfile.open(fileobj=io.BytesIO(b"".join(path.read_bytes() for path in taken))) as archive:
             archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 knows none
             archive.extractall(SITE if source == PACKAGES else DATA)

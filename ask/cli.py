@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if str(error.name).startswith("ask."):
             raise
-        wrong = f"{error.name} is not installed; the workflow's packages come with: pip install 'ask-knn[workflow]'"
+        wrong = f"{error.name} is not installed; in a clone, pip install '.[workflow]' brings the workflow's packages"
     except BrokenPipeError:  # who reads, as `head` does, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -43,6 +44,14 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write a JSON document, as :func:`write` does."""
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_program(path: Path) -> Path:
+    """Write a program that is the Python running now, for where another, or none, is called `python`."""
+    text = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text).chmod(0o755)
+    return path
 
 
 def digest(path: Path, kind: str = "sha256") -> str:

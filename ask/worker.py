@@ -69,10 +69,22 @@ def use_checkout(folder: str) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
+def _folder_of_python() -> str:
+    """A folder whose `python` is this one; made where programs of that name are another or none."""
+    folder = os.path.dirname(sys.executable)  # noqa: PTH120  # pathlib takes a client as long as all else
+    if os.path.realpath(f"{folder}/python") == os.path.realpath(sys.executable):
+        return folder
+    from pathlib import Path
+
+    from ask.files import write_program
+
+    return str(write_program(Path.cwd() / ".snakemake/bin/python").parent)
+
+
 def start() -> None:
     """Start a server that lives as long as this process, and name it in the environment; does nothing on failure."""
     os.environ[STARTER] = named(os.getpid())
-    os.environ["PATH"] = f"{sys.executable.rpartition('/')[0]}:{os.environ.get('PATH', '')}"  # jobs say `python`
+    os.environ["PATH"] = f"{_folder_of_python()}:{os.environ.get('PATH', '')}"  # jobs say `python`
     if os.environ.get(ADDRESS) == "" or not hasattr(os, "fork"):
         return
     import subprocess

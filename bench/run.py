@@ -50,7 +50,7 @@ def main(parts: Sequence[str], *, repeats: int, small: bool, share: float, out: 
                     files.write_json(out / f"{part}.json", found)
                     files.write_text(out / "README.md", page(out))
         except ModuleNotFoundError as error:
-            raise AskError(f"{error}; install the peers: pip install -c constraints.txt -e '.[bench]'") from error
+            raise AskError(f"{error}; install the peers as bench/README.md says") from error
 
 
 def page(folder: Path) -> str:

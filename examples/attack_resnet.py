@@ -1,4 +1,7 @@
-"""Attack a deep k-nearest-neighbour classifier on two layers of torchvision's ResNet-18, here untrained, on digits."""
+"""Attack a deep k-nearest-neighbour classifier on two layers of torchvision's ResNet-18, here untrained, on digits.
+
+Needs torchvision.
+"""
 
 import torch
 import torchvision

@@ -271,7 +271,7 @@ def test_a_command_names_what_is_not_installed(tmp_path: Path) -> None:
     done = python(code, tmp_path, PYTHONPATH=str(REPOSITORY))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "ask table: pandas is not installed; the workflow's packages come with: pip install 'ask-knn[workflow]'\n"
+        "ask table: pandas is not installed; in a clone, pip install '.[workflow]' brings the workflow's packages\n"
     )
 
 
@@ -575,7 +575,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The crate of results/cpu."""
-    crate = pytest.importorskip("tools.crate", reason="no rocrate: pip install 'ask-knn[crate]'")
+    crate = pytest.importorskip("tools.crate", reason="no rocrate: pip install '.[crate]'")
     out = tmp_path_factory.mktemp("crate") / "cpu.crate.zip"
     before = Path.cwd()
     os.chdir(REPOSITORY)

@@ -43,6 +43,7 @@ def test_slices_share_no_measurement_and_make_all_that_the_papers_tables_show(ho
     every = [path for paths in outputs.values() for path in paths]
     assert len(every) == len(set(every))
     assert not outputs["slice-1"]
+    assert run.example("figure3") in outputs["slice-7"]
     tables = [f"table{n:02}" for n in range(1, 15) if n != 5]
     for name in [*tables, "figure1-left", "figure1-right", "figure4", "figure5", "failures", "timing"]:
         assert set(plan.cells_of(name)) <= set(every), name
@@ -330,7 +331,7 @@ def test_evidence_fills_as_many_archives_as_it_needs(home, merged, monkeypatch):
 
 def test_the_bundle_names_what_snakemake_needs_and_leaves_out_what_a_gpu_machine_has():
     names = {pin.partition("==")[0] for pin in bundle.pins("3.12")}
-    assert {"snakemake", "pulp", "pydantic-core", "safetensors", "pytest", "hypothesis"} <= names
+    assert {"snakemake", "pulp", "pydantic-core", "safetensors", "pytest", "hypothesis", "pyautoattack"} <= names
     assert not names & {"torch", "numpy", "pandas", "matplotlib", "scikit-learn", "scipy", "faiss-cpu"}
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
@@ -357,7 +358,11 @@ def test_data_travels_in_parts_that_come_one_by_one(tmp_path, monkeypatch):
     for name in ("bundle.json", "packages-1-of-1.part", parts[1].name):
         shutil.copy(Path("out") / name, arrived)
     assert bundle.unpack(arrived) == [parts[0].name, parts[2].name]
+    kept = bundle.SITE / "parts" / parts[1].name
+    kept.write_bytes(b"of an earlier bundle")
     (arrived / parts[1].name).unlink()
+    assert bundle.unpack(arrived) == [part.name for part in parts]
+    shutil.copy(parts[1], kept)
     (arrived / parts[2].name).write_bytes(b"damaged")
     with pytest.raises(SystemExit, match=r"mnist-3-of-3.part: damaged on its way"):
         bundle.unpack(arrived)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ask import worker
+
 ROOT = Path(__file__).parent.parent
 STARTER = "from ask import worker; import os, sys; worker.start(); print(os.environ['ASK_WORKER'], flush=True); input()"
 
@@ -196,3 +198,17 @@ def test_a_starter_is_known_by_machine_number_and_start():
     assert not _runs(name), "it has ended, though nobody has asked for its status yet"
     child.wait()
     assert not _runs(name)
+
+
+def test_jobs_find_the_python_that_plans_under_its_name(monkeypatch, tmp_path):
+    """Also where it has another name, and another bears its own, as `python` beside `python3.12`."""
+    own = str(Path(sys.executable).parent)
+    assert worker._folder_of_python() == own
+    (tmp_path / "python").write_text("#!/bin/sh\necho another\n")
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "python3.12").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3.12"))
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        program = f"{worker._folder_of_python()}/python"
+        assert subprocess.check_output([program, "-c", "print(6 * 7)"], text=True) == "42\n"

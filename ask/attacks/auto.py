@@ -47,9 +47,7 @@ class AutoAttack:
         try:
             from pyautoattack.autoattack import AutoAttack as Ensemble
         except ImportError as error:
-            raise MissingPackageError(
-                "AutoAttack and Square need the package pyautoattack: pip install 'ask-knn[autoattack]'"
-            ) from error
+            raise MissingPackageError("AutoAttack and Square need a package: pip install pyautoattack") from error
         self.scores, self.config, self.seed = scores, config, seed % 2**31
         self._make = Ensemble
 
