@@ -125,10 +125,7 @@ def _flushes() -> bool:
 
 
 def _in_all_threads(act: Callable[[], object]) -> None:
-    """Run it in this thread and in those that share its parallel operations, each of which has settings of its own.
-
-    New threads inherit theirs, and so does every parallel operation of some OpenMP libraries, but not of GNU's.
-    """
+    """Run it in this thread and in those of GNU's OpenMP, each of which has settings of its own."""
     if (parallel := _gnu_parallel()) is None or torch.get_num_threads() == 1:
         act()
     else:

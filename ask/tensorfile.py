@@ -1,5 +1,6 @@
 """Named tensors with text metadata in one safetensors file: written atomically, read without unpickling anything."""
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ask.files import write
 
+DIGEST = "sha256"
 INSIDE = ("state_dict", "model_state_dict", "model", "net", "params")
 """Keys under which others' files keep the weights beside other things."""
 
@@ -19,11 +21,19 @@ INSIDE = ("state_dict", "model_state_dict", "model", "net", "params")
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors from any device and in any memory format.
 
-    Metadata are one JSON text, for safetensors writes several in a random order: equal content gives equal bytes.
+    Metadata are one JSON text, for safetensors writes several in a random order: equal content gives equal bytes. With
+    them goes a digest, by which `load_tensors` knows damage.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"metadata": json.dumps(metadata, sort_keys=True)}
+    header = {"metadata": json.dumps({**metadata, DIGEST: _digest(plain)}, sort_keys=True)}
     write(path, lambda part: save_file(plain, part, header))
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -31,7 +41,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a safetensors file, or cut short.
+        ValueError: not a safetensors file, cut short, or of other content than was written.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: run the step that makes it")
@@ -39,7 +49,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             metadata: dict[str, str] = json.loads(header.get("metadata", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  # no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        if metadata.pop(DIGEST, found := _digest(tensors)) != found:
+            raise SafetensorError("other content than was written")
+        return tensors, metadata
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): delete it and make it again") from error
 

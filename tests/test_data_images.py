@@ -3,8 +3,10 @@
 import io
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,10 +28,19 @@ def png(seed: int, size: tuple[int, int] = (4, 4), mode: str = "RGB") -> bytes:
     return stream.getvalue()
 
 
-def deep_png() -> bytes:
+def deep_png(colour: bool = False) -> bytes:
+    """Sixteen bits a channel; Pillow opens those in colour as if they had eight, and writes none."""
     stream = io.BytesIO()
-    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(stream, "PNG")
-    return stream.getvalue()
+    if not colour:
+        Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(stream, "PNG")
+        return stream.getvalue()
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    rows = zlib.compress((b"\0" + struct.pack(">12H", *[4095] * 12)) * 4)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def write_zip(path: Path, contents: dict[str, bytes]) -> Path:
@@ -195,6 +206,10 @@ def _drop_split(contents: dict[str, bytes]) -> None:
         (
             lambda contents: contents.update({"train/cat/deep.png": deep_png()}),
             r"deep.png: not a readable image \(pixel format I;16",
+        ),
+        (
+            lambda contents: contents.update({"train/cat/deep.png": deep_png(colour=True)}),
+            r"deep.png: not a readable image \(pixel format RGB, 16 bits, expected 8 bits a channel",
         ),
     ],
 )

@@ -107,9 +107,10 @@ class Odd(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.idle, self.pair, self.total = nn.Identity(), nn.LSTM(8, 2), nn.L1Loss()
+        self.idle, self.pair, self.total, self.tokens = nn.Identity(), nn.LSTM(8, 2), nn.L1Loss(), nn.Identity()
 
     def forward(self, x):
+        self.tokens(x.flatten(2).transpose(0, 2))
         self.pair(x[:, 0])
         return self.total(x, x)
 
@@ -118,11 +119,12 @@ class Odd(nn.Module):
     ("layers", "asked", "message"),
     [
         ([], [], "layers is empty"),
-        (["layer3"], [], "Odd has no submodule 'layer3'; it consists of: idle, pair, total"),
+        (["layer3"], [], "Odd has no submodule 'layer3'; it consists of: idle, pair, total, tokens"),
         (["idle"], ["pair"], "unknown layer 'pair'; choose from idle"),
         (["idle"], ["idle"], "does not run submodule 'idle'"),
         (["pair"], ["pair"], "'pair' returns a tuple, not a tensor"),
         (["total"], ["total"], r"'total' returns one of shape \(\), not a tensor"),
+        (["tokens"], ["tokens"], r"'tokens' returns one of shape \(64, 3, 6\), not a tensor \(batch, ...\)"),
     ],
 )
 def test_mistakes_are_clear_errors(layers, asked, message):

@@ -266,6 +266,12 @@ def test_wrong_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         load_network(tmp_path)
+    save_weights(path, narrow("vgg16"), {})
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="other content than was written"):
+        load_network(tmp_path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="does not say what network it holds"):
         load_network(tmp_path)

@@ -262,6 +262,9 @@ def test_radii_that_are_rarely_meant_are_remarked():
     remarks = inspect(plan_of(overlay | {"without": ["imagenette"]}, ["table06", "table13"]))
     assert {remark.split(" is ")[0] for remark in remarks} == {*places}
     assert len(remarks) == len(places)
+    steps = {"datasets": {"cifar10": {"training": {"epochs": 30}}}, "without": ["imagenette"]}
+    said = "models.at: no milestone of its step schedule comes before epoch 30, its last"
+    assert said in inspect(plan_of(steps, ["table06"]))
     with pytest.raises(ConfigError, match=r"evaluation.eps: input should be greater than 0"):
         plan_of({"evaluation": {"eps": 0}})
 

@@ -1,6 +1,7 @@
 """Networks of one's own in the place of ours: features, folding, files, training, precision, attacks."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ask.plan.cost import Shape, reach
 from ask.plan.provenance import closure
 from ask.plan.tasks import _where
 from ask.precision import network_passes
+from ask.seeds import derive_seed
 from ask.steps import modules_of
 
 
@@ -36,6 +38,8 @@ class Net(nn.Module):
         self.late = nn.BatchNorm2d(8)
         self.drop = nn.Dropout(0.2)
         self.fc = nn.Linear(8 * 16, classes)
+        if kind == "drawn":
+            self.register_buffer("shift", torch.randn(classes), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
         x = F.relu(self.bn1(self.conv1(x)))
@@ -47,6 +51,8 @@ class Net(nn.Module):
             x = x + F.interpolate(self.conv2(x), scale_factor=2)
         if self.kind == "cut":
             x = x.detach()
+        if self.kind == "asks":
+            x = x / self.bn1.num_features
         x = F.adaptive_avg_pool2d(F.relu(self.late(F.relu(x))), 4)
         x = x.view(len(x), -1) if self.kind == "view" else x.flatten(1)
         x = self.fc(self.drop(x))
@@ -54,6 +60,8 @@ class Net(nn.Module):
             x = x - x.mean(0)
         if self.kind == "value" and float(x.sum()) > 1e9:
             x = x / 2
+        if self.kind == "drawn":
+            x = x + self.shift
         return {"logits": x} if self.kind == "mapping" else x
 
 
@@ -61,9 +69,9 @@ def net(**options: Any) -> nn.Module:
     return Net(**options)
 
 
-def wrapped() -> nn.Module:
-    """Its forward pass is replaced on the instance."""
-    module = Net()
+def wrapped(plain: bool = False) -> nn.Module:
+    """Its forward pass is replaced on the instance; ``plain``: and nothing in it folds."""
+    module = nn.Sequential(OrderedDict(bn1=nn.Flatten(), late=nn.Linear(1024, 10))) if plain else Net()
     forward = module.forward
     module.forward = lambda x: forward(x).softmax(1)  # type: ignore[method-assign]
     return module
@@ -149,6 +157,7 @@ FOLDED = [("module.conv1", "module.bn1"), ("module.conv2", "module.bn2")]
         ("read twice", None, FOLDED[:1]),
         ("run twice", None, FOLDED[:1]),
         ("plain norm", None, FOLDED[:1]),
+        ("asks", None, []),
         ("", {"first": "conv1"}, FOLDED[1:]),
     ],
 )
@@ -238,6 +247,10 @@ def test_other_files_are_refused(state: Any, message: str, tmp_path: Path) -> No
             spec().model_copy(update={"factory": "test_own_networks:wrapped"}),
             "a copy of its network runs the original; forward belongs to the class",
         ),
+        (
+            spec().model_copy(update={"factory": "test_own_networks:wrapped", "options": {"plain": True}}),
+            "a copy of its network runs the original; forward belongs to the class",
+        ),
         (NetworkSpec(factory="nowhere.at:all"), "No module named 'nowhere'; install its package"),
     ],
 )
@@ -308,6 +321,9 @@ def test_initialisation_depends_on_the_seed_alone_and_weights_survive_the_disk(t
     torch.testing.assert_close(again(x), network.eval()(x))
     renamed = load_network(tmp_path, layers={"other": "fc"})
     torch.testing.assert_close(renamed.features(x, ("other",))["other"], again(x))
+    drawn = lived_in(made("drawn", seed=derive_seed(3, "network")))  # of what lies in no file, too
+    save_weights(tmp_path / "weights.safetensors", drawn, {"seed": "3"})
+    torch.testing.assert_close(load_network(tmp_path)(x), drawn.eval()(x))
 
 
 METHODS = {

@@ -574,6 +574,24 @@ def test_a_stale_checkpoint_is_ignored(
     assert steps[0] == 0
 
 
+def test_a_library_s_training_takes_the_jobs_precision_and_continues_on_the_same_data_alone(
+    few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(epochs=1).model_copy(update={"precision": "bfloat16"})
+    images, labels = few[0], few[1]
+    given: dict[str, Any] = {"out": tmp_path / "out", "scratch": tmp_path / "scratch", "checkpoint_seconds": 0}
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3)
+        with pytest.raises(Interrupted):
+            train(job, train_images=images, train_labels=labels, **given)
+    steps: list[Any] = []
+    advance = Run.advance
+    noted = lambda self: (steps.append((self.position, self.state.passes)), advance(self))[1]  # noqa: E731
+    monkeypatch.setattr(Run, "advance", noted)
+    train(job, train_images=255 - images, train_labels=labels, **given)
+    assert steps[0] == (0, "bfloat16")
+
+
 def test_a_checkpoint_returns_what_was_saved(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "scratch", make_job(), "code", "data")
     assert checkpoint.load() is None

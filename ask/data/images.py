@@ -69,8 +69,9 @@ def opened(member: Member, mode: str | None = None) -> Image.Image:
     """An image, converted to ``mode``; without one, its pixels cannot be read any more."""
     try:
         with Image.open(BytesIO(member.read()), formats=_FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"pixel format {image.mode}, expected 8 bits a channel")
+            deep = any(f";16{end}" in str(tile[3]) for tile in image.tile for end in "BLN")
+            if deep or image.mode.startswith(("I", "F")):
+                raise ValueError(f"pixel format {image.mode}{', 16 bits' * deep}, expected 8 bits a channel")
             if mode or "exif" in image.info:  # which may swap width and height
                 with suppress(SyntaxError, struct.error):  # damaged EXIF turns nothing
                     ImageOps.exif_transpose(image, in_place=True)

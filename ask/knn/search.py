@@ -222,11 +222,7 @@ class ExactSearch(Search):
         return Neighbours(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
     def _blocks(self, queries: int) -> list[tuple[int, int]]:
-        """Classes from one to before another whose references are compared with so many queries at a time.
-
-        A product of few queries reads all references for little work, so of many references a part is compared with
-        more queries.
-        """
+        """Classes from one to before another whose references are compared with so many queries at a time."""
         most = self.memory // (4 * max(1, min(queries, _QUERIES)))
         blocks, first = [], 0
         for last, (_, end) in enumerate(self.bounds):

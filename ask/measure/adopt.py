@@ -29,7 +29,8 @@ def adopt(job: AdoptJob, place: Place) -> None:
     if job.weights and digest_of(Path(job.weights).expanduser()) != job.digest:
         raise AskError(f"{job.weights} has changed since this job was planned; start again")
     out = place.run.model(dataset, job.features.model)
-    save_weights(out / "weights.safetensors", network, {"fingerprint": place.code, "weights": job.digest or ""})
+    about = {"fingerprint": place.code, "weights": job.digest or "", "seed": str(job.seed)}
+    save_weights(out / "weights.safetensors", network, about)
     record = {
         "job": job.model_dump(mode="json"),
         "module": f"{type(network.module).__module__}.{type(network.module).__qualname__}",

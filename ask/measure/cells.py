@@ -249,11 +249,7 @@ def compact(classes: NDArray[np.int64]) -> NDArray[Any]:
 def _results(
     job: CellJob, predictions: Mapping[str, NDArray[Any]], labels: NDArray[Any], outside: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """Share of images over trials that each classifier has right.
-
-    That is under attack (``robust``), ``clean``, both times (``kept``), and under attack on some images alone
-    (``outside``, if there are any).
-    """
+    """Shares of images that each classifier has right: ``robust``, ``clean``, ``kept`` (both), robust ``outside``."""
     results = []
     for i, classifier in enumerate(job.classifiers):
         robust, clean = (predictions[kind][i] == labels for kind in ("robust", "clean"))
@@ -266,10 +262,7 @@ def _results(
 
 
 def _outside(job: CellJob, place: Place) -> NDArray[np.int64]:
-    """Places among a cell's test images of those that its parameters were not picked on; none if they were not picked.
-
-    The batch that they were picked on holds the first of one fixed shuffle of all test images.
-    """
+    """Places among a cell's test images of those that its parameters were not picked on; none if none were."""
     if job.calibration_images is None:
         return np.zeros(0, np.int64)
     dataset = job.features.dataset

@@ -32,8 +32,9 @@ def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArr
     first = job.cells[0]
     folder = prepared(place.data, first.features)
     labels = load(folder, "test")[1]
+    rows = np.arange(len(labels))[pick_test_images(len(labels), first.test_images, first.features.dataset)]
     names = json.loads((folder / "facts.json").read_text(encoding="utf-8"))["class_names"]
-    chosen, rule = _choose(job, labels[pick_test_images(len(labels), first.test_images, first.features.dataset)], place)
+    chosen, rule = _choose(job, labels[rows], place)
     train_images, train_labels = load(folder, "train")
     shown, images, neighbours = [], [], []
     for cell in job.cells:
@@ -62,7 +63,7 @@ def show(job: ExampleJob, place: Place) -> tuple[dict[str, Any], dict[str, NDArr
             }
         )
         label = names[int(evaluator.labels[chosen])]
-    record = {"image": int(chosen), "class": label, "rule": rule, "layer": layer, "cells": shown}
+    record = {"image": int(rows[chosen]), "class": label, "rule": rule, "layer": layer, "cells": shown}
     return record, {"images": np.stack(images), "neighbours": np.stack(neighbours)}
 
 

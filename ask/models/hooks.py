@@ -126,7 +126,7 @@ def outputs(
     def keep(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         if path in found:
             return
-        if not isinstance(output, Tensor) or output.ndim < 2:
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(images):
             what = f"one of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise ValueError(
                 f"submodule {path!r} returns {what}, not a tensor (batch, ...); take one inside or after it"

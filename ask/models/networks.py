@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ask.config.base import LAYERS
 from ask.config.training import OWN_HOME, NetworkSpec
 from ask.precision import autocast
+from ask.seeds import derive_seed
 from ask.tensorfile import load_tensors, save_tensors
 
 BLOCKS = LAYERS[1:]
@@ -335,7 +336,8 @@ def load_network(folder: Path, which: str = "weights", layers: Mapping[str, str]
     state, metadata = load_weights(path)
     config = json.loads(metadata["config"])
     spec = config.pop("network") | ({"layers": layers} if layers else {})
-    network = build(NetworkSpec(**spec), **config)
+    seed = derive_seed(int(metadata.get("seed", 0)), "network")  # of what is no parameter of a network of one's own
+    network = build(NetworkSpec(**spec), **config, seed=seed)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

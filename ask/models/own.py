@@ -147,7 +147,7 @@ class OwnNetwork(Network):
             if type(part) is nn.BatchNorm2d and part.affine and part.running_mean is not None
             if name in once and id(inputs[0]) in made
         ]
-        if self._pairs and not self._folds(images):
+        if not self._folds(images):
             self._pairs = []
 
     def _cut(self, images: Tensor) -> list[str]:
@@ -169,7 +169,7 @@ class OwnNetwork(Network):
             for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
                 assert isinstance(tensor, Tensor)
                 tensor.data.uniform_(0.5, 1.5, generator=generator)
-        with torch.no_grad(), suppress(RuntimeError, KeyError):
+        with torch.no_grad(), suppress(RuntimeError, KeyError, AttributeError):
             names = tuple(self.spec.layers)
             try:
                 plain, layers = trial.forward_with_features(images, names)

@@ -132,8 +132,7 @@ def network_macs(network: NetworkSpec, shape: Shape) -> tuple[list[float], float
 def reach(network: NetworkSpec, shape: Shape, layer: str | None = None) -> tuple[float, int, int]:
     """Multiply-adds of an image up to a layer (None: through the head), the layer's dimensions, the network's weights.
 
-    Raises:
-        AskError: a network of one's own that can't be counted.
+    Raises AskError for a network of one's own that can't be counted.
     """
     if network.factory:
         from ask.models.own import count

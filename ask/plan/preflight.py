@@ -68,7 +68,7 @@ def inspect(plan: Plan, *, all_networks: bool = False) -> list[str]:
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     _own_networks(plan, [task for task in plan.of("train", "adopt") if all_networks or not task.done])
-    return remarks + list(dict.fromkeys(_small_radii(plan)))
+    return remarks + list(dict.fromkeys(_rarely_meant(plan)))
 
 
 def _unused(plan: Plan) -> Iterator[str]:
@@ -135,14 +135,17 @@ def _few(plan: Plan, name: str, found: Counts) -> Iterator[str]:
             yield f"{place}: {count} references, and failures are told by {job.confidence_k}; raise it"
 
 
-def _small_radii(plan: Plan) -> Iterator[str]:
-    """Radii below one grey level, which are rarely meant."""
+def _rarely_meant(plan: Plan) -> Iterator[str]:
+    """Radii below one grey level and schedules without a step, which are rarely meant."""
     for task in plan.of("attack"):
         if task.job.attack is not None and (eps := round(task.job.attack.eps * PIXEL, 6)) < 1:
             meant = f"if that share of the range is meant, write {PIXEL * eps:g}"
             yield f"eps {eps:g} is {eps:g} of 255, less than a grey level; {meant}"
     for job in (task.job for task in plan.of("train")):
         shared, model = plan.config.datasets[job.dataset].training, f"models.{job.model.partition('-seed')[0]}"
+        schedule, epochs = job.training.schedule, job.training.epochs
+        if schedule.name == "step" and min(schedule.milestones, default=0) >= epochs:
+            yield f"{model}: no milestone of its step schedule comes before epoch {epochs}, its last"
         radii = {f"{model}.trades.eps": job.method.trades.eps} if job.method.trades else {}
         for name in ("eps", "step_size", "ask_eps", "ask_step_size", "eval_eps"):
             eps = getattr(job.training, name)

@@ -271,11 +271,7 @@ class TaskMaker:
         layers: tuple[str, ...],
         tau_from: tuple[str, ...] = (),
     ) -> str:
-        """Id of the search of tau, omega, alpha, guides or what an added attack declares, for an attack on ``layers``.
-
-        One for each model, similarity and layer, and for each eps, step size and variant unless the configuration
-        says otherwise; at the run's K and number of steps.
-        """
+        """Id of the search of tau, omega, alpha, guides or what an added attack declares, for an attack on layers."""
         default, grid, similarity = self.config.evaluation, self.config.calibration, asked["similarity"]
         scale = subject.scale.eps_scale
         usual: dict[str, dict[str, Any]] = {

@@ -97,10 +97,7 @@ class ASKRegulariser:
         return by_class(features, groups, network.num_classes, legacy=self.spec.legacy_ref_labels)
 
     def _margins(self, labels: Tensor, layers: Iterable[Sequence[Tensor]]) -> Tensor:
-        """The ASK loss's argument on each layer (layers, batch).
-
-        A layer brings its features, those of references by class, and maybe those of the clean images themselves.
-        """
+        """The ASK loss's argument (layers, batch) of features, references' by class, and maybe clean images'."""
         kind, tau = self.spec.similarity, self.spec.tau
         similarities = (
             instance_wise(features, found, similarity=kind, tau=tau, own=next(iter(own), None), labels=labels)

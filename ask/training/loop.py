@@ -7,6 +7,7 @@ interrupted, for all draws are seeded by position. CUDA's own kernels need not r
 import sys
 import time
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def train(
     peak: float | None = None,
     usage: Callable[[], Mapping[str, float]] = dict,
     cuda_graphs: bool = False,
-    passes: Passes = "float32",
+    passes: Passes | None = None,
 ) -> None:
     """Train one model; the same call after a kill continues where the last checkpoint was.
 
@@ -61,14 +62,15 @@ def train(
         device: where to train.
         made_with: hardware and versions for the record (:func:`ask.hardware.describe`).
         fingerprint: hash of the code; a checkpoint of other code is not continued.
-        data_hash: hash of the data, likewise.
+        data_hash: hash of the data, likewise; that of the training arrays if it is not given.
         progress: bar on a terminal, a line an epoch otherwise.
         checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
         peak: floating-point operations a second that the device reaches in a matrix product, for the utilisation in
             ``history.csv`` and the log (:func:`ask.hardware.matmul_peak`).
         cuda_graphs: replay the crafting of adversarial examples as CUDA graphs
             (:class:`ask.training.methods.Replayed`); of no effect without a GPU.
-        passes: precision of the network's passes; a training that continues keeps that in which it began.
+        passes: precision of the network's passes (default: the job's, float32 where that is ``auto``); a training that
+            continues keeps that in which it began.
         usage: CPU time and memory so far, for the record (:func:`ask.hardware.usage`); of the last start alone.
 
     Raises:
@@ -79,6 +81,8 @@ def train(
     train_images, train_labels = np.asarray(train_images), np.asarray(train_labels)
     _check(train_images, train_labels)
     where = torch.device(device)
+    passes = passes or ("float32" if job.precision == "auto" else job.precision)
+    data_hash = data_hash or sha256(train_images.tobytes() + train_labels.tobytes()).hexdigest()
     checkpoint = Checkpoint(scratch, job, fingerprint, data_hash)
     test = None if test_images is None or test_labels is None else (test_images, test_labels)
     crafting: Crafting = Replayed() if cuda_graphs and where.type == "cuda" else as_it_comes

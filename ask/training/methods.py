@@ -140,11 +140,7 @@ class AdversarialTraining:
 
 
 def make_method(method: ModelSpec, training: TrainingSpec) -> tuple[Base, Regulariser | None]:
-    """The base and regulariser that ``method`` names; a regulariser of weight 0 is none at all.
-
-    Raises:
-        ValueError: a base that trains no network (``none``).
-    """
+    """The base and regulariser that ``method`` names (of weight 0: none); raises ValueError for base ``none``."""
 
     def own(part: str) -> Any:
         return import_module(METHOD_HOMES[part]).build(getattr(method, part), training)
