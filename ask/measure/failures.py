@@ -61,7 +61,7 @@ def analyse(job: FailureJob, place: Place) -> tuple[dict[str, Any], dict[str, ND
 def _linearised(values: NDArray[Any], members: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Numbers of all images whose mean is the members', and whose variance is that of this ratio of two means."""
     mean = values[members].mean(dtype=float)
-    return (mean + members * (values - mean) / members.mean()).astype(np.float32)
+    return np.asarray(mean + members * (values - mean) / members.mean(), np.float32)
 
 
 def _right(path: Path, classifier: ClassifierSpec) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -162,7 +162,7 @@ def read_predictions(reference: str, metric: str, run: Run) -> NDArray[Any] | No
     of_dknn = metric.startswith("dknn_")
     with np.load(path) as stored:
         if "." in metric:  # of failures or successes
-            return stored[metric] * 100
+            return np.asarray(stored[metric]) * 100
         kinds = ("clean", "robust") if METRICS[metric] == "kept" else (METRICS[metric],)
         names = ["network_" * (not of_dknn) + kind for kind in kinds]
         right = [stored[kept] == stored["labels"] for kept in names]
