@@ -144,7 +144,7 @@ def _rarely_meant(plan: Plan) -> Iterator[str]:
     for job in (task.job for task in plan.of("train")):
         shared, model = plan.config.datasets[job.dataset].training, f"models.{job.model.partition('-seed')[0]}"
         schedule, epochs = job.training.schedule, job.training.epochs
-        if schedule.name == "step" and min(schedule.milestones, default=0) >= epochs:
+        if schedule.name == "step" and min(schedule.milestones, default=0) >= epochs > 1:
             yield f"{model}: no milestone of its step schedule comes before epoch {epochs}, its last"
         radii = {f"{model}.trades.eps": job.method.trades.eps} if job.method.trades else {}
         for name in ("eps", "step_size", "ask_eps", "ask_step_size", "eval_eps"):
