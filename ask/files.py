@@ -49,7 +49,7 @@ def write_json(path: Path, value: Any) -> Path:
 def write_program(path: Path) -> Path:
     """Write a program that is the Python running now, for where another, or none, is called `python`."""
     text = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not os.access(path, os.X_OK) or path.read_text(encoding="utf-8") != text:
         write_text(path, text).chmod(0o755)
     return path
 

@@ -144,7 +144,8 @@ def merge_command(
         job = PurePosixPath(name.replace("/benchmarks/", "/", 1)).with_suffix("")
         jobs.setdefault(str(job.parent if job.parts[1] == "models" else job), []).append(name)
     done = {one: _decide(names, content, into, replace) for one, names in jobs.items()}
-    for name in (name for one, names in jobs.items() if done[one] in ("new", "grown", "replaced") for name in names):
+    taken = [names[::-1] for one, names in jobs.items() if done[one] in ("new", "grown", "replaced")]  # records last
+    for name in (name for names in taken for name in names):
         notes(Path(os.path.relpath(into / name))).unlink(missing_ok=True)  # what Snakemake knows of what was here
         write(into / name, partial(Path.write_bytes, data=content[name]))
     for word in ("new", "identical", "grown", "kept", "replaced", "drawn here already"):
@@ -210,7 +211,7 @@ def stale(plan: Plan, path: Path) -> str:
     A record counts if it, and records here of trainings and calibrations that it needs, are of the planned jobs, with
     at least as many trials, and it of the weights here, if any. Code and a user's images are compared by ``ask why``.
     """
-    if not path.is_file():
+    if not all(output.is_file() for output in plan.tasks[path].outputs):
         return "not measured"
     record = record_of(path)
     if not covers(current(record.get("job") or {}), plan.tasks[path].document):

@@ -65,7 +65,8 @@ rule train:
         run=RUN.root,
         data=DATA,
         device=CONFIG.device,
-        graphs="--cuda-graphs" if CONFIG.cuda_graphs else "",
+        # A function of threads: those that change speed alone are not compared.
+        graphs=lambda wildcards, threads: "--cuda-graphs" if CONFIG.cuda_graphs else "",
     shell:
         "python -m ask train --job {params.job:q} --run {params.run:q} --data {params.data:q}"
         " --device {params.device} {params.graphs} --code {params.code} > {log:q} 2>&1"

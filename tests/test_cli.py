@@ -164,7 +164,7 @@ def test_the_rules_give_options_that_commands_have():
         parser, _ = cli._parser("attack" if name == "{params.step}" else name)
         wanted = {*re.findall(r"--[a-z-]+", text), *(["--cuda-graphs"] if name == "train" else [])}
         assert wanted <= set(parser._option_string_actions), name
-    assert 'graphs="--cuda-graphs"' in rules
+    assert 'graphs=lambda wildcards, threads: "--cuda-graphs"' in rules
 
 
 def test_a_mistake_in_a_configuration_is_one_line(capsys, tmp_path):

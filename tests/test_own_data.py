@@ -251,6 +251,25 @@ def test_data_that_nothing_shows_are_remarked(images):
     assert inspect(unused) == ["datasets.own: no artifact shows it; name it in `stand_ins`, or in an artifact of yours"]
 
 
+def test_each_dknn_has_an_analysis_of_failures_of_its_own(tmp_path):
+    table = yaml.safe_load((ROOT / "config/artifacts/failures.yaml").read_text())
+    table["rows"] = [{"values": [{"label": f"K = {k}", "group": "failures", "classifier_k": k} for k in (5, 9)]}]
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(table))
+    plan = plan_of({}, ["failures", str(tmp_path / "two.yaml")])
+    found = {task.output.stem: task.job.cell.classifiers[0].k for task in plan.of("failures")}
+    assert found == {
+        "failures-ask-cos-L4-K5-e8-s20": 5,
+        "failures-ask-cos-L4-K5-e8-s20-cosine-L4-K9": 9,
+    }
+    assert {path.stem for path in plan.cells_of("two")} == {*found}
+
+
+def test_a_model_that_is_left_out_is_no_baseline_either():
+    plan = plan_of({"without": ["at", "imagenette"]}, ["table06-gain", "table06"])
+    assert list(plan.artifacts) == ["table06"]
+    assert {task.job.model for task in plan.of("train")} == {"ask-def", "at-snn"}
+
+
 def test_radii_that_are_rarely_meant_are_remarked():
     plan = plan_of({"evaluation": {"eps": 0.031}}, ["table06"])
     assert any("eps 0.031 is 0.031 of 255" in remark and "write 7.9" in remark for remark in inspect(plan))

@@ -105,6 +105,8 @@ def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(hom
         path.write_text(json.dumps({"job": job | changes, "weights": {name: hashlib.sha256(b"one").hexdigest()}}))
 
     record()
+    assert stale(plan, path) == "not measured", "its predictions are missing"
+    path.with_suffix(".npz").touch()
     assert not stale(plan, path), "no weights here: any count"
     record(trials=job["trials"] + 1)
     assert not stale(plan, path)

@@ -174,10 +174,7 @@ class Trial:
         blocks: Mapping[str, tuple[Tensor, ...]] | None = None,
         on_gradient: Callable[[Tensor], None] | None = None,
     ) -> Attack:
-        """The attack of a complete :data:`ask.config.attacks.Attack` on this reference set.
-
-        ``blocks`` are AdvKnn's parameters by layer; None lets it fit its own.
-        """
+        """The attack of an :data:`ask.config.attacks.Attack` on these references; ``blocks``: AdvKnn's, by layer."""
         evaluator = self.evaluator
         references: dict[str, Search] = {
             layer: self.searches[evaluator.similarity, layer] for layer in evaluator.attacked

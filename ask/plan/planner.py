@@ -33,7 +33,7 @@ from ask.plan.tasks import Subject, TaskMaker
 SHOWN = ("id", "kind", "title", "caption", "category", "paper", "notes", "labels", "comparable")
 """What the report needs of an artifact's document."""
 CONFIG = Path("config")
-if not CONFIG.is_dir() and (beside := Path(__file__).resolve().parents[2] / CONFIG).is_dir():
+if not (CONFIG / "paper").is_dir() and (beside := Path(__file__).resolve().parents[2] / CONFIG).is_dir():
     CONFIG = beside  # in another folder than the project's, as with `snakemake --directory`
 ARTIFACTS, PAPER = CONFIG / "artifacts", CONFIG / "paper"
 MEASUREMENTS = ("attack", "failures", "timing", "cost", "study")

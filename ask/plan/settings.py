@@ -192,7 +192,7 @@ def leave_out(artifact: ArtifactConfig, names: set[str]) -> ArtifactConfig | Non
     """An artifact without the rows, columns, lines and panels of data sets, models and parts; None: nothing left."""
 
     def left_out(level: Settings) -> bool:
-        return not names.isdisjoint({level.dataset, level.model, getattr(level, "part", None)})
+        return not names.isdisjoint({level.dataset, level.model, level.baseline, getattr(level, "part", None)})
 
     def kept(axes: Iterable[Axis]) -> tuple[Axis, ...] | None:
         values = ((axis, tuple(one for one in axis.values if not left_out(one))) for axis in axes)

@@ -107,7 +107,10 @@ class TaskMaker:
 
     def failures(self, cell: jobs.CellJob, classifier: jobs.ClassifierSpec) -> str:
         """Id of the analysis of a cell's failures and successes."""
-        name = f"failures-{cell.id}"
+        of_attack = (cell.similarity, getattr(cell.attack, "layers", ()), self.config.evaluation.k)
+        other = (classifier.similarity, classifier.layers, classifier.k) != of_attack
+        own = f"-{classifier.similarity}-L{_where(classifier.layers)}-K{classifier.k}" * other
+        name = f"failures-{cell.id}{own}"
 
         def make(final: jobs.CellJob) -> None:
             own = final.model_copy(update={"classifiers": (classifier,)})

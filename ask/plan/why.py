@@ -148,7 +148,10 @@ def record_by(task: Task) -> dict[str, Any]:
 
 @cache
 def _trained(path: Path, changed: int) -> Any:  # noqa: ARG001  # read once as long as it stays
-    return yaml.safe_load(path.read_text(encoding="utf-8")).get("job")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")).get("job")
+    except (yaml.YAMLError, AttributeError) as error:
+        raise AskError(f"{path} is no whole record ({error}): delete its folder, and it is trained again") from None
 
 
 def record_of(path: Path) -> dict[str, Any]:
@@ -206,10 +209,7 @@ def _parameters(task: Task, before: Sequence[Any], known: Mapping[str, Any], mad
 
 
 def recorded(task: Task) -> tuple[dict[str, Any] | None, str | None]:
-    """The job and the fingerprint of its code that Snakemake recorded of an output; None where it did not.
-
-    Without them Snakemake, too, goes by the files' times alone.
-    """
+    """The job and the fingerprint of its code that Snakemake recorded of an output; None where it did not."""
     record = notes(task.output)
     params = (
         [_plain(text) for text in json.loads(record.read_text(encoding="utf-8")).get("params", ())]

@@ -47,6 +47,7 @@ SHADES = (1.0, 3.0, 10.0)
 MOST_DECIMALS = 2
 """The paper's own precision, and one image in ten thousand."""
 
+THE_RUN_S = ", with the run's --configfile"
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 MINUS = "\N{MINUS SIGN}"
 
@@ -221,18 +222,16 @@ def _statistic(entry: Json, run: Run) -> dict[str, Any]:
     content, kept = load_cell(name, run), METRICS.get(metric, metric)
     result = content.get("network", {}) if metric.startswith("dnn_") else find_result(content, wanted)
     record = run.cell(*name.split("/"))
+    again = f"make it again: snakemake --cores all --force {record}{THE_RUN_S}"
     if metric == "dknn_kept_accuracy" and kept not in result and result:  # an older record
         if (right := read_predictions(write_reference(entry), metric, run)) is None:
-            path = record.with_suffix(".npz")
-            raise MissingValueError(f"{path} is missing; make it again: snakemake --cores all --force {record}")
+            raise MissingValueError(f"{record.with_suffix('.npz')} is missing; {again}")
         result = {kept: summarise((right > 0).mean(1))}
     if kept in result and result[kept] is None:
         raise EmptyGroupError(f"{name}: in some trial no image is among the {metric.partition('.')[0]}")
     if kept not in result:
         of = ", ".join(f"{key} {'+'.join(v) if isinstance(v, list) else v}" for key, v in wanted.items())
-        raise MissingValueError(
-            f"{name} holds no {metric} of {of or 'the network'}; make it again: snakemake --cores all --force {record}"
-        )
+        raise MissingValueError(f"{name} holds no {metric} of {of or 'the network'}; {again}")
     return dict(result[kept])
 
 
@@ -243,7 +242,7 @@ def load_cell(name: str, run: Run) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise MissingValueError(
-            f"cell {name} has not been measured: {path} is missing; make it: snakemake --cores all {path}"
+            f"cell {name} has not been measured: {path} is missing; make it: snakemake --cores all {path}{THE_RUN_S}"
         ) from None
 
 
