@@ -342,7 +342,7 @@ def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(projec
     assert sorted(Path(one).stem for one in members) == ["ask-cos-L4-K4-e50-s3-step10", "autoattack-e50"]
     manifest = spec.with_suffix(".done")
     output = python(folder, "ask", "batch", str(spec), "--out", str(manifest), check=False)
-    assert "AutoAttack and Square need the package pyautoattack" in output
+    assert "AutoAttack and Square need a package: pip install pyautoattack" in output
     assert [(folder / member).is_file() for member in sorted(members)] == [True, False]
     assert not manifest.exists(), "tables would be drawn without the cell that failed"
     assert jobs(folder) == {"attack": 1, "table": 1, "claims": 1, "report": 1}
