@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ask.files import write
 
-DIGEST = "sha256"
+DIGEST = "sha256"  # of the tensors' bytes in order of their names, hexadecimal, among the metadata
 INSIDE = ("state_dict", "model_state_dict", "model", "net", "params")
 """Keys under which others' files keep the weights beside other things."""
 
