@@ -19,12 +19,13 @@ INSIDE = ("state_dict", "model_state_dict", "model", "net", "params")
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors from any device and in any memory format.
+    """Write tensors from any device and in any memory format, tied ones under each name.
 
     Metadata are one JSON text, for safetensors writes several in a random order: equal content gives equal bytes. With
     them goes a digest, by which `load_tensors` knows damage.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies, for safetensors refuses tensors that share memory.
+    plain = {k: v.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for k, v in tensors.items()}
     header = {"metadata": json.dumps({**metadata, DIGEST: _digest(plain)}, sort_keys=True)}
     write(path, lambda part: save_file(plain, part, header))
 

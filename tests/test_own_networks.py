@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from training_jobs import history, load_images, make_job, run
+from training_jobs import CPU, Interrupted, history, interrupt, load_images, make_job, run, same, weights
 
 from ask.attacks import PGD, PGDConfig
 from ask.attacks.auto import AutoAttack
 from ask.config.attacks import AutoAttackConfig
-from ask.config.training import ModelSpec, NetworkSpec
+from ask.config.training import ModelSpec, NetworkSpec, TrainJob
+from ask.errors import AskError
 from ask.models.networks import build, fold_batchnorm, load_network, refold, save_weights
 from ask.models.own import OwnModelError, OwnNetwork, build_own
 from ask.plan.cost import Shape, reach
@@ -25,6 +26,8 @@ from ask.plan.tasks import _where
 from ask.precision import network_passes
 from ask.seeds import derive_seed
 from ask.steps import modules_of
+from ask.training.record import Checkpoint
+from ask.training.run import Run
 
 
 class Net(nn.Module):
@@ -67,6 +70,24 @@ class Net(nn.Module):
 
 def net(**options: Any) -> nn.Module:
     return Net(**options)
+
+
+class Tied(nn.Module):
+    """Layers share a weight and a batch norm; a buffer ``scale`` is constant, or moves in training."""
+
+    def __init__(self, moves: bool = True, persistent: bool = True) -> None:
+        super().__init__()
+        self.moves, self.first, self.late, self.last = moves, nn.Linear(1024, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.last.weight, self.bn1 = self.late.weight, nn.BatchNorm1d(16)
+        self.again, self.fc = self.bn1, nn.Linear(16, 10)
+        self.register_buffer("scale", torch.full((), 0.5), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.late(self.bn1(self.first(x.flatten(1))).relu())
+        if self.training and self.moves:
+            self.scale = 0.9 * self.scale + 0.1 * x.detach().abs().mean()
+        logits: Tensor = self.fc(self.again(self.last(x.relu() / self.scale)).relu())
+        return logits
 
 
 def wrapped(plain: bool = False) -> nn.Module:
@@ -348,6 +369,61 @@ def test_every_method_trains_it(method: str, tmp_path: Path) -> None:
     assert "factory: test_own_networks:net" in record
     # Two crafting steps and the update, each forward and backward; ASK-Def adds its own.
     assert f"forward: {3 * 32}\n" in record or method in ("ask-def", "trades")
+
+
+FEW = (load_images()[0][:150], load_images()[1][:150])
+
+
+def tied(ema: float | None = None, **options: bool) -> TrainJob:
+    return make_job(network=NetworkSpec(factory="test_own_networks:Tied", options=options), ema=ema)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("options", [{}, {"moves": False, "persistent": False}], ids=["moves", "constant"])
+def test_tied_weights_and_buffers_are_saved_loaded_and_resumed(
+    ema: float | None, options: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tied(ema, **options)
+    calm = run(job, FEW, tmp_path / "calm")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7)
+        with pytest.raises(Interrupted):
+            run(job, FEW, tmp_path / "resumed", checkpoint_seconds=0)
+    resumed = run(job, FEW, tmp_path / "resumed")
+    assert all(same(weights(calm, which), weights(resumed, which)) for which in ("last", "weights"))
+    network, found = load_network(calm, "last"), weights(calm)
+    assert same(found, dict(network.state_dict()))
+    assert torch.equal(found["module.last.weight"], found["module.late.weight"])
+    assert network.get_parameter("module.last.weight") is network.get_parameter("module.late.weight")
+    assert (float(network.get_buffer("module.scale")) == 0.5) == bool(options)
+
+
+def test_tied_weights_are_averaged_once(tmp_path: Path) -> None:
+    """By the plain recurrence over the weights of every step."""
+    job = tied(0.6)
+    training = Run(job, *FEW, CPU, Checkpoint(tmp_path, job, "", ""))
+    expected = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
+    for step in range(5):
+        training.advance()
+        share = min(0.6, (1 + step) / (10 + step))
+        now = training.network.state_dict()
+        expected = {name: share * mean + (1 - share) * now[name] for name, mean in expected.items()}
+    kept = training.kept.state_dict()
+    for name in (name for name in kept if kept[name].is_floating_point()):
+        torch.testing.assert_close(kept[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_adopted_weights_may_be_tied_and_their_buffers_may_move(tmp_path: Path) -> None:
+    spec = tied(persistent=False).network
+    torch.save(build_own(spec, None, 1, 32, 10, seed=3).module.state_dict(), tmp_path / "theirs.pt")
+    network = build_own(spec, str(tmp_path / "theirs.pt"), 1, 32, 10)
+    save_weights(tmp_path / "weights.safetensors", network, {})
+    assert torch.equal(load_network(tmp_path)(images()), network.eval()(images()))
+
+
+def test_training_refuses_a_moving_buffer_that_no_file_keeps(tmp_path: Path) -> None:
+    with pytest.raises(AskError, match=r"digits/at: training changes the buffer scale, .* with persistent=True"):
+        run(tied(persistent=False), FEW, tmp_path)
 
 
 def test_passes_in_bfloat16_leave_outputs_float32() -> None:

@@ -53,11 +53,8 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleDict(dict(zip(BLOCKS, blocks, strict=True)))
-        self.head = head
-        self.spec = spec
-        self.in_channels = in_channels
-        self.image_size = image_size
-        self.num_classes = num_classes
+        self.head, self.spec = head, spec
+        self.in_channels, self.image_size, self.num_classes = in_channels, image_size, num_classes
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (batch, classes), of images (batch, channels, side, side) in [0,1]."""
@@ -282,8 +279,7 @@ def fold_batchnorm(network: Network) -> Network:
 @torch.no_grad()
 def refold(folded: Network, network: Network) -> None:
     """Renew a copy that :func:`fold_batchnorm` made of ``network``, at a small part of the cost of another copy."""
-    targets = {**dict(folded.named_parameters()), **dict(folded.named_buffers())}
-    sources = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    targets, sources = ({**dict(n.named_parameters()), **dict(n.named_buffers())} for n in (folded, network))
     for name, convolution, _, norm in _folding(network):
         assert norm.running_mean is not None
         assert norm.running_var is not None

@@ -156,9 +156,8 @@ class OwnNetwork(Network):
         logits, features = self.forward_with_features(images, tuple(self.spec.layers))
         cut = []
         for name, found in {"logits": logits, **features}.items():
-            if found.requires_grad:
-                (gradient,) = torch.autograd.grad(found.sum(), images, retain_graph=True, allow_unused=True)
-            if not found.requires_grad or gradient is None:
+            leads = found.requires_grad
+            if not leads or torch.autograd.grad(found.sum(), images, retain_graph=True, allow_unused=True)[0] is None:
                 cut.append(name)
         return cut
 

@@ -76,6 +76,7 @@ def train(
     Raises:
         ValueError: images, labels, network and method do not fit together.
         TrainingDivergedError: a loss or weight is not finite.
+        AskError: the first step changes a buffer of the network that is not persistent, so that no file keeps it.
     """
     out, scratch = Path(out), Path(scratch)
     train_images, train_labels = np.asarray(train_images), np.asarray(train_labels)

@@ -108,12 +108,19 @@ class Run:
         return self.state.epoch * self.steps + self.state.step
 
     def advance(self) -> None:
-        """One step of the optimiser, without waiting for the device; the very first one counts its passes."""
+        """One step, without waiting for the device; the very first counts its passes, and refuses unsaved state."""
         if self.state.step == 0:
             self._started = time.monotonic()
         if self.position == 0:
+            saved, before = self.network.state_dict(), {n: b.clone() for n, b in self.network.named_buffers()}
             with count_passes(self.network, self.folded) as passes:
                 self._step()
+            for name, buffer in self.network.named_buffers():
+                if name not in saved and not torch.equal(buffer, before.get(name, buffer)):
+                    raise AskError(
+                        f"{self.job.dataset}/{self.job.model}: training changes the buffer "
+                        f"{name.removeprefix('module.')}, which no file keeps: register it with persistent=True"
+                    )
             gmac = round(passes.pop("macs") / 1e9, 6)
             self.state.passes_per_step = {"images": self.batch_size, **passes, "gmac": gmac}
         else:
@@ -156,10 +163,11 @@ class Run:
         self.correct += output.correct
 
     def _average(self, decay: float) -> None:
-        """Move what is kept towards the network, as far as ``decay`` leaves."""
-        for mean, now in zip(self.kept.state_dict().values(), self.network.state_dict().values(), strict=True):
+        """Move what is kept towards the network, as far as ``decay`` leaves; tied weights once."""
+        kept, network = self.kept.state_dict(keep_vars=True), self.network.state_dict()
+        for mean, now in dict(zip(kept.values(), network.values(), strict=True)).items():
             if mean.is_floating_point():
-                mean.lerp_(now, 1 - decay)
+                mean.detach().lerp_(now, 1 - decay)
             else:  # the number of batches
                 mean.copy_(now)
 
