@@ -296,7 +296,11 @@ def test_a_setting_that_is_missing_leaves_a_claim_undecided(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("settings", "verdict"),
-    [({"dataset": "cifar10", "eps": 4}, "inconsistent in the paper"), ({"dataset": "imagenette"}, "not reproduced")],
+    [
+        ({"dataset": "cifar10", "eps": 4, "prints": -3}, "inconsistent in the paper"),
+        ({"dataset": "cifar10", "eps": 4, "prints": 3}, "not reproduced"),
+        ({"dataset": "imagenette", "prints": -3}, "not reproduced"),
+    ],
 )
 def test_a_contradiction_is_of_the_same_data_set_and_quantity(tmp_path: Path, settings: Any, verdict: str) -> None:
     rows = pair([1.0, 1.1, 1.2], [9.0, 9.1, 9.3], eps=4.0) + pair([9.0, 9.1, 9.2], [1.0, 1.1, 1.3], eps=8.0)
@@ -399,6 +403,11 @@ def test_curves(tmp_path: Path) -> None:
     assert row["value"] == pytest.approx(-4.8)
     assert (row["verdict"], row["measured"][:4]) == ("not reproduced", "−4.8")
     assert "(eps = 3/255)" in row["why"]
+    low = [number({"dataset": "cifar10", "eps": 5.0}, [8.0, 8.1, 7.9]), *rows[:3]]
+    straight = {"shape": "straight", "of": {"model": "at"}, "along": "eps", "within": 3}
+    assert judged(tmp_path, straight, low)["verdict"] == "not reproduced"
+    row = judged(tmp_path, straight | {"floor": 15}, low)
+    assert (row["verdict"], row["value"]) == ("reproduced", pytest.approx(0, abs=1e-9))
 
 
 def test_a_rank_is_above_all_others(tmp_path: Path) -> None:

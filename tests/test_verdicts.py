@@ -209,13 +209,33 @@ def test_what_would_refute_a_claim_decides_it_before_what_would_bear_it_out() ->
 def test_a_contradiction_must_be_of_what_fails() -> None:
     rule = part("wins")
     failing = lying(-5.0, 1.0, rule, settings={"dataset": "imagenette", "eps": 8.0, "trials": [1.0]})
-    said = Contradiction(settings={"dataset": "imagenette", "eps": 8}, says="Table 2 does.")
+    said = Contradiction(settings={"dataset": "imagenette", "eps": 8, "prints": -1.5}, says="Table 2 does.")
     assert judge([failing], said).verdict == "inconsistent in the paper"
     other = lying(-5.0, 1.0, rule, settings={"dataset": "cifar10", "eps": 8.0})
     assert judge([failing, other], said).verdict == "not reproduced"
     assert judge([lying(5.0, 1.0, rule)], said).verdict == "reproduced"
-    either = Contradiction(settings=[{"dataset": "imagenette", "eps": 8}, {"dataset": "cifar10"}], says="Both do.")
+    more = {"dataset": "cifar10", "prints": -0.1}
+    either = Contradiction(settings=[*said.settings, more], says="Both do.")
     assert judge([failing, other], either).verdict == "inconsistent in the paper"
+
+
+@pytest.mark.parametrize(("measured", "prints", "inconsistent"), [(-9, -6.5, True), (9, -6.5, False), (9, 6.5, True)])
+def test_a_contradiction_lies_beyond_the_same_border(measured: float, prints: float, inconsistent: bool) -> None:
+    """A table that says otherwise in one direction does not excuse what is measured in the other."""
+    rule = part("equivalence", within=3)
+    said = Contradiction(settings={"dataset": "imagenette", "prints": prints}, says="Table 9 does.")
+    found = judge([lying(measured, 1.0, rule, settings={"dataset": "imagenette"})], said)
+    assert found.verdict == ("inconsistent in the paper" if inconsistent else "not reproduced")
+    with pytest.raises(ValueError, match="`prints` is the quantity as the paper's own table has it"):
+        Contradiction(settings={"dataset": "imagenette"}, says="Table 9 does.")
+
+
+def test_a_margin_that_the_paper_prints_smaller_excuses_no_defeat() -> None:
+    rule = part("margin", least=13)
+    said = Contradiction(settings={"dataset": "imagenette", "prints": 3.2}, says="Table 2 does.")
+    of = {"settings": {"dataset": "imagenette"}}
+    assert judge([lying(-10.0, 1.0, rule, **of)], said).verdict == "not reproduced"
+    assert judge([lying(3.2, 1.0, rule, **of)], said).verdict == "direction only"
 
 
 @pytest.mark.parametrize(

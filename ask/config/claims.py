@@ -52,6 +52,8 @@ class Part(Spec):
     """By how much that region is wider, for what the paper rounds or leaves open; not beyond the direction's border."""
     above: float | None = None
     """Border of the claim's direction, which lies above it (of a margin: 0)."""
+    floor: float = 0.0
+    """Points of a straight curve that lie below are left out."""
     unit: str = "points"
     """Unit of the quantity."""
 
@@ -76,9 +78,16 @@ class Contradiction(Spec):
     """Where the paper's own tables say otherwise of the same data set and quantity."""
 
     settings: Sum = ({},)
-    """Settings of the comparisons that they contradict; a list: any of these."""
+    """Settings of the comparisons that they contradict, each with the quantity as the paper `prints` it, which must lie
+    on the side of the border that is measured; a list: any of these."""
     says: str
     """What they print; a full sentence."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(isinstance(one.get("prints"), int | float) for one in self.settings):
+            raise ValueError("`prints` is the quantity as the paper's own table has it")
+        return self
 
 
 class Claim(Spec):

@@ -149,6 +149,7 @@ def sums(part: Part, evidence: Evidence, dataset: str) -> Iterator[tuple[str, li
         raise MissingEvidenceError(f"{part.artifact} lacks numbers at {', '.join(map(str, min(unpaired, key=str)))}")
     for one in sorted(groups[0], key=str) if part.along else ():
         rows = [row for row in chosen[0] if group(row) == one]
+        rows = [row for row in rows if np.mean(row["trials"]) >= part.floor] if part.floor else rows
         x = np.array([float(row[part.along]) for row in rows])
         intercept, slope = np.linalg.pinv(np.stack([np.ones_like(x), x], 1))  # of the least-squares line
         if part.shape == "slope":

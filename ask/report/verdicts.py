@@ -122,7 +122,7 @@ def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None
     elif outside:
         verdict = "not reproduced"
         said = contradiction.settings if contradiction else ()
-        if all(any(one.items() <= c.settings.items() for one in said) for c in outside):
+        if all(any(_agrees(one, c) for one in said) for c in outside):
             verdict = "inconsistent in the paper"
     elif across:
         verdict, decides = "undecided", _deciding([(c, c.direction or c.region) for c in across], len(comparisons))
@@ -143,6 +143,14 @@ def judge(comparisons: Sequence[Comparison], contradiction: Contradiction | None
         won = sum(c.slack > 0 for c in comparisons)
         shown = (f"{won} of {len(comparisons)}", won / len(comparisons), None)
     return Finding(verdict, *shown, _counted_by(tightest.estimate), " ".join(words), decides, excluded)
+
+
+def _agrees(printed: Mapping[str, Any], comparison: Comparison) -> bool:
+    """Whether the paper prints a number of these settings on the side of the border on which it was measured."""
+    (low, high), own = comparison.direction or comparison.region, comparison.estimate.mean
+    settings, said = dict(printed), printed["prints"]
+    del settings["prints"]
+    return settings.items() <= comparison.settings.items() and (max(said, own) < low or min(said, own) > high)
 
 
 def _described(comparisons: Sequence[Comparison], tightest: Comparison) -> str:
