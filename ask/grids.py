@@ -10,6 +10,14 @@ WIDEST = 3
 """Largest ratio of one step outwards: what lies next to the end, not far beyond a coarse grid's."""
 BOUNDED = ("omega",)
 """Parameters between 0 and 1, where the end of a grid says nothing if one more step of it would leave them."""
+OF_LAYERS = 4
+"""Factor by which the weight of each of more than two layers is tried smaller and larger, in turn."""
+
+
+def weighed(weights: Point, layer: str) -> list[dict[str, float]]:
+    """Weights of layers, which sum to 1, with one smaller and larger by :data:`OF_LAYERS`."""
+    found = [{**weights, layer: factor * weights[layer]} for factor in (1 / OF_LAYERS, OF_LAYERS)]
+    return [{name: float(f"{value / sum(one.values()):.4g}") for name, value in one.items()} for one in found]
 
 
 def ends(point: Point, grid: Sequence[Point]) -> list[str]:

@@ -14,7 +14,7 @@ from ask.config.base import DataSpec
 from ask.config.jobs import CalibrationJob, CellJob, ClassifierSpec, FeatureSpec, IndexJob
 from ask.data import download, prepare
 from ask.errors import AskError
-from ask.grids import beyond, ends
+from ask.grids import beyond, ends, weighed
 from ask.measure.calibrate import run_calibration
 from ask.measure.cells import run_cell
 from ask.measure.climb import InvalidAttackError, Validity
@@ -388,8 +388,43 @@ def test_layer_weights_come_from_their_calibration(place):
         "tau": {"conv3": 0.03, "conv4": 0.3},
         "omega": {"conv3": 0.2, "conv4": 0.8},
     }
+    weights = {"conv2": 0.1, "conv3": 0.3, "conv4": 0.6}
+    place.run.calibration("digits", "raw", "omega").write_text(json.dumps({"picked": weights}))
+    more = OPEN.model_copy(update={"layers": tuple(weights)})
+    assert Setting(cell(attack=more, tau_from=("t3", "t3", "t4"), omega_from="omega"), place).known["omega"] == weights
     three = ATTACK.model_copy(update={"layers": ("conv2", "conv3", "conv4")})
     assert Setting(cell(attack=three), place).config.omega == pytest.approx(dict.fromkeys(three.layers, 1 / 3))
+
+
+def test_weights_of_more_than_two_layers_are_searched_one_after_the_other(place):
+    """Layers of raw pixels are all the same, but for their temperature."""
+    layers = ("input", "second", "third")
+    for layer in layers[1:]:
+        place.run.index("digits", "raw", layer).write_bytes(place.run.index("digits", "raw", "input").read_bytes())
+    for name, tau in (("t1", 100), ("t2", 0.1), ("t3", 0.1)):
+        path = place.run.calibration("digits", "raw", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"picked": {"tau": tau}}))
+    job = calibration(
+        id="omega",
+        attack=OPEN.model_copy(update={"layers": layers, "eps": 60 / 255}),
+        classifier={"similarity": "l2", "layers": layers, "k": 5},
+        images=200,
+        grid=(dict.fromkeys(layers, 0.3333),),
+        tau_from=("t1", "t2", "t3"),
+    )
+    assert job.of_layers
+    found = run_calibration(job, place)
+    assert len(found["grid"]) == len(found["accuracies"]) == 2 * len(layers) + 1
+    assert len(set(found["accuracies"])) > 1
+    assert found["picked"] == found["grid"][int(np.argmin(found["accuracies"]))]
+    assert all(sum(one.values()) == pytest.approx(1, abs=1e-3) for one in found["grid"])
+    for i, layer in enumerate(layers):
+        first = 2 * i + 1
+        best = found["grid"][int(np.argmin(found["accuracies"][:first]))]
+        assert found["grid"][first : first + 2] == weighed(best, layer)
+    assert found["grid"][2] == {"input": 0.6667, "second": 0.1667, "third": 0.1667}
+    assert "edge" not in found
 
 
 def test_an_evaluator_indexes_only_what_is_asked(place):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -32,9 +33,11 @@ from ask.training.record import count_passes
 ROOT = Path(__file__).parent.parent
 
 
-def planned(name: str) -> Plan:
+def planned(name: str, more_layers: Literal["search", "equal"] = "search") -> Plan:
     files = [ROOT / "config/config.yaml", *([] if name == "paper" else [ROOT / f"config/{name}.yaml"])]
     config = read_run(files)
+    calibration = config.calibration.model_copy(update={"more_layers": more_layers})
+    config = config.model_copy(update={"calibration": calibration})
     paper = Paper.read(ROOT / "config/paper")
     return plan_run(config, load_artifacts(ROOT / "config/artifacts", config.artifacts), paper)
 
@@ -130,6 +133,18 @@ def test_weights_of_two_layers_are_given_or_searched() -> None:
         "the paper's, at calibrated temperatures"
     )
     assert not any(getattr(task.job.attack, "omega", {}) for task in plan.of("calibrate"))
+
+
+@pytest.mark.parametrize("how", ["search", "equal"])
+def test_weights_of_more_layers_are_searched_unless_they_shall_be_equal(how: Literal["search", "equal"]) -> None:
+    plan = planned("demo", more_layers=how)
+    cells = [task.job for task in plan.of("attack") if len(getattr(task.job.attack, "layers", ())) > 2]
+    assert cells
+    names = {job.omega_from for job in cells}
+    found = {task.job.id: task.job for task in plan.of("calibrate") if task.job.of_layers}
+    assert names == (set(found) if how == "search" else {None})
+    assert bool(found) == (how == "search")
+    assert all(len(job.tau_from) == len(job.grid[0]) == len(job.attack.layers) > 2 for job in found.values())
 
 
 def test_evidence_that_came_without_notes_is_put_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

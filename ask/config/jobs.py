@@ -68,8 +68,8 @@ class IndexJob(Spec):
 
 
 class CalibrationJob(Spec):
-    """Search of an attack's parameters: tau of one layer, omega of two, or alpha and the learning rate of DkNN-Atk or
-    its number of guides.
+    """Search of an attack's parameters: tau of one layer, omega of several, or alpha and the learning rate of DkNN-Atk
+    or its number of guides.
     """
 
     id: str
@@ -80,7 +80,7 @@ class CalibrationJob(Spec):
     """Similarity measure of the attack's reference search."""
     classifier: ClassifierSpec
     grid: tuple[dict[str, float], ...]
-    """Points, by parameter; `omega` is the first layer's."""
+    """Points, by parameter; `omega` is the first layer's of two, and that of more stands by the layers' names."""
     images: int
     references_per_class: int
     tau_from: tuple[str, ...] = ()
@@ -90,6 +90,11 @@ class CalibrationJob(Spec):
     precision: Precision = Field(default="auto", exclude_if=lambda precision: precision == "auto")
     """Of the network's passes on the way; `auto` is settled by the run (:func:`ask.precision.settled`)."""
     seed: int
+
+    @property
+    def of_layers(self) -> bool:
+        """Whether weights of more than two layers are searched, one after the other."""
+        return bool(self.tau_from) and "omega" not in self.grid[0]
 
 
 class BlockJob(Spec):

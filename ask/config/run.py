@@ -78,7 +78,9 @@ class CalibrationConfig(Spec):
     tau_l2: Grid[Positive] = (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
     """Temperatures tried under negative l2 distance."""
     omega: Grid[Annotated[float, Field(ge=0, le=1)]] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """Weights tried for the first of two attacked layers; the second gets the rest. More layers weigh the same."""
+    """Weights tried for the first of two attacked layers; the second gets the rest."""
+    more_layers: Literal["search", "equal"] = "search"
+    """Weights of more than two layers: each in turn is tried a fourth and four times as large; or all are equal."""
     dknn_alpha: Grid[Positive] = (0.1, 0.3, 1, 4, 10, 30)
     """Slopes of DkNN-Atk's sigmoid that are tried, each with every learning rate."""
     dknn_learning_rate: Grid[Positive] = (0.03, 0.1, 0.3)

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from ask.config.jobs import CalibrationJob
-from ask.grids import beyond, ends
+from ask.grids import beyond, ends, weighed
 from ask.measure.evaluator import Evaluator
 from ask.measure.place import Place
-from ask.measure.setting import layers_of, parameters, read_picked
+from ask.measure.setting import layers_of, parameters, read_picked, shares
 from ask.seeds import derive_seed
 
 
@@ -17,7 +17,7 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
     """Attack the first batch of test images at every point of the grid; the lowest accuracy wins, ties the first.
 
     While the winner lies at an end of the grid, the grid grows there by one point, at most ``extend`` times; a winner
-    that is still at an end is noted as ``edge``.
+    that is still at an end is noted as ``edge``. Weights of more than two layers are searched one after the other.
     """
     layers = layers_of(job.attack)
     evaluator = Evaluator(job.features, layers, job.similarity, [job.classifier], job.images, place, job.precision)
@@ -28,8 +28,8 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
     def at(point: Mapping[str, float]) -> Any:
         """The attack at a point of the grid."""
         changes = parameters(point, job.attack)
-        if "omega" in point:
-            changes = {"tau": taus, "omega": dict(zip(layers, (point["omega"], 1 - point["omega"]), strict=True))}
+        if job.tau_from:
+            changes = {"tau": taus, "omega": shares(point, layers)}
         return job.attack.model_copy(update=changes)
 
     clean: dict[int, Any] = {}
@@ -47,12 +47,16 @@ def run_calibration(job: CalibrationJob, place: Place) -> dict[str, Any]:
 
     grid, accuracies = list(job.grid), list(measure(job.grid))
     picked = _lowest(grid, accuracies)
+    for layer in layers if job.of_layers else ():
+        grid += (tried := weighed(picked, layer))
+        accuracies += measure(tried)
+        picked = _lowest(grid, accuracies)
     while len(grid) < len(job.grid) + job.extend and (further := beyond(picked, grid)):
         grid.append(further)
         accuracies += measure([further])
         picked = _lowest(grid, accuracies)
     found = {"picked": picked, "grid": grid, "accuracies": accuracies, "passes": evaluator.passes}
-    return found | ({"edge": True} if ends(picked, grid) else {})
+    return found | ({"edge": True} if not job.of_layers and ends(picked, grid) else {})
 
 
 def _lowest(grid: Sequence[dict[str, float]], accuracies: Sequence[float]) -> dict[str, float]:

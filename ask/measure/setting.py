@@ -6,7 +6,7 @@ first, from the same generator: its starts are its own.)
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -41,11 +41,10 @@ class Setting:
             if attack.tau is None:
                 picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
                 tau = dict(zip(layers, picked, strict=True))
-            shares = [attack.omega.get(layer, 0.0) if attack.omega else 1 / len(layers) for layer in layers]
+            omega = {layer: attack.omega.get(layer, 0.0) if attack.omega else 1 / len(layers) for layer in layers}
             if job.omega_from:
-                first = read_picked(place.run, job, job.omega_from)["omega"]
-                shares = [first, 1 - first]
-            self.known = {"tau": tau, "omega": dict(zip(layers, shares, strict=True))}
+                omega = shares(read_picked(place.run, job, job.omega_from), layers)
+            self.known = {"tau": tau, "omega": omega}
         if job.alpha_from:
             self.known = parameters(read_picked(place.run, job, job.alpha_from), attack)
         self.config: Any = attack and attack.model_copy(update=self.known)
@@ -86,6 +85,16 @@ def read_picked(run: Run, job: CellJob | CalibrationJob, name: str) -> dict[str,
     """The point that a calibration picked."""
     path = run.calibration(job.features.dataset, job.features.model, name)
     return dict(json.loads(path.read_text(encoding="utf-8"))["picked"])
+
+
+def shares(point: Mapping[str, float], layers: Sequence[str]) -> dict[str, float]:
+    """Weights of layers at a point of a calibration's grid."""
+    first = point.get("omega")
+    return (
+        {layer: point[layer] for layer in layers}
+        if first is None
+        else dict(zip(layers, (first, 1 - first), strict=True))
+    )
 
 
 def parameters(point: Mapping[str, float], attack: Any) -> dict[str, Any]:

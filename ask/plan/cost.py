@@ -165,7 +165,8 @@ def _cost(job: Any, shapes: Mapping[str, Shape]) -> Cost:
             forward, dimensions = _forward(job.features, shape, job.layer)
             return Cost(shape.train * forward, 4.0 * shape.train * dimensions)
         case jobs.CalibrationJob():
-            return Cost(len(job.grid) * _once(job, shapes, (job.classifier,), job.images))
+            tries = len(job.grid) + 2 * len(job.classifier.layers) * job.of_layers
+            return Cost(tries * _once(job, shapes, (job.classifier,), job.images))
         case jobs.BlockJob():
             shape = shapes[job.features.dataset]
             _, dimensions = _forward(job.features, shape, job.layer)

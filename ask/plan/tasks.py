@@ -71,7 +71,8 @@ class TaskMaker:
         layers = tuple(getattr(attack, "layers", ()))
         if attack and attack.name == "ask" and attack.tau is None:
             given["tau_from"] = tuple(self._calibration("tau", subject, attack, asked, (layer,)) for layer in layers)
-            if len(layers) == 2 and not attack.omega:
+            searched = len(layers) == 2 or (len(layers) > 2 and self.config.calibration.more_layers == "search")
+            if searched and not attack.omega:
                 given["omega_from"] = self._calibration("omega", subject, attack, asked, layers, given["tau_from"])
         elif attack and attack.name == "dknn":
             what = "guides" if searches_guides(attack) else "alpha"
@@ -150,7 +151,9 @@ class TaskMaker:
             attack = cell.attack
             layers = len(getattr(attack, "layers", ()))
             if attack and attack.name == "ask":
-                return layers * len(self._taus(cell.similarity)) + (len(grid.omega) if layers == 2 else 0)
+                more = (2 * layers + 1) * (layers > 2 and grid.more_layers == "search")
+                shares = len(grid.omega) if layers == 2 else more
+                return layers * len(self._taus(cell.similarity)) + shares
             tuned = attack and attack.name == "dknn" and attack.optimizer != "rmsprop"
             return len(self._dknn_points(attack)) if tuned else 0
 
@@ -290,7 +293,9 @@ class TaskMaker:
         tuned = attack.model_copy(update={name: changes[name] for name in changes if name in type(attack).model_fields})
         points = {
             "tau": [{"tau": value} for value in self._taus(similarity)],
-            "omega": [{"omega": value} for value in grid.omega],
+            "omega": [{"omega": value} for value in grid.omega]
+            if len(layers) == 2
+            else [{layer: float(f"{1 / len(layers):.4g}") for layer in layers}],
             "parameters": [
                 dict(zip(attack.grid, values, strict=True)) for values in itertools.product(*attack.grid.values())
             ],
