@@ -12,6 +12,7 @@ from ask.attacks.ask import draw_references, nearest_wrong_class, temperature, w
 from ask.attacks.references import identity_features
 from ask.knn import DkNN
 from ask.knn.search import ExactSearch
+from ask.models.hooks import hook_features
 
 SIMILARITIES = ("cosine", "l2")
 
@@ -395,3 +396,20 @@ def test_gpu_equals_cpu(digits, network, similarity):
         found[device] = adversarial.cpu(), neighbours["a"].class_indices.cpu()
     assert torch.equal(found["cpu"][1], found["cuda"][1])
     torch.testing.assert_close(found["cpu"][0], found["cuda"][0])
+
+
+@pytest.mark.parametrize("variant", ["non-targeted", "targeted"])
+def test_a_layer_of_no_weight_has_no_say(variant):
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3), torch.nn.Flatten())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    images, labels = torch.rand(60, 1, 5, 5, generator=generator), torch.arange(60) % 3
+    queries, own = torch.rand(20, 1, 5, 5, generator=generator), torch.arange(20) % 3
+
+    def attacked(layers, **options):
+        classifier = DkNN(hook_features(network, layers)).fit(images, labels)
+        return ASKAttack(classifier, eps=0.1, tau=0.1, variant=variant, **options)(queries, own)
+
+    assert torch.equal(attacked(["0", "1"], omega={"1": 1.0}), attacked(["1"]))

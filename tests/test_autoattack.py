@@ -122,6 +122,60 @@ def test_the_logit_difference_of_two_classes_is_a_clear_error() -> None:
         AutoAttack(network, config, seed=0)(points(6, 0)[0], torch.arange(6) % 2)
 
 
+@pytest.mark.parametrize("part", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"])
+def test_every_part_takes_images_with_channels_last(part: str) -> None:
+    images, labels = points(12, 0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(128, 10))
+    network, images = network.to(memory_format=torch.channels_last), images.repeat(1, 3, 1, 1)
+    config = AutoAttackConfig(eps=EPS, parts=(part,), iterations=3, queries=10)
+    plain, last = (
+        AutoAttack(network, config, seed=0)(images.to(memory_format=layout), labels)
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
+    torch.testing.assert_close(last, plain)
+
+
+@pytest.mark.parametrize(
+    ("shape", "config", "message"),
+    [
+        ((6, 16), AutoAttackConfig(), r"images must be \(batch, channels, .*\(6, 16\); give parts without square"),
+        (
+            (6, 16),
+            SquareConfig(layers=("input",)),
+            r"images must be \(batch, channels, height, width\), got \(6, 16\)$",
+        ),
+        ((6, 4, 4), AUTO, r"images must be \(batch, channels, height, width\), got \(6, 4, 4\)"),
+    ],
+)
+def test_images_of_other_shapes_are_clear_errors(
+    shape: tuple[int, ...], config: AutoAttackConfig, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        AutoAttack(Linear(), config, seed=0)(torch.rand(shape), torch.arange(6))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_what_moved_in_half_precision_fools(kind: torch.dtype) -> None:
+    """Images are judged as they are returned: rounded, within the ball."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 64), torch.nn.ReLU(), torch.nn.Linear(64, 5))
+    network, images = network.to(kind).requires_grad_(False), torch.rand(300, 3, 8, 8).to(kind)
+    labels = network(images).argmax(1)
+    config = AutoAttackConfig(eps=8 / 255, parts=("apgd-ce", "apgd-t"), iterations=20)
+    found = AutoAttack(network, config, seed=0)(images, labels)
+    moved = (found != images).flatten(1).any(1)
+    assert torch.equal(moved, network(found).argmax(1) != labels)
+    assert moved.double().mean() > 0.9
+    assert float((found.double() - images.double()).abs().max()) <= 8 / 255
+
+
+def test_tabular_images_are_attacked_by_what_follows_gradients() -> None:
+    images, labels = points(20, 0)
+    flat = AutoAttack(Linear(), AUTO, seed=0)(images.flatten(1), labels)
+    assert flat.shape == (20, 16)
+    assert (Linear()(flat).argmax(1) == labels).float().mean() < (Linear()(images).argmax(1) == labels).float().mean()
+
+
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyautoattack.autoattack", None)
     with pytest.raises(MissingPackageError, match="pip install pyautoattack"):

@@ -1,10 +1,12 @@
 """Feature functions by forward hooks: the right activations, no more work than needed, and nothing left behind."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from ask.models.hooks import hook_features
+from ask.models.hooks import evaluating, hook_features, module_of
 
 
 @pytest.fixture
@@ -132,3 +134,28 @@ def test_mistakes_are_clear_errors(layers, asked, message):
     with pytest.raises(ValueError, match=message):
         hook_features(module, layers)(images(), asked)
     assert not hooks_of(module)
+
+
+def test_batch_norm_without_statistics_is_told_of_once(recwarn):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.InstanceNorm2d(4))
+    features = hook_features(network, ["1"])
+    with pytest.warns(RuntimeWarning, match="features depend on the images beside it") as told:
+        features(images(), ["1"])
+    assert told[0].filename == __file__
+    features(images(), ["1"])
+    network[1] = nn.BatchNorm2d(4)
+    hook_features(nn.Sequential(*network), ["1"])(images(), ["1"])
+    assert not recwarn
+
+
+def test_a_partial_function_of_a_network_is_evaluated_as_the_network_is():
+    class Net(nn.Sequential):
+        def features(self, images, layers, scale=1.0):
+            return {layer: scale * self(images).flatten(1) for layer in layers}
+
+    network = Net(nn.Conv2d(3, 4, 3), nn.Dropout(0.5)).train()
+    features = partial(network.features, scale=2.0)
+    assert module_of(features) is network
+    with evaluating(features):
+        assert torch.equal(features(images(), ["a"])["a"], features(images(), ["a"])["a"])
+    assert network.training

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from artifact_jobs import measure, write_cell
 from plans import PAPER, ROOT, jobs, planned
+from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
 from ask.attacks import AdvKnn, AdvKnnConfig, ASKAttack, ASKAttackConfig, BlockConfig, DkNNAttack, DkNNAttackConfig
@@ -333,8 +334,6 @@ def test_blocks_fitted_together_equal_blocks_fitted_alone(hidden):
 
 
 def test_a_fitted_block_imitates_the_votes():
-    from sklearn.datasets import load_digits
-
     digits = load_digits()
     x, y = torch.tensor(digits.data[:600] / 16, dtype=torch.float32), torch.tensor(digits.target[:600])
     search = ExactSearch(x, y, similarity="l2")
@@ -345,6 +344,29 @@ def test_a_fitted_block_imitates_the_votes():
     test = torch.tensor(digits.data[600:900] / 16, dtype=torch.float32)
     voted = DkNN(n_neighbors=5, metric="l2").fit(x, y).predict(test)
     assert (block(test).argmax(1).numpy() == voted).mean() > 0.85
+
+
+@pytest.mark.parametrize("hidden", [None, 32])
+@pytest.mark.parametrize(
+    ("similarity", "scale", "constant"), [("cosine", 1, 0), ("l2", 1, 0), ("l2", 50, 0), ("l2", 1, 3e3)]
+)
+def test_blocks_learn_few_references_whatever_their_features_length(similarity, scale, constant, hidden, recwarn):
+    """At the published rate of 0.001 a block of 200 unit vectors knows next to nothing, and the attack with it."""
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(x / 16).float() * scale + constant, torch.from_numpy(y)
+    search = ExactSearch(x[:200], y[:200], similarity=similarity)
+    assert (search.centre is not None) == (constant > 0)
+
+    def right(**options):
+        config = AdvKnnConfig(layers=("input",), block=BlockConfig(hidden=hidden, **options))
+        block = AdvKnn(identity_features, {"input": search}, config).blocks["input"]
+        return float((block(x[200:500]).argmax(1) == y[200:500]).float().mean())
+
+    assert right() > 0.8
+    assert not recwarn
+    if similarity == "cosine":
+        with pytest.warns(RuntimeWarning, match="hardly follows it, .* leave block's learning_rate out"):
+            assert right(learning_rate=1e-3) < 0.4
 
 
 ATTACKS = {
@@ -374,7 +396,6 @@ ATTACKS = {
 
 @pytest.fixture(scope="module")
 def digits():
-    from sklearn.datasets import load_digits
 
     found = load_digits()
     images = torch.tensor(found.images / 16, dtype=torch.float32).unsqueeze(1)

@@ -285,6 +285,20 @@ def test_another_nearest_neighbour_classifier_is_no_dknn(digits):
         ASKAttack(other, eps=EPS)
 
 
+@pytest.mark.parametrize(
+    ("attack", "settings", "message"),
+    [
+        (DkNNAttack, {"step_size": 0.01}, "step_size: of no effect with optimizer='adam', loss='sigmoid'"),
+        (DkNNAttack, {"optimizer": "sign", "learning_rate": 0.1}, "learning_rate: of no effect with optimizer='sign'"),
+        (DkNNAttack, {"loss": "relu", "alpha": 2.0}, "alpha: of no effect with optimizer='adam', loss='relu'"),
+        (ASKAttack, {"random_in_class": True}, "random_in_class needs variant='random-sampling', not 'non-targeted'"),
+    ],
+)
+def test_settings_of_no_effect_are_clear_errors(raw, attack, settings, message):
+    with pytest.raises(ValueError, match=message):
+        attack(raw, eps=EPS, **settings)
+
+
 def test_mistakes_in_the_short_form_are_clear_errors(raw):
     with pytest.raises(ValueError, match=r"ASKAttack has no setting 'epsilon'; choose from batch_size, eps, "):
         ASKAttack(raw, epsilon=EPS)

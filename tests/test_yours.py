@@ -305,6 +305,45 @@ def test_class_distances_survive_a_common_constant(backend):
     torch.testing.assert_close(plain.distances, moved.distances, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("backend", ["exact", "faiss", "faiss-ivf"])
+@pytest.mark.parametrize("kind", ["<f8", ">f8", "<i8", ">i8", ">i4", "g"])
+def test_numbers_beyond_float32_are_told_apart(backend, kind):
+    """Seconds since 1970, whatever finds them and in whatever order their bytes are."""
+    seconds = (1_700_000_000 + np.arange(400)[:, None] ** 2).astype(kind)
+    order = np.random.default_rng(0).permutation(400)
+    x, queries, y = seconds[order[:300]], seconds[order[300:]], np.arange(400) // 10 % 2
+    classifier = DkNN(metric="l2", n_neighbors=1, backend=backend).fit(x, y[order[:300]])
+    right = (y[order[300:]] == classifier.predict(queries)).mean()
+    truth = KNeighborsClassifier(1).fit(x.astype(float), y[order[:300]]).score(queries.astype(float), y[order[300:]])
+    assert right == pytest.approx(truth, abs=0.1 if backend == "faiss-ivf" else 0)
+    assert truth > 0.8
+
+
+@BACKENDS
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_features_whose_squares_overflow_are_refused(backend, metric):
+    x, labels = 1e20 * torch.rand(60, 16, generator=seeded()), torch.arange(60) % 3
+    with pytest.raises(ValueError, match=r"references hold .* such as float32 can't square"):
+        DkNN(metric=metric, backend=backend).fit(x, labels)
+    small = DkNN(metric=metric, backend=backend).fit(x / 1e20, labels)
+    with pytest.raises(ValueError, match=r"queries hold .* such as float32 can't square"):
+        small.predict(x[:2])
+    assert DkNN(metric=metric, backend=backend).fit(x.double(), labels).score(x.double(), labels) > 0.5
+
+
+@BACKENDS
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_features_with_a_gradient_are_searched_without_it(backend, metric):
+    vectors, labels = torch.rand(60, 16, generator=seeded()), torch.arange(60) % 3
+    learning = vectors.clone().requires_grad_()
+    plain = ExactSearch(vectors, labels, similarity=metric).search(vectors[:9], k=3, k_class=4)
+    made = DkNN(metric=metric, backend=backend).fit(learning, labels).search_["input"]
+    found = made.search(learning[:9] * 1, k=3, k_class=4)
+    assert torch.equal(found.indices, plain.indices)
+    assert not found.distances.requires_grad
+    assert torch.equal(ExactSearch(learning, labels, similarity=metric).search(vectors[:9], k=3).indices, plain.indices)
+
+
 @BACKENDS
 @pytest.mark.parametrize("unit", [1.0, 0.25])
 def test_equal_distances_stay_equal_beside_a_common_constant(backend, unit):

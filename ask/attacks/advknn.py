@@ -10,6 +10,7 @@ wrong is led away from that wrong class by its votes, and may so be put right; t
 class, as every other attack does. Under cosine similarity, fitting and attack both see features of unit length.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,7 +26,7 @@ from ask.attacks.validation import plain
 from ask.config.attacks import AdvKnnConfig, BlockConfig
 from ask.graphs import cuda_graph
 from ask.knn.dknn import votes
-from ask.knn.search import Neighbours, Search
+from ask.knn.search import Neighbours, Search, common
 from ask.knn.similarity import Similarity, unit
 from ask.precision import undisturbed
 
@@ -147,7 +148,9 @@ def fit_blocks(
     """Fit one block for each of several reference sets, all at once.
 
     Args:
-        pool: features (images, dimensions) that the reference sets are drawn from; of unit length under cosine.
+        pool: features (images, dimensions) that the reference sets are drawn from; of unit length under cosine. Under
+            l2, what they all carry (:func:`ask.knn.search.common`) is taken off while a block is fitted, and their
+            length where no learning rate is given.
         rows: references of each set (sets, references) in the pool.
         targets: vote distribution of each reference (sets, references, classes).
         similarity: noted in the blocks.
@@ -155,9 +158,15 @@ def fit_blocks(
         generator: draws initial weights and batches, on its own device.
 
     Returns:
-        A block for each set.
+        A block for each set; a warning tells of such as seldom have the majority of a reference's votes.
     """
     sets, count, classes = targets.shape
+    centre = common(pool) if similarity == "l2" else None
+    pool = pool if centre is None else pool - centre
+    # At a rate of 1, SGD is stable on features of mean squared length 1.
+    given = similarity == "cosine" or config.learning_rate is not None
+    scale = 1.0 if given else float(pool.square().sum(1).mean().clamp_min(1e-24).rsqrt())
+    pool = pool if given else pool * scale
     widths = [pool.shape[1], *([config.hidden] if config.hidden else []), classes]
     parameters: list[Tensor] = []
     for inputs, outputs in pairwise(widths):
@@ -167,7 +176,7 @@ def fit_blocks(
             parameters.append(drawn.to(pool).requires_grad_())
     optimiser = torch.optim.SGD(
         parameters,
-        lr=config.learning_rate,
+        lr=config.learning_rate or 1.0,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.momentum > 0,
@@ -189,7 +198,31 @@ def fit_blocks(
             order = torch.rand(sets, count, generator=generator, device=generator.device).argsort(1).to(pool.device)
             for batch in order.split(config.batch_size, dim=1):
                 (run if batch.shape[1] == config.batch_size else step)(batch)
+    _doubt(pool, rows, targets, parameters)
+    if similarity == "l2":  # a block reads features as they are
+        parameters[0] = parameters[0] * scale
+        parameters[1] = parameters[1] if centre is None else parameters[1] - (centre @ parameters[0]).unsqueeze(1)
     return [DeepKNNBlock(similarity, tuple(p.detach()[i] for p in parameters)) for i in range(sets)]
+
+
+@torch.no_grad()
+def _doubt(pool: Tensor, rows: Tensor, targets: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Warn of blocks that seldom have the votes' majority; arguments as :func:`fit_blocks`."""
+    some = slice(None, None, -(-rows.shape[1] // _FEW))
+    said = [_logits(pool[own[some]][None], [p[i : i + 1] for p in parameters]) for i, own in enumerate(rows)]
+    agree = float((torch.cat(said).argmax(2) == targets[:, some].argmax(2)).float().mean())
+    if agree < _LEAST_AGREEMENT:
+        warnings.warn(
+            f"deep kNN blocks have the neighbours' majority for {agree:.0%} of the references, so AdvKnn hardly follows"
+            " it, and may look weaker than it is: leave block's learning_rate out, or give more epochs",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+_FEW = 2000
+"""References that fitted blocks are asked about, at most."""
+_LEAST_AGREEMENT = 0.5
 
 
 def _logits(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -138,8 +138,8 @@ class ASKAttack(ReferenceAttack[ASKAttackConfig]):
         """As :class:`ReferenceAttack`: the losses of :func:`ask.losses.ask.scale_free_loss`."""
         config = self.config
         chosen = {layer: self._choose(neighbours[layer], labels, layer) for layer in config.layers}
-        targets = nearest_wrong_class(neighbours, labels, config.k_out) if config.variant == "targeted" else None
-
+        weighed = {layer: neighbours[layer] for layer in self.layers}
+        targets = nearest_wrong_class(weighed, labels, config.k_out) if config.variant == "targeted" else None
         omega = self.references[self.layers[0]].features.new_tensor(list(self.omega.values()))
 
         def make_loss(part: slice) -> FeatureLoss:

@@ -58,30 +58,50 @@ class AutoAttack:
         """
         with undisturbed(getattr(images, "device", None)), frozen(self.scores):
             images, labels = checked(images, labels, None, "images")
-            return rounded(self._run(images, labels), images, self.config.eps)
+            return self._run(images, labels)
 
     def _run(self, images: Tensor, labels: Tensor) -> Tensor:
         """As a call; the package climbs in float32, and the scores get images of the type given."""
         config, kind = self.config, images.dtype
+        square = config.name == "square" or "square" in config.parts
+        if images.ndim != 4 and (square or images.ndim != 2):
+            fix = "; give parts without square" if images.ndim == 2 and config.name != "square" else ""
+            raise ValueError(f"images must be (batch, channels, height, width), got {tuple(images.shape)}{fix}")
         with torch.no_grad():
-            classes = self.scores(images[:1]).shape[1]
+            self.classes = classes = self.scores(images[:1]).shape[1]
         check_labels(labels, len(images), classes)
         for part, least in LEAST_CLASSES.items():
             if isinstance(config, AutoAttackConfig) and classes < least and part in config.parts:
                 raise ValueError(f"{part} compares {least} classes, the network has {classes}; give parts without it")
+        near = rounded(self._found(images, labels, config.eps), images, config.eps)
+        if kind not in HALF:
+            return near
+        # Rounded into the ball, some fool no longer; where any rounding stays within, all do.
+        with torch.no_grad():
+            seen = torch.cat([self.scores(part).argmax(1) for part in near.split(config.batch_size)])
+        lost = (near != images).flatten(1).any(1) & (seen == labels)
+        within = config.eps - torch.finfo(kind).eps / 4
+        near[lost] = images[lost]
+        if lost.any() and within > 0:
+            near[lost] = self._found(images[lost], labels[lost], within).to(kind)
+        return near
+
+    def _found(self, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+        """What the package finds within a radius, in float32 at least."""
+        config, kind = self.config, images.dtype
         images = images.float() if kind in HALF else images
-        exact = images.float()
+        exact = images.float().contiguous()  # the package takes views
         scores = self.scores if kind == torch.float32 else lambda x: self.scores(x.to(kind)).float()
         ensemble = self._make(
             scores,
             attacks=["square"] if config.name == "square" else list(config.parts),
-            eps=config.eps,
+            eps=eps,
             seed=self.seed,
             version="custom",
             device=images.device,
         )
         ensemble.apgd.n_restarts, ensemble.fab.n_restarts = 1, 1
-        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, classes - 1)
+        ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(9, self.classes - 1)
         for one in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
             one.n_iter = config.iterations
         ensemble.square.n_queries = config.queries
@@ -90,7 +110,7 @@ class AutoAttack:
             found: Tensor = ensemble.run_standard_evaluation(exact, labels, batch_size=config.batch_size)[0]
         if kind == torch.float64:  # what was not fooled stays as it was
             found = images + (found - exact)
-        return torch.clamp(found, images - config.eps, images + config.eps).clamp_(0, 1)
+        return torch.clamp(found, images - eps, images + eps).clamp_(0, 1)
 
 
 def build(

@@ -42,6 +42,10 @@ class DkNNAttack(ReferenceAttack[DkNNAttackConfig]):
     ) -> None:
         super().__init__(features, references, config, **options)
         config = self.config
+        idle = {"step_size"} if config.optimizer != "sign" else {"learning_rate"}
+        if mute := options.keys() & (idle | ({"alpha"} if config.loss == "relu" else set())):
+            kind = f"optimizer={config.optimizer!r}, loss={config.loss!r}"
+            raise ValueError(f"{', '.join(sorted(mute))}: of no effect with {kind}; leave it out, or change these")
         self.k_class = config.guides
         self.image_bytes = sum(4 * config.guides * search.features.shape[1] for search in self.references.values())
         # What the loss or the steps do not read may be left uncalibrated.

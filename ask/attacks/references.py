@@ -52,8 +52,8 @@ class ReferenceAttack(GradientAttack[R]):
         config: all settings, or
         options: single ones, e.g. ``eps=8 / 255``. The attacked layers are then all of the references', a step is
             ``eps / 4``, K is the DkNN's, and where a class has fewer references than an attack wants of it by default,
-            it makes do with these for all classes, and warns. And ``generator``, ``seed`` (0) and ``on_gradient``, as
-            :class:`ask.attacks.linf.GradientAttack`.
+            it makes do with these for all classes, and warns where others have more. And ``generator``, ``seed`` (0)
+            and ``on_gradient``, as :class:`ask.attacks.linf.GradientAttack`.
 
     The labels that it takes are those given to the DkNN's ``fit``, as whole numbers. Where these are no numbers, and
     for references made without a DkNN, they are positions: of the class in ``classes_``, or 0, 1, ...

@@ -90,6 +90,8 @@ class ASKAttackConfig(ReferenceAttackConfig):
         for layer, tau in given.items():
             if tau is not None and not tau > 0:
                 raise ValueError(f"tau={tau} of {layer} must be positive")
+        if self.random_in_class and self.variant != "random-sampling":
+            raise ValueError(f"random_in_class needs variant='random-sampling', not {self.variant!r}")
         weights = [self.omega.get(layer, 0.0) for layer in self.layers]
         if self.omega and (sum(weights) <= 0 or min(weights) < 0):
             raise ValueError(f"omega={dict(self.omega)} must give {self.layers} non-negative weights, not all zero")
@@ -135,8 +137,8 @@ class BlockConfig(Spec):
     """Passes over the reference set (paper, App. D-e)."""
     batch_size: int = Field(default=128, ge=1)
     """References a step."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Of SGD."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Of SGD (published: 0.001); default: 1, on features scaled to a mean squared length of 1, for sets of any size."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Nesterov momentum."""
     weight_decay: float = Field(default=2e-4, ge=0)

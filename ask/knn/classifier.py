@@ -193,8 +193,11 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
             raise ValueError(f"features are of floating-point images in [0, 1], got {kind}; divide by 255?")
 
     def _kind(self, array: Array | Tensor) -> torch.dtype:
-        kept = str(array.dtype).rpartition(".")[2] in _WIDE and self.features is None
-        return torch.float64 if kept else torch.float32
+        """float64 where float32 would cut samples, in whatever order their bytes are."""
+        kind = array.dtype
+        floating = kind.is_floating_point if isinstance(kind, torch.dtype) else kind.kind == "f"
+        wide = kind.itemsize >= (8 if floating else 4)
+        return torch.float64 if wide and self.features is None else torch.float32
 
     def _features(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         if self.features is None:
@@ -207,8 +210,6 @@ class DkNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lear
 
 
 _UNFITTED = "this DkNN is not fitted yet; call fit(X, y) first"
-_WIDE = ("float64", "int32", "int64", "uint32", "uint64")
-"""Types of samples that float32 would cut."""
 
 
 def _labels(y: ArrayLike | Tensor | None, samples: int) -> NDArray[Any]:

@@ -2,7 +2,8 @@
 
 faiss-cpu and faiss-gpu share the module name ``faiss``; where the installed one has GPU support and the
 references are on a GPU, the indexes live there. Flat finds candidates, whose near ties are then ranked in float64 as
-:class:`ask.knn.search.ExactSearch` ranks them, so that ids are the same.
+:class:`ask.knn.search.ExactSearch` ranks them, so that ids are the same; float64 references, which faiss does not know,
+are left to that search.
 """
 
 import math
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ask.errors import AskError
-from ask.knn.search import ExactSearch, Neighbours
+from ask.knn.search import ExactSearch, Neighbours, common
 from ask.knn.similarity import Similarity
 from ask.precision import GAIN, once_a_machine, products_read_as
 
@@ -39,8 +40,12 @@ class FaissSearch(ExactSearch):
         similarity: Similarity = "cosine",
         approximate: bool = False,
     ) -> None:
-        super().__init__(features.float(), labels, n_classes=n_classes, similarity=similarity)
-        self._lists = self._index(self._compared, True) if approximate else None
+        super().__init__(features, labels, n_classes=n_classes, similarity=similarity)
+        self._wide = self.features.dtype == torch.float64
+        # What would drown distances in float32, of which faiss's vectors are.
+        self._carried = common(self._compared, torch.float32) if self._wide and similarity == "l2" else None
+        given = self._compared if self._carried is None else self._compared - self._carried
+        self._lists = self._index(given, True) if approximate else None
         self._by_class: list[Any] = []
 
     @products_read_as("ieee")
@@ -48,7 +53,7 @@ class FaissSearch(ExactSearch):
         """As :class:`ask.knn.search.Search`."""
         if self._lists is None:
             return super()._nearest(queries, k, k_class)
-        scores, ids = self._ask(self._lists, queries, k)
+        scores, ids = self._ask(self._lists, queries if self._carried is None else queries - self._carried, k)
         if (ids < 0).any():
             raise ValueError(f"the approximate index found fewer than {k} neighbours of a query; use backend 'faiss'")
         distances = 1 - scores if self.similarity == "cosine" else scores.clamp_min(0).sqrt()
@@ -59,9 +64,11 @@ class FaissSearch(ExactSearch):
         return Neighbours(self.order[ids], distances, found.class_indices, found.class_distances)
 
     def _search(
-        self, queries: Tensor, k: int, k_class: int, _blocks: list[tuple[int, int]], _buffer: Tensor
+        self, queries: Tensor, k: int, k_class: int, blocks: list[tuple[int, int]], buffer: Tensor
     ) -> tuple[Tensor, ...]:
-        """As :class:`ask.knn.search.ExactSearch`, without the scores of all references."""
+        """As :class:`ask.knn.search.ExactSearch`, without the scores of all references; of float64 with them."""
+        if self._wide:
+            return super()._search(queries, k, k_class, blocks, buffer)
         if not self._by_class:
             self._by_class = [self._index(self._compared[start:end], False) for start, end in self.bounds]
         tolerance, squares = self._tolerance(queries), queries.square().sum(1, keepdim=True)
@@ -86,7 +93,7 @@ class FaissSearch(ExactSearch):
     def _index(self, features: Tensor, approximate: bool) -> Any:
         import faiss
 
-        array = np.ascontiguousarray(features.detach().cpu().numpy())
+        array = np.ascontiguousarray(features.float().cpu().numpy())
         dimensions = array.shape[1]
         flat = faiss.IndexFlatIP(dimensions) if self.similarity == "cosine" else faiss.IndexFlatL2(dimensions)
         index: Any = flat
@@ -105,8 +112,8 @@ class FaissSearch(ExactSearch):
         """An index's ``k`` best scores of each query, and their rows."""
         if not k:
             return queries.new_empty((len(queries), 0)), self.order.new_empty((len(queries), 0))
-        scores, ids = index.search(np.ascontiguousarray(queries.detach().cpu().numpy()), k)
-        return torch.from_numpy(scores).to(queries.device), torch.from_numpy(ids).to(queries.device)
+        scores, ids = index.search(np.ascontiguousarray(queries.float().cpu().numpy()), k)
+        return torch.from_numpy(scores).to(queries), torch.from_numpy(ids).to(queries.device)
 
 
 def searching(device: torch.device) -> str:

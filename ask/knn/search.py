@@ -25,6 +25,7 @@ _SHORTLIST = 16
 """Candidates beyond k that a second ranking looks at before it falls back to all references."""
 _QUERIES = 2048
 """Queries that are compared at a time, where memory allows, before references are taken in blocks."""
+_LONG = ", or such as float32 can't square"
 _CACHED = 2 * 2**20
 """Bytes of differences at a time on a CPU: what stays in its cache is subtracted, squared and summed there."""
 _CANCELLING = 1e-3
@@ -77,11 +78,13 @@ class Search(ABC):
         self.order = torch.argsort(labels, stable=True)
         self._row = torch.empty_like(self.order)
         self._row[self.order] = torch.arange(len(self.order), device=self.order.device)
-        ordered = features[self.order]
+        ordered = features.detach()[self.order]
         ordered = ordered if ordered.dtype == torch.float64 else ordered.float()
+        if not ordered.norm(dim=1).isfinite().all():
+            raise ValueError(f"references hold NaN or infinite values{_LONG}; check what they were made from")
         self.features = _directions(ordered) if similarity == "cosine" else ordered
         self.classes: Tensor | None = None
-        self.centre = _common(ordered) if similarity == "l2" else None
+        self.centre = common(ordered) if similarity == "l2" else None
         ends = self.counts.cumsum(0).tolist()
         self.bounds = list(zip([0, *ends[:-1]], ends, strict=True))
 
@@ -132,9 +135,9 @@ class Search(ABC):
                 f"k={k_class} exceeds the {fewest} references of class {int(self.counts.argmin())};"
                 " lower k or add references of that class"
             )
-        if not torch.isfinite(queries).all():
-            raise ValueError("queries hold NaN or infinite values")
-        queries = queries.to(self.features.dtype)
+        queries = queries.detach().to(self.features.dtype)
+        if not queries.norm(dim=1).isfinite().all():
+            raise ValueError(f"queries hold NaN or infinite values{_LONG}")
         if self.centre is not None:
             return queries - self.centre
         return _directions(queries) if self.similarity == "cosine" else queries
@@ -147,12 +150,12 @@ def _directions(features: Tensor) -> Tensor:
     return directions.masked_fill_(short.unsqueeze(1), 0) if short.any() else directions
 
 
-def _common(features: Tensor) -> Tensor | None:
-    """What all features (references, dimensions) carry, where it would drown their l2 distances; see ``centre``."""
+def common(features: Tensor, kind: torch.dtype | None = None) -> Tensor | None:
+    """What all features (references, dimensions) carry, where it would drown distances of ``kind``; see ``centre``."""
     mean = features.mean(0)
     carried = float(mean.double().square().sum())
     spread = float(features.square().sum(1).double().mean()) - carried
-    if torch.finfo(features.dtype).eps * carried <= _CANCELLING * spread:
+    if torch.finfo(kind or features.dtype).eps * carried <= _CANCELLING * spread:
         return None
     # In coarse steps, so that taking it off does not round whole numbers, and equal distances stay equal.
     step = 2.0 ** math.floor(math.log2(max(float(features.var(0, correction=0).mean()), 1e-30)) / 2)
@@ -171,8 +174,6 @@ def _counts(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
         raise ValueError(
             f"labels must lie in 0..{n_classes - 1}, got {int(labels.min())}..{int(labels.max())}; raise n_classes?"
         )
-    if not torch.isfinite(features).all():
-        raise ValueError("references hold NaN or infinite values; check the features that they were made from")
     counts = torch.bincount(labels, minlength=n_classes)
     if (counts == 0).any():
         raise ValueError(f"class {int(counts.argmin())} has no reference; every class needs at least one")

@@ -1,17 +1,28 @@
 """Feature functions of any PyTorch module, by forward hooks: nothing of the module has to change."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_warned: WeakSet[nn.Module] = WeakSet()
+"""Networks whose batch norm a warning has told of."""
 
 
 def module_of(features: object) -> nn.Module | None:
-    """The network behind a feature function: itself, the owner of a bound method, or what was hooked; else None."""
+    """The network behind a feature function: itself, the owner of a bound method, or what was hooked; else None.
+
+    Of a :func:`functools.partial` that of its function.
+    """
+    while isinstance(features, partial):
+        features = features.func
     for found in (features, getattr(features, "__self__", None), getattr(features, "module", None)):
         if isinstance(found, nn.Module):
             return found
@@ -32,11 +43,22 @@ def check_features(features: object) -> None:
 def evaluating(features: object) -> Iterator[None]:
     """Evaluation mode of a feature function's network (:func:`module_of`), and each submodule's mode as it was after.
 
-    In training mode, features would depend on the batch and on dropout's draws, and would move batch norm's statistics.
-    Anything else is left alone. Parameters keep whether they learn.
+    In training mode, features would depend on the batch and on dropout's draws, and would move batch norm's statistics;
+    of batch norm without statistics, by which they always depend on the batch, a warning tells once. Anything else is
+    left alone. Parameters keep whether they learn.
     """
     module = module_of(features)
-    training = [m for m in module.modules() if m.training] if module is not None else []
+    parts = list(module.modules()) if module is not None else []
+    training = [m for m in parts if m.training]
+    if (
+        module is not None
+        and module not in _warned
+        and any(isinstance(m, _BatchNorm) and m.running_mean is None for m in parts)
+    ):
+        _warned.add(module)
+        says = "a batch norm of this network keeps no running statistics, so an image's features depend on the images"
+        fix = "give it some (track_running_stats=True, then batches in training mode)"
+        warnings.warn(f"{says} beside it, and so do attacks and accuracies; {fix}", RuntimeWarning, stacklevel=4)
     try:
         for submodule in training:
             # Not train(False), which a network may override, as some do to keep parts in one mode.
