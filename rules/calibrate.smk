@@ -1,4 +1,4 @@
-"""Calibration of tau and omega on the first test images (paper, IV-c and App. D-e).
+"""Calibration on the first test images: tau and omega (paper, IV-c and App. D-e), DkNN-Atk's slope or guides.
 
 needs: prepared data, weights, indexes; for omega, the layers' tau
 makes: results/<run>/calibration/<dataset>/<model>/<calibration>.json
