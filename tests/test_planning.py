@@ -135,6 +135,18 @@ def test_weights_of_two_layers_are_given_or_searched() -> None:
     assert not any(getattr(task.job.attack, "omega", {}) for task in plan.of("calibrate"))
 
 
+def test_blocks_that_are_not_the_runs_own_stand_beside_them() -> None:
+    tasks = [task.job for task in planned("lite").of("attack", "blocks") if getattr(task.job, "layer", "") == "conv3"]
+    rates = {job.id: job.block.learning_rate for job in tasks if job.features.model == "at"}
+    assert rates == {"cos-L3-K5": 0.001, "cos-L3-K5-fitted": None}
+    cells = {task.job.id: task.job for task in planned("lite").of("attack") if task.job.id.startswith("advknn")}
+    assert {job.blocks_from for name, job in cells.items() if name.endswith("L4-K5-e8-s20-fitted")} == {
+        ("cos-L4-K5-fitted",)
+    }
+    assert all(("fitted" in name) == (job.attack.block.learning_rate is None) for name, job in cells.items())
+    assert not any("fitted" in task.output.stem for task in planned("demo").tasks.values()), "its own are"
+
+
 @pytest.mark.parametrize("how", ["search", "equal"])
 def test_weights_of_more_layers_are_searched_unless_they_shall_be_equal(how: Literal["search", "equal"]) -> None:
     plan = planned("demo", more_layers=how)

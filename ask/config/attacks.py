@@ -238,7 +238,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         # The strongest of DkNN-Atk's forms in 20 steps; its number of guides is calibrated.
         "successor-sign": {"optimizer": "sign", "loss": "relu"},
     },
-    "advknn": {"": {}, "label": {"target": "label"}},
+    "advknn": {
+        "": {},
+        "label": {"target": "label"},
+        # Blocks that learn as fast as is stable, whatever the run has.
+        "fitted": {"block": {"learning_rate": None}},
+        "label-fitted": {"target": "label", "block": {"learning_rate": None}},
+    },
     "pgd": {"": {}},
     "autoattack": {"": {}},
     "square": {"": {}},

@@ -13,7 +13,7 @@ from typing import Any
 from ask.config import jobs
 from ask.config.attacks import ATTACKS, PIXEL, VARIANTS
 from ask.config.base import LAYERS, DataSpec, Precision, Spec
-from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn
+from ask.config.run import ConfigError, DatasetConfig, RunConfig, StandIn, merge
 from ask.config.training import ModelSpec, NetworkSpec, TrainingSpec, TrainJob, layers_of
 from ask.data.sources import PUBLISHED
 from ask.data.trees import fingerprint
@@ -342,7 +342,7 @@ class TaskMaker:
         """Id of AdvKnn's blocks of one layer, for at least so many trials."""
         features, similarity, usual = subject.features, asked["similarity"], subject.dataset.references_per_class
         size = "" if (references := asked["references_per_class"] or usual) == usual else f"-n{references}"
-        name = f"{_SHORT.get(similarity, similarity)}-L{_where((layer,))}-K{attack.k}{size}"
+        name = f"{_SHORT.get(similarity, similarity)}-L{_where((layer,))}-K{attack.k}{self._fitted(attack)}{size}"
         known = self.tasks.get(self.run.blocks(features.dataset, features.model, name))
         job = jobs.BlockJob.model_validate(
             {
@@ -367,7 +367,7 @@ class TaskMaker:
             return None
         options = {"dknn": default.dknn, "advknn": default.advknn, "autoattack": default.auto, "square": default.auto}
         given = options[name].model_dump() if name in options else {}
-        given |= VARIANTS[name][asked["variant"]]
+        given = merge(given, VARIANTS[name][asked["variant"]])
         wanted = {key: asked[key] for key in ("k_in", "k_out", "steps", "tau")}
         wanted |= {"layers": asked["attack_layers"], "k": asked["k_in"], "alpha": None, "learning_rate": None}
         if (first := asked["omega"]) is not None:
@@ -381,13 +381,17 @@ class TaskMaker:
         suffix = f"-n{references}" if references and references != subject.dataset.references_per_class else ""
         if attack is None:
             return f"clean-{_SHORT.get(similarity, similarity)}{suffix}"
-        k = f"K{asked['k_in']}"
+        k, suffix = f"K{asked['k_in']}", f"{self._fitted(attack)}{suffix}"
         if attack.name in ("autoattack", "square"):
             return _attack_id(attack, similarity, k) + suffix
         k += f"x{asked['k_out']}" if asked["k_out"] != asked["k_in"] else ""
         fixed = "".join(f"-{name[0]}{asked[name]:g}" for name in ("tau", "omega") if asked[name] is not None)
         step = self._step_id(attack, subject.scale)
         return f"{_attack_id(attack, similarity, k)}-s{attack.steps}{step}{fixed}{suffix}"
+
+    def _fitted(self, attack: Any) -> str:
+        """Mark of AdvKnn's blocks that are not the run's own."""
+        return "-fitted" if attack.name == "advknn" and attack.block != self.config.evaluation.advknn.block else ""
 
     def _step_id(self, attack: Any, scale: StandIn) -> str:
         default = round(self.config.evaluation.step_size * scale.eps_scale, 6)
