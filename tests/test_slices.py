@@ -156,7 +156,7 @@ def test_one_slice_of_a_run_at_a_time(home, capsys):
         assert slices.slice_command("slice-2") == slices.FAILED
     said = capsys.readouterr().out
     assert "results/paper/scratch/slice.lock: another slice of this run is being made here; wait until it ends" in said
-    assert said.endswith("slice-2: 0 of 194 measurements, failed; see above\n")
+    assert said.endswith("slice-2: 0 of 200 measurements, failed; see above\n")
 
 
 def test_a_command_is_stopped_at_the_deadline_as_by_ctrl_c_and_killed_if_it_does_not_listen(monkeypatch):
