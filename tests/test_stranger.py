@@ -31,7 +31,7 @@ def draw() -> Draw:
         for record in sorted(run.glob("cells/*/*/*.json")):
             job = json.loads(record.read_text())["job"]
             weights = run / "models" / record.parent.relative_to(run / "cells") / "weights.safetensors"
-            if "features" in job and not job.get("blocks_from") and weights.is_file():
+            if "features" in job and weights.is_file():
                 found.append(record)
         return random.Random(seed).sample(found, CELLS)
 
@@ -85,10 +85,24 @@ def test_what_cannot_be_repeated_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     shutil.copytree(ROOT / "results/digits/models", run / "models")
     with pytest.raises(AskError, match=r"facts\.json is not there; make it by: snakemake "):
         repeat([record], data=tmp_path)
-    found = json.loads(record.read_text())
-    record.write_text(json.dumps(found | {"job": found["job"] | {"blocks_from": ["cos-L3-K5"]}}))
-    with pytest.raises(AskError, match="blocks of AdvKnn are not kept"):
-        repeat([record], data=tmp_path)
+
+
+def test_blocks_that_no_one_kept_are_fitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AdvKnn's, for a cell of two layers, by the settings of the cell itself."""
+    monkeypatch.chdir(ROOT)
+    plan, run = load([Path("config/demo.yaml")]), tmp_path / "run"
+    shutil.copytree(ROOT / "results/digits/models", run / "models")
+    cell = plan.tasks[plan.run.cell("digits-vgg", "at", "advknn-cos-L34-K5-e51.2-s20")]
+    for task in [*plan.of("prepare", "index", "blocks"), cell]:
+        if task is cell or task.output in cell.needs:
+            where = ["--data", str(tmp_path)] + (["--run", str(run)] if task.name != "prepare" else [])
+            assert main([task.name, "--job", task.text, *where]) == 0
+    record = run / cell.output.relative_to("results/demo")
+    shutil.rmtree(run / "blocks")
+    assert repeat([record], data=tmp_path, trials=1) == 0
+    assert "100.00% of predictions equal" in capsys.readouterr().out
 
 
 def test_other_predictions_are_told(
