@@ -25,7 +25,7 @@ use_checkout(str(HERE))
 
 try:
     if workflow.overwrite_configfiles:
-        name_run(workflow.config_settings.overwrite_config, " + ".join(map(str, workflow.overwrite_configfiles)))
+        name_run(workflow.config_settings.overwrite_config, workflow.overwrite_configfiles)
     PLAN = plan_of(load_run(config), HERE / "config")
     CONFIG, RUN, STANDING, FOREIGN = PLAN.config, PLAN.run, set(), {}
     if workflow.is_main_process:
@@ -52,7 +52,10 @@ class Made:
         self.log, self.benchmark = RUN.log(self.pattern), RUN.benchmark(self.pattern)
 
     def task(self, wildcards):
-        return PLAN.tasks[Path(str(self.pattern).format(**dict(wildcards.items())))]
+        output = Path(str(self.pattern).format(**dict(wildcards.items())))
+        if output not in PLAN.tasks:
+            raise WorkflowError(f"{output} is not part of this run: no artifact of it needs this file")
+        return PLAN.tasks[output]
 
     def needs(self, wildcards):
         """Files that it reads, or manifests of the batches that make them; and what shall be made before."""

@@ -340,6 +340,14 @@ def test_an_overlay_names_its_run(tmp_path):
     assert read_run([ROOT / "config/config.yaml", overlay]).run == "mine"
 
 
+def test_a_run_of_two_overlays_is_not_made_of_one():
+    """The second alone would put the paper's run in the place of the committed one's results."""
+    base, demo, digits = (ROOT / f"config/{name}.yaml" for name in ("config", "demo", "digits"))
+    with pytest.raises(ConfigError, match=r"run digits is made of config/demo\.yaml config/digits\.yaml; give"):
+        read_run([base, digits])
+    assert read_run([base, demo, digits]).run == "digits"
+
+
 def test_an_artifact_of_ones_own_is_no_other_runs(tmp_path):
     own = tmp_path / "mine.yaml"
     shutil.copy(ROOT / "config/artifacts/table05.yaml", own)

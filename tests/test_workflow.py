@@ -362,6 +362,8 @@ def test_batches_make_what_is_left_and_a_local_run_measures_nothing_again(projec
 
 
 def test_a_mistake_ends_before_any_job_with_one_message(project, edit):
+    unknown = snakemake(project, "--dry-run", "results/tiny/index/cifar10/at/conv4.npy", check=False)
+    assert "conv4.npy is not part of this run: no artifact of it needs this file" in unknown
     edit("config/artifacts/small.yaml", "- conv4", "- conv6")
     output = snakemake(project, "--dry-run", check=False)
     assert "small.yaml: model 'at' has no layer 'conv6'; choose from conv1" in output

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -239,7 +239,7 @@ def load_artifacts(folder: Path, chosen: Literal["all"] | Sequence[str]) -> dict
             names.append(name)
         else:
             raise ConfigError(f"artifacts: no file {folder / (name + '.yaml')}; known artifacts: {known}")
-    found = {name: validate(ArtifactConfig, _read(files[name]), str(files[name])) for name in names}
+    found = {name: validate(ArtifactConfig, read_mapping(files[name]), str(files[name])) for name in names}
     return dict(sorted(found.items(), key=lambda item: (*_rank(item[1]), item[0])))
 
 
@@ -259,23 +259,32 @@ def base(folder: Path = Path("config")) -> Path:
 
 def read_run(files: Sequence[Path]) -> RunConfig:
     """Read and merge configuration files as Snakemake does: mappings deeply, later files winning."""
-    where, contents = " + ".join(map(str, files)), [_read(path) for path in files]
+    contents = [read_mapping(path) for path in files]
     if overlays := contents[1:]:
-        name_run([key for overlay in overlays for key in overlay], where)
-    return load_run(reduce(merge, contents, {}), where)
+        name_run(reduce(merge, overlays, {}), files[1:])
+    return load_run(reduce(merge, contents, {}), " + ".join(map(str, files)))
 
 
-def name_run(options: Collection[str], where: str) -> None:
-    """Raises ConfigError if overlays with these options leave a run's name, and so its results, to the paper's."""
+def name_run(options: Mapping[str, Any], overlays: Sequence[Path]) -> None:
+    """Raises ConfigError if overlays with these options don't name the run whose results they make.
+
+    They leave the run's name to the paper's, or lack one of those that the run says it is made of.
+    """
+    where = " + ".join(map(str, overlays))
     if "run" not in options:
         raise ConfigError(
             f"{where}: no overlay names its `run`; add one, for results/<run> (`run: paper`: the paper's)"
+        )
+    named, given = options.get("overlays"), {Path(path).name for path in overlays}
+    if isinstance(named, list) and not {Path(str(one)).name for one in named} <= given:
+        raise ConfigError(
+            f"{where}: run {options['run']} is made of {' '.join(map(str, named))}; give all of them, in this order"
         )
 
 
 def read_spec(kind: type[T], path: Path) -> T:
     """One YAML file as a configuration type; raises ConfigError with one line for each mistake."""
-    return validate(kind, _read(path), str(path))
+    return validate(kind, read_mapping(path), str(path))
 
 
 def hand_on(config: RunConfig) -> None:
@@ -310,7 +319,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         super().flatten_mapping(node)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The options of a YAML file as they stand; raises ConfigError where it holds none."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except FileNotFoundError:

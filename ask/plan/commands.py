@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 
 from ask import hardware
-from ask.config.run import ConfigError, base, read_run
+from ask.config.run import ConfigError, base, read_mapping, read_run
 from ask.errors import AskError
 from ask.paths import Run
 from ask.plan import predict
@@ -218,8 +218,8 @@ def _elsewhere(run: Run, settled: Mapping[str, Any]) -> Iterator[Measured]:
         mine, other = (found.get("precision", "float32") for found in (settled, predict.settled_in(Run(folder.parent))))
         if folder.parent != run.root and mine == other and all(overlay.is_file() for overlay in overlays):
             with suppress(AskError):  # it may be in the making, or of files that are gone
-                named = read_run([base(), *overlays]).overlays if overlays else ()
-                other = load([Path(one) for one in named] or overlays)
+                named = [Path(one) for path in overlays for one in read_mapping(path).get("overlays", ())]
+                other = load(named or overlays)
                 yield predict.finished(other, costs(other))
 
 
