@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from training_jobs import CPU, Interrupted, history, interrupt, load_images, make_job, run, same, weights
 
@@ -73,7 +73,7 @@ def net(**options: Any) -> nn.Module:
 
 
 class Tied(nn.Module):
-    """Layers share a weight and a batch norm; a buffer ``scale`` is constant, or moves in training."""
+    """Layers share a weight and a batch norm; ``scale`` is constant, or moves in training; a ``mask`` holds -inf."""
 
     def __init__(self, moves: bool = True, persistent: bool = True) -> None:
         super().__init__()
@@ -81,6 +81,7 @@ class Tied(nn.Module):
         self.last.weight, self.bn1 = self.late.weight, nn.BatchNorm1d(16)
         self.again, self.fc = self.bn1, nn.Linear(16, 10)
         self.register_buffer("scale", torch.full((), 0.5), persistent=persistent)
+        self.register_buffer("mask", torch.tensor(-torch.inf))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.late(self.bn1(self.first(x.flatten(1))).relu())
@@ -415,8 +416,12 @@ def test_tied_weights_are_averaged_once(tmp_path: Path) -> None:
 
 def test_adopted_weights_may_be_tied_and_their_buffers_may_move(tmp_path: Path) -> None:
     spec = tied(persistent=False).network
-    torch.save(build_own(spec, None, 1, 32, 10, seed=3).module.state_dict(), tmp_path / "theirs.pt")
+    theirs = build_own(spec, None, 1, 32, 10, seed=3).module
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    save_model(theirs, str(tmp_path / "theirs.safetensors"))  # each of the tied ones once
     network = build_own(spec, str(tmp_path / "theirs.pt"), 1, 32, 10)
+    once = build_own(spec, str(tmp_path / "theirs.safetensors"), 1, 32, 10)
+    assert same(dict(once.state_dict()), dict(network.state_dict()))
     save_weights(tmp_path / "weights.safetensors", network, {})
     assert torch.equal(load_network(tmp_path)(images()), network.eval()(images()))
 

@@ -273,15 +273,18 @@ def load_own(network: OwnNetwork, path: Path) -> None:
         state = load_others(path)
     except (FileNotFoundError, ValueError) as error:
         raise OwnModelError(str(error)) from error
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise OwnModelError(f"{path}: {broken[0]} holds NaN or infinite values")
     own = network.module.state_dict()
     for prefix in PREFIXES:
         if state.keys() - own.keys() and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
+    masks = {name for name, _ in network.module.named_buffers()}  # which may hold -inf
+    for name, value in state.items():
+        if value.is_floating_point() and not (value.isnan().logical_not() if name in masks else value.isfinite()).all():
+            raise OwnModelError(f"{path}: {name} holds NaN or infinite values")
+    held = {own[name].data_ptr(): value for name, value in state.items() if name in own}
+    tied = {name: held[value.data_ptr()] for name, value in own.items() if value.data_ptr() in held}
     try:
-        network.module.load_state_dict(state)
+        network.module.load_state_dict(tied | state)  # some files hold tied weights once
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:400]
         raise OwnModelError(f"{path} does not fit {network.spec.factory}: {reason}") from error

@@ -167,7 +167,7 @@ class Run:
         kept, network = self.kept.state_dict(keep_vars=True), self.network.state_dict()
         for mean, now in dict(zip(kept.values(), network.values(), strict=True)).items():
             if mean.is_floating_point():
-                mean.detach().lerp_(now, 1 - decay)
+                mean.detach().mul_(decay).add_(now, alpha=1 - decay)  # not lerp_: -inf of a mask would be NaN
             else:  # the number of batches
                 mean.copy_(now)
 
