@@ -111,6 +111,11 @@ def get_ready() -> None:
     for name in STEPS:
         _parser(name)
     versions()
+    _LOADED.append(True)
+
+
+_LOADED: list[bool] = []
+"""Not empty where the code was loaded before it could change: in the warm worker."""
 
 
 @functools.cache
@@ -191,7 +196,10 @@ def _step(
         # first parallel operation, for its threads inherit the setting.
         torch.set_flush_denormal(True)
     where, (kind, document) = pick_device(device if step.device else "cpu"), _read(name, job)
-    code = code or fingerprint(modules_of(name, document))
+    if not (code and _LOADED):
+        planned, code = code, fingerprint(modules_of(name, document))
+        if planned not in ("", code):
+            raise AskError("the code has changed since this job was planned; start the run again")
     place = Place(Run(run), data, where, code, mirror or None, cuda_graphs, log=lambda line: print(line, flush=True))
     with card(needed(name, kind), place.log) if where.type == "cuda" else nullcontext():
         perform(name, job, place)

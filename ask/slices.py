@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -29,7 +29,7 @@ from ask.hardware import describe, digest_of, pick_device
 from ask.plan.graph import required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, claims_job, load, plan_run, report_job
-from ask.plan.why import notes, record_by, record_of
+from ask.plan.why import notes, other_parameters, record_by, record_of
 from ask.steps import STEPS
 
 FINISHED, FAILED, MORE = 0, 1, 75
@@ -205,26 +205,31 @@ def _subject(path: Path) -> tuple[str, str]:
     return path.parts[-3], path.parts[-2].partition("-seed")[0]
 
 
-def stale(plan: Plan, path: Path) -> str:
+def stale(plan: Plan, path: Path, sized: bool = True) -> str:
     """Why a cell, calibration or example has to be measured (again); empty if its record is what the plan asks for.
 
-    A record counts if it, and records here of trainings and calibrations that it needs, are of the planned jobs, with
-    at least as many trials, and it of the weights here, if any. Code and a user's images are compared by ``ask why``.
+    A record counts if it, and records here of trainings, calibrations and cells that it needs, are of the planned jobs,
+    with at least as many trials (unless it need not be ``sized`` as planned, nor for all classifiers), and it of the
+    weights here, if any, and of what calibrations here have picked. Code and a user's images are compared by ``ask
+    why``.
     """
-    if not all(output.is_file() for output in plan.tasks[path].outputs):
+    task = plan.tasks[path]
+    if not all(output.is_file() for output in task.outputs):
         return "not measured"
     record = record_of(path)
-    if not covers(current(record.get("job") or {}), plan.tasks[path].document):
+    if not covers(current(record.get("job") or {}), task.document, sized):
         return "measured with other settings"
-    for task in (plan.tasks[one] for one in required(plan.tasks, [path]) - {path}):
-        made = record_by(task).get("job") if task.name in ("train", "calibrate") else None
-        if made and not covers(current(made), task.document):
-            return f"measured with other settings of {task.output}"
+    for one in (plan.tasks[need] for need in required(plan.tasks, [path]) - {path}):
+        made = record_by(one).get("job") if one.name in ("train", "adopt", "calibrate") else None
+        if made and not covers(current(made), one.document):
+            return f"measured with other settings of {one.output}"
+        if one.name == "attack" and one.done and (why := stale(plan, one.output, sized)):
+            return f"made of {one.output}, which was {why}"
     for model, digest in (record.get("weights") or {}).items():
         weights = plan.run.weights(*model.split("/"))
         if weights.is_file() and digest_of(weights) != digest:
             return f"measured on other weights of {model}"
-    return ""
+    return "measured with other parameters than calibrated" if other_parameters(task, record) else ""
 
 
 def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:
@@ -383,14 +388,19 @@ def render(plan: Plan) -> None:
 def _measured(plan: Plan, name: str) -> tuple[dict[str, Any], str]:
     """What can be shown of an artifact, if need be without data sets or models that lack anything; how much that is."""
 
+    @cache
+    def there(path: Path) -> bool:
+        counts = path in plan.tasks and "features" in plan.tasks[path].document
+        return not stale(plan, path, sized=False) if counts and path.is_file() else path.is_file()
+
     def whole(plan: Plan) -> bool:
-        return name in plan.artifacts and all(need.is_file() for need in plan.tasks[plan.shown(name)].needs)
+        return name in plan.artifacts and all(map(there, plan.tasks[plan.shown(name)].needs))
 
     config, job, cells = plan.config, plan.artifacts[name], plan.cells_of(name)
     if whole(plan):
         return job, "whole"
-    lacking = [_subject(path) for path in cells if not path.is_file()]
-    unbegun = {path.parts[-3] for path in cells} - {path.parts[-3] for path in cells if path.is_file()}
+    lacking = [_subject(path) for path in cells if not there(path)]
+    unbegun = {path.parts[-3] for path in cells} - {path.parts[-3] for path in cells if there(path)}
     paper_names = {stand_in.dataset: paper for paper, stand_in in config.stand_ins.items()}
     for datasets in ({dataset for dataset, _ in lacking}, unbegun):
         absent = {paper_names.get(dataset, dataset) for dataset in datasets}
@@ -401,4 +411,5 @@ def _measured(plan: Plan, name: str) -> tuple[dict[str, Any], str]:
             labels = sorted((config.models.get(one) or config.datasets[one]).label for one in absent)
             note = f"Not measured yet, and left out: {('; ' if ',' in ''.join(labels) else ', ').join(labels)}."
             return {**rest.artifacts[name], "notes": [*rest.artifacts[name]["notes"], note]}, "in part"
-    return {}, "not measured"
+    other = any(path.is_file() and not there(path) for path in cells)
+    return {}, "measured with other settings" if other else "not measured"

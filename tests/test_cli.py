@@ -88,6 +88,14 @@ def test_every_step_has_the_same_options(name, capsys):
     assert options == {"--help", "--job", "--run", "--data", "--device", "--code", "--mirror", "--cuda-graphs"}
 
 
+def test_a_job_that_was_planned_with_other_code_is_not_run(tmp_path, capsys):
+    """Its record would vouch for code that did not make it."""
+    job = '{"features": {"dataset": "digits", "model": "none", "network": null}, "layer": "input"}'
+    status, said = run(capsys, "index", "--job", job, "--run", str(tmp_path), "--device", "cpu", "--code", "0" * 16)
+    assert status == 1
+    assert "the code has changed since this job was planned; start the run again" in said.err
+
+
 def test_a_step_loads_only_its_own_modules():
     """What fails before it computes has loaded neither another step's module nor the report's libraries."""
     status, _, messages, imported = cold("index", "--job", "{}")

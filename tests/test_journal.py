@@ -22,11 +22,14 @@ from ask.measure import blocks, journal
 from ask.measure.evaluator import Evaluator
 from ask.measure.place import Place, build_index
 from ask.paths import Run
+from ask.plan.provenance import fingerprint
+from ask.steps import modules_of
 from ask.tensorfile import load_tensors
 
 RAW = FeatureSpec(dataset="digits", model="raw", network=None)
 CLASSIFIERS = tuple(ClassifierSpec(similarity="l2", layers=("input",), k=k) for k in (1, 5))
 ASK = ASKAttackConfig(layers=("input",), eps=40 / 255, step_size=4 / 255, steps=5, tau=0.1)
+CODE = fingerprint(modules_of("attack", {"attack": {"name": "ask"}}))
 ADVKNN = AdvKnnConfig(layers=("input",), eps=40 / 255, step_size=4 / 255, steps=5)
 
 
@@ -41,7 +44,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def place(data, tmp_path):
-    made = Place(run=Run(tmp_path / "run"), data=data, device=torch.device("cpu"), code="0" * 16)
+    made = Place(run=Run(tmp_path / "run"), data=data, device=torch.device("cpu"), code=CODE)
     build_index(IndexJob(features=RAW, layer="input"), made)
     return made
 

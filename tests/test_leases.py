@@ -176,7 +176,7 @@ def test_a_step_computes_on_the_card_that_it_holds(two_cards, monkeypatch, tmp_p
     monkeypatch.setattr("ask.cli.find", lambda does: attack)
     monkeypatch.setattr("ask.hardware.usage", lambda device: {})
     text = '{"features": {"dataset": "digits", "model": "none", "network": null}, "layer": "input"}'
-    assert main(["index", "--job", text, "--run", str(Run(tmp_path).root), "--device", "cuda", "--code", "x"]) == 0
+    assert main(["index", "--job", text, "--run", str(Run(tmp_path).root), "--device", "cuda"]) == 0
     assert held == [2048]
     assert not list((tmp_path / f"ask-cards-{os.getuid()}").glob("GPU-*/*"))
 

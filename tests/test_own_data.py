@@ -32,6 +32,7 @@ from ask.plan.graph import Task
 from ask.plan.planner import Plan, plan_run, report_job
 from ask.plan.preflight import SIDES, counted, inspect
 from ask.plan.tasks import key_of
+from ask.plan.why import arrived
 from ask.report.evidence import describe, warn
 from ask.report.tables import render_table
 from ask.steps import LONGEST
@@ -69,7 +70,8 @@ def test_a_fingerprint_is_of_names_sizes_and_times_or_content(images, tmp_path, 
     folder = shutil.copytree(images, tmp_path / "imgs")
     before, one = fingerprint(folder, by), folder / "train/c0/0.png"
     assert fingerprint(folder, by) == before
-    (folder / "train/.DS_Store").touch()
+    for name in ("train/.DS_Store", "README.txt", "train/notes"):
+        (folder / name).touch()
     assert fingerprint(folder, by) == before
     one.rename(one.with_name("z.png"))
     assert fingerprint(folder, by) != before
@@ -244,6 +246,16 @@ def test_a_run_that_can_work_has_nothing_to_remark(images):
     assert inspect(with_own(images)) == []
     assert inspect(with_own(images, ["table03"], image_size=16, network=NETWORK, training={"holdout": 6})) == []
     assert inspect(planned("paper")) == inspect(planned("demo")) == []
+
+
+def test_evidence_of_own_images_does_not_stand_where_these_may_differ(images, tmp_path, monkeypatch):
+    """As in a clone, which has records alone; published data are the same everywhere."""
+    for plan, stands in ((with_own(images), False), (planned("raw-pixels"), True)):
+        monkeypatch.chdir(tmp_path)
+        cell = next(task for task in plan.of("attack") if task.job.attack is None and not task.job.features.network)
+        cell.output.parent.mkdir(parents=True)
+        cell.output.write_text(json.dumps({"job": cell.document}))
+        assert (cell.output in arrived(plan.tasks, plan.run)[0]) == stands
 
 
 def test_data_that_nothing_shows_are_remarked(images):

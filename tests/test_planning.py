@@ -191,6 +191,26 @@ def test_evidence_that_came_without_notes_is_put_in_order(tmp_path: Path, monkey
     assert not cell.output.exists(), "a record that was deleted is measured again, whatever else of it is there"
 
 
+def test_what_was_drawn_or_replaced_since_snakemake_noted_it_is_judged_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ask render` draws what there is; files of another machine may land on those of this one."""
+    monkeypatch.chdir(tmp_path)
+    plan = planned("raw-pixels")
+    table, cell = plan.of("table")[0].output, plan.of("attack")[0]
+    for path, content in ((table, ""), (cell.output, json.dumps({"job": cell.document | {"seed": 7}}))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        why.notes(path).parent.mkdir(parents=True, exist_ok=True)
+        assert path in why.arrived(plan.tasks, plan.run)[1]
+        why.notes(path).touch()
+        assert path not in why.arrived(plan.tasks, plan.run)[1], "Snakemake made it here, and knows"
+        os.utime(path, (2**31, 2**31))
+        assert path in why.arrived(plan.tasks, plan.run)[1]
+    reason = SimpleNamespace(incomplete_output=(), params_changed=(), code_changed=False, updated_input={why.OTHER})
+    assert why.in_words(plan.tasks[table], reason, {}) == "drawn without Snakemake, from what was there then"
+
+
 def test_what_is_not_counted_takes_the_time_of_a_table() -> None:
     plan = planned("demo")
     found = costs(plan)

@@ -189,6 +189,8 @@ def test_steps_depend_on_what_they_run():
         modules_of("train", {})
     )
     assert not any(name.startswith(("ask.report", "ask.config.run", "ask.training")) for name in attack)
+    claims = provenance.closure(modules_of("claims", {}))
+    assert "ask.config.claims" in claims, "how claims are judged stands in no job"
     for step in ("table", "figure", "report"):
         assert not any(
             name.startswith(("ask.attacks", "ask.models.networks", "ask.knn.search"))

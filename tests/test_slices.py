@@ -21,6 +21,7 @@ from ask.config.run import ConfigError, load_run, merge, read_spec
 from ask.config.stored import covers
 from ask.errors import AskError
 from ask.files import locked
+from ask.plan import why
 from ask.plan.planner import entries, load, plan_run
 from ask.plan.why import notes
 from ask.slices import merge_command, pack_command, stale, targets_of
@@ -135,8 +136,37 @@ def test_a_record_counts_if_it_is_of_the_planned_job_and_of_the_weights_here(hom
         needed.unlink()
     weights.write_bytes(b"another")
     assert stale(plan, path) == f"measured on other weights of {name}"
+    weights.write_bytes(b"one")
     assert covers({"trials": 20, "k": 5}, {"trials": 3, "k": 5})
     assert not covers({"trials": 3, "k": 5}, {"trials": 20, "k": 5})
+
+
+def test_what_was_measured_with_other_parameters_or_settings_is_not_shown(home):
+    """A calibration was made anew, or the configuration has another seed; what is smaller than planned is shown."""
+    plan = load([Path("config/raw-pixels.yaml")])
+    for path in plan.cells_of("table05"):
+        task = plan.tasks[path]
+        for need in (need for need in task.needs if "calibration" in need.parts):
+            need.parent.mkdir(parents=True, exist_ok=True)
+            need.write_text(json.dumps({"job": plan.tasks[need].document, "picked": {"tau": 0.1, "alpha": 0.1}}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        setting = {"tau": {"input": 0.1}, "omega": {"input": 1.0}} if task.job.tau_from else {"alpha": 0.1}
+        path.write_text(json.dumps({"job": task.document, "setting": setting if task.job.attack else {}}))
+        path.with_suffix(".npz").touch()
+    assert slices._measured(plan, "table05")[1] == "whole"
+    assert path not in why.arrived(plan.tasks, plan.run)[1]
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"job": kept["job"] | {"trials": 1}}))
+    assert stale(plan, path) == "measured with other settings"
+    assert slices._measured(plan, "table05")[1] == "whole"
+    path.write_text(json.dumps(kept | {"job": kept["job"] | {"seed": 7}}))
+    assert slices._measured(plan, "table05")[1] in ("in part", "measured with other settings")
+    path.write_text(json.dumps(kept | {"setting": {"tau": {"input": 0.3}, "omega": {"input": 1.0}}}))
+    assert stale(plan, path) == "measured with other parameters than calibrated"
+    assert path in why.arrived(plan.tasks, plan.run)[1]
+    path.write_text(json.dumps(kept))
+    path.with_suffix(".npz").unlink()
+    assert slices._measured(plan, "table05")[1] != "whole", "intervals are of predictions"
 
 
 def test_models_whose_labels_have_commas_are_told_apart_where_they_are_left_out(home):
@@ -144,7 +174,8 @@ def test_models_whose_labels_have_commas_are_told_apart_where_they_are_left_out(
     for path in plan.cells_of("control-loss"):
         if path.parts[-2].partition("-seed")[0] in ("at", "ask-def"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_text(json.dumps({"job": plan.tasks[path].document}))
+            path.with_suffix(".npz").touch()
     job, state = slices._measured(plan, "control-loss")
     assert state == "in part"
     left_out = "Not measured yet, and left out: ASK-Def, eps 4; ASK-Def, longer steps; AT+SNN; AT, at ASK-Def's cost"

@@ -48,11 +48,15 @@ def _one_type_an_attack(job: Mapping[str, Any]) -> dict[str, Any]:
     return given | {"attack": attack.model_dump(mode="json")}
 
 
-def covers(measured: Mapping[str, Any], planned: Mapping[str, Any]) -> bool:
-    """Whether a job is the planned one, with at least as many trials; those of an analysis are its cell's."""
+def covers(measured: Mapping[str, Any], planned: Mapping[str, Any], sized: bool = True) -> bool:
+    """Whether a job is the planned one, with at least as many trials; those of an analysis are its cell's.
+
+    If it need not be ``sized`` as planned, it may have fewer trials, and other classifiers.
+    """
 
     def bare(job: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: bare(value) if name == "cell" else value for name, value in job.items() if name != "trials"}
+        size = ("trials",) if sized else ("trials", "classifiers")
+        return {name: bare(value) if name == "cell" else value for name, value in job.items() if name not in size}
 
     trials = [(job.get("cell") or job).get("trials") or 0 for job in (measured, planned)]
-    return bare(measured) == bare(planned) and trials[0] >= trials[1]
+    return bare(measured) == bare(planned) and (not sized or trials[0] >= trials[1])

@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -145,8 +145,7 @@ def _tree(paths: list[Path]) -> dict[str, dict[str, list[Member]]]:
     found: dict[str, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
         shown = [member for member in members(path) if not _HIDDEN.search(member.name)]
-        tops = {member.name.partition("/")[0] for member in shown}
-        around = f"{tops.pop()}/" if len(tops) == 1 and not tops & {"train", "test", "val"} else ""
+        around = _around([member.name for member in shown])
         for member in shown:
             name = member.name.removeprefix(around)
             place = _PLACE.fullmatch(name)
@@ -157,16 +156,24 @@ def _tree(paths: list[Path]) -> dict[str, dict[str, list[Member]]]:
     return found
 
 
+def _around(names: Iterable[str]) -> str:
+    """The one folder around all splits, if there is one, with a slash."""
+    tops = {name.partition("/")[0] for name in names}
+    return f"{tops.pop()}/" if len(tops) == 1 and not tops & {"train", "test", "val"} else ""
+
+
 def fingerprint(path: Path, by: Literal["times", "content"] = "times") -> str:
     """What changes (16 hex digits) when a folder's files or an archive do; empty if there is neither.
 
     Args:
-        path: Folder or archive; a folder's hidden files do not count.
+        path: Folder or archive; of a folder's files those count that lie where images do.
         by: Names, sizes and times, or names and content, of which the second reads everything.
     """
     files = [("", path)] if path.is_file() else []
     if path.is_dir():
-        files = sorted((name, Path(entry.path)) for name, entry in _walk(path) if not _HIDDEN.search(name))
+        shown = sorted((name, Path(entry.path)) for name, entry in _walk(path) if not _HIDDEN.search(name))
+        around = _around([name for name, _ in shown])
+        files = [(name, file) for name, file in shown if _PLACE.fullmatch(name.removeprefix(around))]
     whole = hashlib.sha256()
     for name, file in files:
         facts = file.stat() if file.exists() else None

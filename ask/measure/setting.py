@@ -9,14 +9,16 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ask.config.jobs import BlockJob, CalibrationJob, CellJob
-from ask.measure.place import Place
 from ask.paths import Run
 from ask.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ask.measure.place import Place
 
 
 def reference_seed(job: CellJob | BlockJob, trial: int) -> int:
@@ -32,25 +34,12 @@ def start_seed(job: CellJob, trial: int) -> int:
 class Setting:
     """A cell's attack with what other jobs found for it: tau and omega, alpha and learning rate, or blocks."""
 
-    def __init__(self, job: CellJob, place: Place) -> None:
-        self.job, self.place = job, place
-        self.known: dict[str, Any] = {}
-        layers, attack = layers_of(job.attack), job.attack
-        if attack is not None and attack.name == "ask":
-            tau = attack.tau if isinstance(attack.tau, Mapping) else dict.fromkeys(layers, attack.tau)
-            if attack.tau is None:
-                picked = [read_picked(place.run, job, name)["tau"] for name in job.tau_from]
-                tau = dict(zip(layers, picked, strict=True))
-            omega = {layer: attack.omega.get(layer, 0.0) if attack.omega else 1 / len(layers) for layer in layers}
-            if job.omega_from:
-                omega = shares(read_picked(place.run, job, job.omega_from), layers)
-            self.known = {"tau": tau, "omega": omega}
-        if job.alpha_from:
-            self.known = parameters(read_picked(place.run, job, job.alpha_from), attack)
-        self.config: Any = attack and attack.model_copy(update=self.known)
+    def __init__(self, job: CellJob, place: "Place") -> None:
+        self.job, self.place, self.known = job, place, parameters_of(job, place.run)
+        self.config: Any = job.attack and job.attack.model_copy(update=self.known)
 
     @cached_property
-    def _stacked(self) -> dict[str, list[Tensor]]:
+    def _stacked(self) -> "dict[str, list[Tensor]]":
         """Parameters of AdvKnn's blocks of all trials, by layer."""
         from ask.tensorfile import load_tensors
 
@@ -60,7 +49,7 @@ class Setting:
             found[layer] = [tensors[key].to(self.place.device) for key in sorted(tensors)]
         return found
 
-    def blocks(self, trial: int) -> dict[str, tuple[Tensor, ...]]:
+    def blocks(self, trial: int) -> "dict[str, tuple[Tensor, ...]]":
         """A trial's parameters of AdvKnn's blocks by layer; empty for other attacks."""
         return {layer: tuple(tensor[trial] for tensor in stacked) for layer, stacked in self._stacked.items()}
 
@@ -74,6 +63,22 @@ class Setting:
             for tensor in tensors:
                 found.update(tensor.cpu().numpy().tobytes())
         return found.hexdigest()[:16]
+
+
+def parameters_of(job: CellJob, run: Run) -> dict[str, Any]:
+    """A cell's parameters that calibrations picked, or that stand for these."""
+    layers, attack = layers_of(job.attack), job.attack
+    if job.alpha_from:
+        return parameters(read_picked(run, job, job.alpha_from), attack)
+    if attack is None or attack.name != "ask":
+        return {}
+    tau = attack.tau if isinstance(attack.tau, Mapping) else dict.fromkeys(layers, attack.tau)
+    if attack.tau is None:
+        tau = dict(zip(layers, [read_picked(run, job, name)["tau"] for name in job.tau_from], strict=True))
+    omega = {layer: attack.omega.get(layer, 0.0) if attack.omega else 1 / len(layers) for layer in layers}
+    if job.omega_from:
+        omega = shares(read_picked(run, job, job.omega_from), layers)
+    return {"tau": tau, "omega": omega}
 
 
 def layers_of(attack: Any) -> tuple[str, ...]:

@@ -46,6 +46,11 @@ class Task:
         return STEPS[self.name]
 
     @property
+    def evidence(self) -> list[Path]:
+        """A record, and the predictions beside it if it has any."""
+        return [self.output, *(self.output.with_suffix(one) for one in self.step.suffixes if one == ".npz")]
+
+    @property
     def outputs(self) -> list[Path]:
         """All files that it makes, the main one first."""
         found = [self.output, *(self.output.with_suffix(suffix) for suffix in self.step.suffixes)]

@@ -190,7 +190,8 @@ class _Planner:
         for name, document in result.artifacts.items():
             example = result.run.example(name)
             drawn = [example, example.with_suffix(".npz")] if document["kind"] in ("pictures", "boundaries") else None
-            make.put(document["kind"], document, drawn or result.cells_of(name))
+            read = [path for cell in result.cells_of(name) for path in make.tasks[cell].evidence]
+            make.put(document["kind"], document, drawn or read)
         shown = [path for name in result.artifacts for path in make.tasks[result.shown(name)].outputs]
         make.put("claims", claims_job(self.config, result), [*shown, PAPER / "claims.csv", PAPER / "claims.yaml"])
         measured = [task.output for task in result.of(*MEASUREMENTS)]

@@ -19,6 +19,8 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent.parent
 ASIDE = ("ask.config.", "ask.hardware")
+COUNTED = ("ask.config.claims", "ask.config.stored")
+"""Which stand in no job: how claims are judged, and what stored settings mean."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def closure(modules: Iterable[str], package: Path = PACKAGE) -> set[str]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found or (name.startswith(ASIDE) and name != "ask.config.stored"):
+        if name in found or (name.startswith(ASIDE) and name not in COUNTED):
             continue
         found.add(name)
         waiting.extend(read(name, package).imports)

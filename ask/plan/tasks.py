@@ -117,7 +117,7 @@ class TaskMaker:
             own = final.model_copy(update={"classifiers": (classifier,)})
             layer = classifier.layers[-1]
             job = jobs.FailureJob(id=name, cell=own, similarity=classifier.similarity, layer=layer)
-            self.put("failures", job, [self._output(cell), *self._reads(own, [classifier])])
+            self.put("failures", job, [*self.tasks[self._output(cell)].evidence, *self._reads(own, [classifier])])
 
         self._later[self._output(cell).with_stem(name)] = lambda: make(self._final(cell))
         return name
@@ -182,7 +182,8 @@ class TaskMaker:
             own = tuple(self._final(cell, trials=1, classifiers=()) for cell in cells)
             job = jobs.ExampleJob(id=name, cells=own, classifier=classifier, class_index=class_index)
             reads = (path for cell in own for path in self._reads(cell, [classifier]))
-            self.put("example", job, [*map(self._output, cells), *reads])
+            read = (path for cell in cells for path in self.tasks[self._output(cell)].evidence)
+            self.put("example", job, [*read, *reads])
 
         self._later[Path(name)] = make
 

@@ -23,6 +23,7 @@ from ask.config.stored import covers, current
 from ask.errors import AskError
 from ask.hardware import digest_of
 from ask.measure.journal import without_trials
+from ask.measure.setting import parameters_of
 from ask.paths import Run
 from ask.plan.graph import Task, Tasks, in_order
 from ask.plan.provenance import closure, fingerprint, read
@@ -119,23 +120,43 @@ def arrived(tasks: Tasks, run: Run) -> tuple[set[Path], dict[Path, list[Path]]]:
     Returns:
         Outputs that stand and need nothing: weights, and what was measured on just these, so that a run goes on with
         what is missing, though data and indexes, which do not travel, are made anew. Their records are of the planned
-        jobs, and so are those of all that they read. And outputs of other settings, or measured on other weights than
-        those here, which file times alone would let pass, each with a file that is newer, to be made again.
+        jobs, and so are those of all that they read; where data are a user's own images, which may differ here, none
+        stands. And outputs of other settings, measured on other weights than those here or with other parameters than
+        calibrated, or drawn from what was there then, all of which file times alone would let pass, each with a file
+        that is newer, to be made again.
     """
     standing, other, newer = set[Path](), dict[Path, list[Path]](), run.root / "scratch" / OTHER
     for task in in_order(tasks):
-        if task.name in MADE_ALIKE or task.step.stage in (RENDERED, LAST) or not task.done or _noted(task.output):
+        if task.name in MADE_ALIKE or not task.done or _noted(task.output):
+            continue
+        if task.step.stage in (RENDERED, LAST):
+            other[task.output] = [newer]
             continue
         reads, record = [tasks[need] for need in task.needs if need in tasks], record_by(task)
         weights = {run.weights(*model.split("/")): digest for model, digest in (record.get("weights") or {}).items()}
         alike = all(digest_of(path) == digest for path, digest in weights.items() if path.is_file())
+        alike = alike and not other_parameters(task, record)
         if not (alike and covers(current(record.get("job") or {}), task.document)):
             other |= {task.output: [newer]} if record.get("job") else {}
-        elif weights.keys() <= standing and all(one.output in standing or one.name in MADE_ALIKE for one in reads):
+        elif weights.keys() <= standing and all(one.output in standing or _made_alike(one) for one in reads):
             standing.add(task.output)
     if other:
         files.write_text(newer, "")
     return standing, other
+
+
+def _made_alike(task: Task) -> bool:
+    """Whether it makes the same wherever it is run."""
+    return task.name in MADE_ALIKE and not getattr(task.job, "content", "")
+
+
+def other_parameters(task: Task, record: Mapping[str, Any]) -> bool:
+    """Whether a cell was measured with other parameters than those that the calibrations here have picked."""
+    if task.name != "attack" or "setting" not in record:  # the first records knew their calibrations' names alone
+        return False
+    with suppress(FileNotFoundError):  # a calibration that is not here
+        return bool(parameters_of(task.job, Run(task.output.parents[3])) != record["setting"])
+    return False
 
 
 def record_by(task: Task) -> dict[str, Any]:
@@ -163,8 +184,9 @@ def record_of(path: Path) -> dict[str, Any]:
 
 
 def _noted(path: Path) -> bool:
-    """Whether Snakemake made a file here, and noted how."""
-    return notes(path).is_file()
+    """Whether Snakemake made a file here, and noted how; not if it was replaced since."""
+    noted = notes(path)
+    return noted.is_file() and not (path.is_file() and path.stat().st_mtime_ns > noted.stat().st_mtime_ns)
 
 
 def notes(path: Path) -> Path:
@@ -187,8 +209,11 @@ def in_words(task: Task, reason: Any, known: Mapping[str, Any]) -> str:
         newer = min(reason.updated_input, key=lambda one: (Path(one).name != OTHER, one))
         if Path(newer).name != OTHER:
             return f"{newer} is newer"
-        if covers(job := current(record_by(task).get("job") or {}), task.document):
-            return "measured on other weights"
+        if task.step.stage in (RENDERED, LAST):
+            return "drawn without Snakemake, from what was there then"
+        if covers(job := current((record := record_by(task)).get("job") or {}), task.document):
+            what = "with other parameters than calibrated" if other_parameters(task, record) else "on other weights"
+            return f"measured {what}"
         return f"measured with other settings: {'; '.join(summary(job, task.document))}"
     if reason.missing_output:
         return "not made yet"
