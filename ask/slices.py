@@ -232,6 +232,12 @@ def stale(plan: Plan, path: Path, sized: bool = True) -> str:
     return "measured with other parameters than calibrated" if other_parameters(task, record) else ""
 
 
+def counts(plan: Plan, path: Path) -> bool:
+    """Whether a file is there and, if it is a measurement on features, of the planned settings, whatever its size."""
+    judged = path in plan.tasks and plan.tasks[path].name in ("attack", "failures", "timing", "example")
+    return path.is_file() and not (judged and stale(plan, path, sized=False))
+
+
 def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:
     """Make a slice until it is finished, something fails or ``deadline`` (of ``time.monotonic``) is near."""
     scratch = plan.run.root / "scratch"
@@ -387,11 +393,7 @@ def render(plan: Plan) -> None:
 
 def _measured(plan: Plan, name: str) -> tuple[dict[str, Any], str]:
     """What can be shown of an artifact, if need be without data sets or models that lack anything; how much that is."""
-
-    @cache
-    def there(path: Path) -> bool:
-        counts = path in plan.tasks and "features" in plan.tasks[path].document
-        return not stale(plan, path, sized=False) if counts and path.is_file() else path.is_file()
+    there = cache(partial(counts, plan))
 
     def whole(plan: Plan) -> bool:
         return name in plan.artifacts and all(map(there, plan.tasks[plan.shown(name)].needs))

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,14 +124,16 @@ def status(
         for name in targets:
             print(partial_table(planned.artifacts[name], planned.run))
         return
-    rows = []
+    from ask.slices import counts
+
+    rows, there = [], cache(partial(counts, planned))
     for name, paths in targets.items():
         needs = [planned.tasks[path] for path in required(planned.tasks, paths) - set(paths)]
-        measured = [task for task in needs if task.step.stage in ("attacks", "analyses")]
-        trained = [task for task in needs if task.name in ("train", "adopt")]
+        measured = [task.output for task in needs if task.step.stage in ("attacks", "analyses")]
+        trained = [task.output for task in needs if task.name in ("train", "adopt")]
         whole, some = (all(getattr(planned.tasks[path], how) for path in paths) for how in ("whole", "done"))
-        rendered = "yes" if whole else "in part" if some else "no"
-        rows.append((name, _of(trained), _of(measured), rendered))
+        rendered = "yes" if whole and all(map(there, measured)) else "in part" if some else "no"
+        rows.append((name, *(_of(list(map(there, tasks))) for tasks in (trained, measured)), rendered))
     print(_table(("artifact", "models", "measurements", "rendered"), rows))
 
 
@@ -271,8 +274,8 @@ def _show(found: Mapping[str, Any], here: str) -> None:
     print(ASSUMED)
 
 
-def _of(tasks: Sequence[Task]) -> str:
-    return f"{sum(task.done for task in tasks)} of {len(tasks)}" if tasks else "–"
+def _of(done: Sequence[bool]) -> str:
+    return f"{sum(done)} of {len(done)}" if done else "–"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
