@@ -88,11 +88,21 @@ def test_a_killed_holder_gives_its_card_back(tmp_path):
 
 
 def test_one_that_wants_a_card_alone_is_not_overtaken(tmp_path):
-    with holders(tmp_path, (16, 3), (16, 3)):
+    def waits() -> bool:
+        try:
+            with locked(tmp_path / "leases/turn", wait=False):
+                return False
+        except BlockingIOError:
+            return True
+
+    with holders(tmp_path, (16, 60), (16, 60)) as first:
         wait_until(lambda: len(seen(tmp_path)) == 2)
         with holders(tmp_path, (0, 0)) as alone:
-            time.sleep(1)
+            wait_until(waits)
             with holders(tmp_path, (8, 0)) as small:  # would fit beside the first two at once
+                time.sleep(2)
+                for one in first:
+                    one.kill()
                 assert (alone[0].wait(20), small[0].wait(20)) == (0, 0)
     takes = [int(need) for what, _, need, _ in seen(tmp_path) if what == "takes"]
     assert takes == [16, 16, 24, 8]
