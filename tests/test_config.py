@@ -12,7 +12,7 @@ from plans import PAPER, ROOT, jobs, planned
 
 from ask.config import reference
 from ask.config.artifacts import ArtifactConfig
-from ask.config.run import ConfigError, _read, hand_on, load_artifacts, load_run, merge, read_run
+from ask.config.run import ConfigError, hand_on, load_artifacts, load_run, merge, read_mapping, read_run
 from ask.plan.planner import entries, load, plan_of, plan_run
 from ask.plan.settings import Resolver
 
@@ -342,7 +342,7 @@ def test_a_key_stands_once(tmp_path):
         read_run([path])
     path.write_text("a: &a {x: 1}\nb: &b {<<: *a, x: 2, y: 3}\nc:\n  d: {<<: *b, y: 4}\n  e: {<<: [*a, *b], x: 5}\n")
     merged = {"a": {"x": 1}, "b": {"x": 2, "y": 3}, "c": {"d": {"x": 2, "y": 4}, "e": {"x": 5, "y": 3}}}
-    assert _read(path) == merged
+    assert read_mapping(path) == merged
 
 
 def test_an_attack_that_is_added_is_named_in_one_place():
