@@ -163,6 +163,7 @@ EDITS = {
         OWN_IMAGES,
     ),
     "an image touched": (touched("imgs/test/c2/0.png"), OWN_IMAGES),
+    "a file beside the images": (lambda folder: (folder / "imgs/README.txt").touch(), ""),
     "a hidden file": (lambda folder: (folder / "imgs/train/.DS_Store").touch(), ""),
     "how changes are told": (dataset(fingerprint="content"), OWN_IMAGES),
     "side of the images": (dataset(image_size=6), "not made yet"),
@@ -192,6 +193,7 @@ EDITS = {
     "a rule": (replaced("rules/index.smk", "python -m ask index", "nice python -m ask index"), "its rule has changed"),
     "predictions lost": (gone(f"{CELL}.npz"), ""),
     "a table lost": (gone(f"{TABLES}.csv"), "not made yet"),
+    "a table drawn since": (touched(f"{TABLES}.csv"), "drawn without Snakemake"),
     "a table's Markdown lost": (gone(f"{TABLES}.md"), ""),
     "the index lost": (gone("results/own/index/mine/raw/input.npy"), ""),
     "the index touched": (touched("results/own/index/mine/raw/input.npy"), ""),
@@ -202,7 +204,7 @@ EDITS = {
         replaced("config/paper/claims.yaml", "\n", "\n\n"),
         "config/paper/claims.yaml is newer",
     ),
-    "notes of Snakemake lost": (gone(".snakemake/metadata"), ""),
+    "notes of Snakemake lost": (gone(".snakemake/metadata"), "drawn without Snakemake"),
 }
 
 
