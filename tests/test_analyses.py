@@ -29,7 +29,7 @@ from ask.measure.evaluator import draw_references, pick_test_images
 from ask.measure.example import RULES, show
 from ask.measure.failures import analyse
 from ask.measure.place import Place, build_index
-from ask.measure.setting import reference_seed
+from ask.measure.setting import Setting, reference_seed
 from ask.measure.timing import measure
 from ask.paths import Run
 from ask.report.numbers import MissingValueError
@@ -108,10 +108,29 @@ def test_blocks_of_all_trials_are_kept_and_differ(place):
     tensors, _ = load_tensors(place.run.blocks("digits", "raw", "l2"))
     assert [tuple(tensors[name].shape) for name in "01"] == [(2, 64, 10), (2, 1, 10)]
     assert not torch.equal(tensors["0"][0], tensors["0"][1])
+    for trial in range(2):
+        weight, bias = Setting(cell("advknn"), place).blocks(trial)["input"]
+        assert torch.equal(weight, tensors["0"][trial])
+        assert torch.equal(bias, tensors["1"][trial])
 
 
-def test_failures_equal_a_count_by_hand(place):
-    job = FailureJob(id="f", cell=cell("ask"), similarity="cosine", layer="input", confidence_k=20, gap_k=3)
+def test_blocks_under_cosine_similarity_know_no_lengths(place, tmp_path):
+    """A cell's attack shows them features of length 1."""
+    pool = np.load(place.run.index("digits", "raw", "input"))
+    found = []
+    for name, lengths in (("one", 1), ("other", np.random.default_rng(0).uniform(1, 9, (len(pool), 1)))):
+        own = Place(Run(tmp_path / name), place.data, place.device)
+        own.run.index("digits", "raw", "input").parent.mkdir(parents=True)
+        np.save(own.run.index("digits", "raw", "input"), (pool * lengths).astype(np.float32))
+        fit(block_job().model_copy(update={"similarity": "cosine"}), own)
+        found.append(load_tensors(own.run.blocks("digits", "raw", "l2"))[0])
+    for tensor, other in zip(found[0].values(), found[1].values(), strict=True):
+        torch.testing.assert_close(tensor, other, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l2"])
+def test_failures_equal_a_count_by_hand(place, similarity):
+    job = FailureJob(id="f", cell=cell("ask"), similarity=similarity, layer="input", confidence_k=50, gap_k=3)
     record, by_image = analyse(job, place)
     (found,) = record["results"]
     train = np.load(place.data / "prepared/digits/train_images.npy").reshape(-1, 64) / 255
@@ -121,21 +140,25 @@ def test_failures_equal_a_count_by_hand(place):
     everything = np.load(place.data / "prepared/digits/test_images.npy")
     test = everything[pick_test_images(len(everything), 80, "digits")].reshape(-1, 64) / 255
     for group in ("failures", "successes"):
-        ones, gaps, spread = [], [], []
+        ones, most, gaps, spread = [], [], [], []
         for trial in range(2):
             chosen = draw_references(train_labels, 80, reference_seed(job.cell, trial))
             references, own = train[chosen], train_labels[chosen]
-            flags, values = [], []
+            flags, high, values = [], [], []
             for i, image in enumerate(test):
                 held = robust[trial, i] == labels[i]
                 if clean[trial, i] != labels[i] or held != (group == "failures"):
                     continue
-                cosines = references @ image / np.linalg.norm(references, axis=1) / np.linalg.norm(image)
-                nearest = own[np.argsort(-cosines)[:20]]
-                flags.append(np.bincount(nearest).max() == 20)
-                means = sorted(np.sort(cosines[own == c])[-3:].mean() for c in range(10))
+                near = -np.linalg.norm(references - image, axis=1)
+                if similarity == "cosine":
+                    near = references @ image / np.linalg.norm(references, axis=1) / np.linalg.norm(image)
+                largest = np.bincount(own[np.argsort(-near)[:50]]).max()
+                flags.append(largest == 50)
+                high.append(largest >= 48)
+                means = sorted(np.sort(near[own == c])[-3:].mean() for c in range(10))
                 values.append(means[-1] - means[-2])
             ones.append(np.mean(flags))
+            most.append(np.mean(high))
             gaps.append(np.mean(values))
             spread.append(np.sum((np.array(flags) - np.mean(flags)) ** 2) / len(flags) ** 2)
         images = by_image[f"{group}.confidence_1"]
@@ -143,6 +166,7 @@ def test_failures_equal_a_count_by_hand(place):
         assert images.mean(1) == pytest.approx(ones)
         assert images.var(1) / 80 == pytest.approx(spread)  # a share's p (1 - p) / m, of its m members alone
         assert found[f"{group}.confidence_1"]["trials"] == pytest.approx(ones)
+        assert found[f"{group}.confidence_95"]["trials"] == pytest.approx(most)
         assert found[f"{group}.similarity_gap"]["trials"] == pytest.approx(gaps, abs=1e-5)
     assert found["failures.similarity_gap"]["mean"] > found["successes.similarity_gap"]["mean"]
 
@@ -169,8 +193,19 @@ def test_attacks_are_timed_in_turns_and_set_up_is_counted(place):
         assert min(ms["trials"]) > 0
         with_setup = np.array(ms["trials"]) + 1000 * setup / 80
         np.testing.assert_allclose(result["ms_with_setup"]["trials"], with_setup)
+        for slower, time in (("slower", "ms_per_image"), ("slower_with_setup", "ms_with_setup")):
+            factors = np.divide(result[time]["trials"], results["ask"][time]["trials"])
+            np.testing.assert_allclose(result[slower]["trials"], factors)
     # Five points of 40 images at the seconds an image that were measured.
     assert results["ask"]["setup_seconds"]["mean"] > 5 * 40 * min(results["ask"]["ms_per_image"]["trials"]) / 1000
+
+
+def test_a_time_is_of_the_images_that_were_attacked(place, monkeypatch):
+    monkeypatch.setattr("ask.measure.timing.timed", lambda _, work: work() or 3.0)
+    job = {"id": "t", "cells": (cell("ask", trials=1),), "grid_sizes": (5,), "calibration_images": 40, "rounds": 2}
+    (result,) = measure(TimingJob(images=30, **job), place)["results"]
+    assert result["ms_per_image"]["trials"] == [100, 100]
+    assert result["setup_seconds"]["mean"] == pytest.approx(3 + 5 * 40 * 0.1)
 
 
 def example(**changes):

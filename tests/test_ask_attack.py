@@ -256,6 +256,19 @@ def test_other_images_in_the_batch_do_not_choose_an_images_target(digits):
     assert nearest_wrong_class(alone, labels[:1], 5)[0] == targets(far)[0]
 
 
+def test_layers_count_alike_in_the_choice_of_a_target(digits):
+    references, reference_labels, images, labels = digits
+
+    def targets(scale):
+        near = {}
+        for name, factor, part in (("a", 1, slice(20)), ("b", scale, slice(20, 60))):
+            search = ExactSearch(factor * references.flatten(1)[:, part], reference_labels, similarity="l2")
+            near[name] = search.search(factor * images.flatten(1)[:, part], k_class=5)
+        return nearest_wrong_class(near, labels, 5)
+
+    assert torch.equal(targets(1), targets(1024))
+
+
 def test_no_more_images_than_a_batch_pass_through_the_features(digits):
     references, reference_labels, images, labels = digits
     search, seen = ExactSearch(references.flatten(1), reference_labels), []

@@ -91,6 +91,19 @@ def test_square_goes_on_where_votes_are_tied() -> None:
     assert withstands(scores) < votes_alone - 0.05
 
 
+def test_square_makes_as_many_queries_as_it_may() -> None:
+    """Of an image that it never fools."""
+    asked: list[int] = []
+
+    def judge(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return torch.eye(10)[torch.zeros(len(images), dtype=torch.int64)]
+
+    images, labels = points(1, 0)
+    AutoAttack(judge, SquareConfig(layers=("input",), queries=300, eps=EPS), seed=0)(images, labels)
+    assert sum(asked) == pytest.approx(300, abs=20)
+
+
 @pytest.mark.parametrize("classes", [4, 5, 9])
 def test_fewer_classes_than_the_ensembles_targets(classes: int) -> None:
     images, labels = points(20, 0)

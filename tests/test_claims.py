@@ -384,6 +384,23 @@ def test_several_trainings_are_counted_and_not_paired(tmp_path: Path) -> None:
     assert "trainings" in row["decides"]
 
 
+def test_trainings_of_one_model_are_paired(tmp_path: Path) -> None:
+    """Two attacks on the same three networks: what training varies in both leaves their difference."""
+    rng, run, rows = np.random.default_rng(0), Run(tmp_path), []
+    easy = [rng.random((4, 80)) < share for share in (0.3, 0.5, 0.7)]
+    right = {"ask": easy, "pgd": [one | (rng.random((4, 80)) < 0.1) for one in easy]}
+    for attack, found in right.items():
+        names = [f"at{seed}" for seed in ("", "-seed1", "-seed2")]
+        means = [float(np.mean(predict(run, name, one, attack))) for name, one in zip(names, found, strict=True)]
+        references = [f"cifar10/{name}/{attack}#cosine/conv4/5" for name in names]
+        columns = {"dataset": "cifar10", "attack": attack, **ROBUST}
+        rows.append(number(columns, means, references[0], over=references[1:]))
+    row = judged(tmp_path, DIFFERENCE | {"of": {"attack": "pgd"}, "minus": {"attack": "ask"}}, rows)
+    difference = 100.0 * np.stack(right["pgd"]) - 100.0 * np.stack(right["ask"])
+    trainings = ((float(difference.mean((1, 2)).var(ddof=1)) / 3, 3),)
+    assert row["ci95"] == pytest.approx(over_trials_and_images(difference.mean(0), trainings=trainings).half_width)
+
+
 def test_predictions_of_another_measurement_are_not_mixed_in(tmp_path: Path) -> None:
     predict(Run(tmp_path), "ask-def", np.ones((3, 80), bool))
     row = judged(tmp_path, DIFFERENCE, pair([50.0, 60.0, 70.0], [49.0, 58.9, 69.1], **ROBUST))

@@ -15,12 +15,13 @@ from ask.config.jobs import CalibrationJob, CellJob, ClassifierSpec, FeatureSpec
 from ask.data import download, prepare
 from ask.errors import AskError
 from ask.grids import beyond, ends, weighed
+from ask.knn import DkNN
 from ask.measure.calibrate import run_calibration
 from ask.measure.cells import run_cell
 from ask.measure.climb import InvalidAttackError, Validity
 from ask.measure.evaluator import Evaluator, draw_references, pick_test_images
 from ask.measure.place import Place, build_index
-from ask.measure.setting import Setting
+from ask.measure.setting import Setting, reference_seed, start_seed
 from ask.paths import Run
 from ask.report.evidence import describe
 from ask.report.numbers import MissingValueError, lookup
@@ -171,6 +172,7 @@ def test_trials_repeat_alone_and_do_not_depend_on_classifiers(place):
     _, more = run_cell(cell(trials=3, classifiers=CLASSIFIERS[:1]), place)
     assert np.array_equal(base["robust"][0], more["robust"][0, :2])
     assert not np.array_equal(more["robust"][0, 0], more["robust"][0, 2])
+    assert len({seed(cell(), trial) for seed in (reference_seed, start_seed) for trial in range(3)}) == 6
     _, other = run_cell(cell(seed=1), place)
     assert not np.array_equal(base["robust"], other["robust"])
 
@@ -211,6 +213,14 @@ def test_calibration_picks_the_lowest_accuracy_and_cells_use_it(place):
     assert found["picked"] == found["grid"][int(np.argmin(found["accuracies"]))]
     assert len(set(found["accuracies"])) > 1
     assert found == run_calibration(calibration(), place)
+    evaluator = Evaluator(RAW, ATTACK.layers, "l2", CLASSIFIERS[1:], 60, place)
+    seed = derive_seed(0, "digits", "calibration")
+    trial = evaluator.draw(80, derive_seed(seed, "references"))
+    classifier = DkNN(metric="l2").fit(trial.searches["l2", "input"].features, trial.labels)
+    for point, accuracy in zip(found["grid"], found["accuracies"], strict=True):
+        attack = trial.attack(OPEN.model_copy(update=point), seed)
+        robust = classifier.score(attack(evaluator.images, evaluator.labels), evaluator.labels)
+        assert accuracy == pytest.approx(robust)
     path = place.run.calibration("digits", "raw", "tau")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found))

@@ -1,6 +1,7 @@
 """The plane of Figure 3: points, training by the library's methods, and what is drawn."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,8 +42,21 @@ def test_both_models_learn_and_attacks_hurt() -> None:
         assert result["network_pgd"]["mean"] < result["network_clean"]["mean"]
         assert drawn[f"grid_{result['model']}_knn"].shape == (31, 31)
         moved = drawn[f"adversarial_{result['model']}"] - drawn["benign"]
-        assert 0 < np.abs(moved).max() <= 14 / 255 + 1e-6
+        assert np.abs(moved).max() == pytest.approx(14 / 255, abs=1e-6)
     assert record["results"][0] != record["results"][1] | {"model": "AT"}  # the ASK loss changes the training
+
+
+def test_each_seed_has_points_of_its_own_and_others_to_test_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    moons, drawn = plane.moons, list[bytes]()
+
+    def noted(*given: Any) -> Any:
+        points, labels = moons(*given)
+        drawn.append(points.tobytes())
+        return points, labels
+
+    monkeypatch.setattr(plane, "moons", noted)
+    plane.show(small(training=small().training.model_copy(update={"epochs": 1})))
+    assert len(set(drawn)) == 4
 
 
 def test_the_same_job_gives_the_same_numbers() -> None:

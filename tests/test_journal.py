@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from ask import files
 from ask.cli import perform
 from ask.config.attacks import AdvKnnConfig, ASKAttackConfig
 from ask.config.base import DataSpec
@@ -184,9 +185,15 @@ def test_a_cell_whose_attack_fails_keeps_what_it_has(place, monkeypatch):
     equal(predictions, calm)
 
 
-@pytest.mark.parametrize("change", ["code", "seed", "weights of blocks", "cut short", "data"])
-def test_nothing_stale_is_used(place, attacked, change, tmp_path, data):
+READ = {"weights": ("weights_read", {"digits/raw": "other"}), "passes": ("passes_of", "bfloat16")}
+
+
+@pytest.mark.parametrize("change", ["code", "seed", "weights of blocks", "cut short", "data", "temperature", *READ])
+def test_nothing_stale_is_used(place, attacked, change, tmp_path, data, monkeypatch):
     advknn = {"attack": ADVKNN, "blocks_from": ("one",)} if change == "weights of blocks" else {}
+    if change == "temperature":
+        advknn = {"attack": ASK.model_copy(update={"tau": None}), "tau_from": ("tau",)}
+        files.write_json(place.run.calibration("digits", "raw", "tau"), {"picked": {"tau": 0.1}})
     fit(place, trials=4)
     measure(cell(2, **advknn), place)
     later, changed = cell(4, **advknn), place
@@ -196,6 +203,11 @@ def test_nothing_stale_is_used(place, attacked, change, tmp_path, data):
         changed = Place(place.run, place.data, place.device, "1" * 16)
     elif change == "seed":
         later = cell(4, seed=1)
+    elif change == "temperature":
+        files.write_json(place.run.calibration("digits", "raw", "tau"), {"picked": {"tau": 0.3}})
+    elif change in READ:
+        name, other = READ[change]
+        monkeypatch.setattr(f"ask.measure.cells.{name}", lambda *_: other)
     elif change == "data":
         (tmp_path / "data/prepared").mkdir(parents=True)
         other = tmp_path / "data/prepared/digits"

@@ -335,6 +335,11 @@ def test_cells_note_the_precision_of_attacks(tmp_path: Path, trained: dict[str, 
         )
         measured, found[choice] = run_cell(job, place)
         assert measured["passes"] == choice
+        network = {kind: found[choice][f"network_{kind}"] == found[choice]["labels"] for kind in ("clean", "robust")}
+        assert {kind: one["mean"] for kind, one in measured["network"].items()} == pytest.approx(
+            {kind: right.mean() for kind, right in network.items()}
+        )
+        assert network["robust"].mean() < network["clean"].mean()
     if find_spec("pyautoattack"):  # it stops at what it takes for fooled, and so sees images as they are judged
         square = SquareConfig(layers=("conv4",), eps=0.15, queries=5)
         exact, seen = run_cell(job.model_copy(update={"id": "square", "attack": square}), place)

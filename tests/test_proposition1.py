@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from ask.config.jobs import StudyJob
 from ask.measure import proposition1
@@ -66,6 +67,16 @@ def test_forms_agree_on_single_references() -> None:
         ours = one(case="gaussian", form=form, k=1, spread=0.5, classes=10)["ask_loss"]["trials"]
         exact = one(case="gaussian", form="exact", k=1, spread=0.5, classes=10)["ask_loss"]["trials"]
         assert ours == pytest.approx(exact)
+
+
+def test_a_bag_is_scored_by_its_references_own_ratios() -> None:
+    """Of independent draws by the same generator: their sum, and their log-sum-exp."""
+    scores, random = proposition1.gaussian(5, 0.5, np.random.default_rng(0)), np.random.default_rng(0)
+    centres, noise = (random.standard_normal((1000, 50, n, 4)) for n in (1, 5))
+    references, x = 0.5 * centres + 0.75**0.5 * noise, centres[:, :1]
+    ratios = (norm.logpdf(references, 0.5 * x, 0.75**0.5) - norm.logpdf(references)).sum(3)
+    np.testing.assert_allclose(scores["class-wise"], ratios.sum(2))
+    np.testing.assert_allclose(scores["instance-wise"], np.log(np.exp(ratios).sum(2)))
 
 
 def test_the_loss_is_a_cross_entropy_with_the_first_bag() -> None:

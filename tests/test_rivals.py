@@ -221,6 +221,11 @@ def test_guides_are_chosen_anew_after_refresh_steps(scene):
     attack.choose = lambda found, labels: calls.append(1) or choose(found, labels)
     attack(images, y)
     assert len(calls) == 3  # at the start, before steps 4 and 7
+    attack.choose = choose
+    loss, other = (attack.losses(attack.search(x), y)(slice(None)) for x in (images, 1 - images))
+    for _ in range(3):
+        assert not torch.allclose(loss(features(1 - images, ("a",))), other(features(1 - images, ("a",))))
+    torch.testing.assert_close(loss(features(1 - images, ("a",))), other(features(1 - images, ("a",))))
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "l2"])

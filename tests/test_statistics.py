@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control, ttest_1samp
+from scipy.stats import f, false_discovery_control, ttest_1samp
 
 from ask.statistics import Estimate, holm, over_trials_and_images, pool_trials, summarise
 from tools.chance import describe
@@ -99,6 +99,8 @@ def test_sources_of_chance_are_those_of_a_two_way_analysis_of_variance() -> None
     residuals = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
     assert estimate.both * 6 == pytest.approx((residuals**2).sum() / 2)
     assert estimate.variance == pytest.approx(estimate.images + estimate.trials - estimate.both)
+    half = over_trials_and_images(x, population=6)  # the interaction is counted twice in as many of the images alone
+    assert half.variance == pytest.approx(estimate.trials + (estimate.images - estimate.both) / 2)
 
 
 def test_trials_alone_give_the_paper_s_interval() -> None:
@@ -188,6 +190,15 @@ def test_trials_are_shared_only_by_what_has_an_interaction_and_is_no_outlier() -
     assert pooled[3:] == [fixed, wild]
     assert pooled[0].pooled > 2
     assert pooled[0].resized(trials=2).pooled == pytest.approx(pooled[0].pooled * 5 / 2)
+
+
+@pytest.mark.parametrize("share", [0.95, 1.05])
+def test_an_outlier_is_one_by_cochrans_test_at_5_percent(share: float) -> None:
+    estimates = [replace(one, trials=one.both) for one in compared(np.random.default_rng(0), 4, 0.5, 0.0, 0.0)]
+    # The largest share of the four's sum is F / (F + 3); three of them are 1.
+    first = replace(estimates[0], trials=share * f.ppf(1 - 0.05 / 4, 2, 6) * estimates[0].both)
+    pooled = pool_trials([first, *estimates[1:]])
+    assert (pooled[0] == first) == (share > 1)
 
 
 def test_holm_rejects_while_the_smallest_stand_the_rest() -> None:

@@ -1,5 +1,6 @@
 """Training: schedules, augmentation, adversarial training itself, resuming after a kill, failures."""
 
+import copy
 import re
 import signal
 import time
@@ -30,6 +31,8 @@ from training_jobs import (
     weights,
 )
 
+from ask.attacks.linf import linf_ascent
+from ask.attacks.pgd import pgd_loss
 from ask.config.artifacts import ArtifactConfig
 from ask.config.run import ConfigError, load_run, merge
 from ask.config.training import ASKSpec, ModelSpec, NetworkSpec, ScheduleSpec, TrainingSpec, TrainJob
@@ -181,6 +184,7 @@ def test_references_are_drawn_from_every_class(few: Arrays) -> None:
     images, labels = data.references(5, seeded(CPU, 0))
     assert labels.tolist() == [c for c in range(10) for _ in range(5)]
     assert images.shape == (50, 1, 32, 32)
+    assert len(data.references(200, seeded(CPU, 0))[0].unique(dim=0)) == len(few[0]), "any of a class"
     known = {image.tobytes(): label for image, label in zip(few[0], few[1], strict=True)}
     for image, label in zip((images * 255).round().to(torch.uint8).numpy(), labels.tolist(), strict=True):
         assert known[np.ascontiguousarray(image).tobytes()] == label
@@ -199,6 +203,8 @@ def test_adversarial_training_scores_images_inside_the_ball(few: Arrays) -> None
     output = AdversarialTraining(job.training)(network, batch, ("conv4",))
     distance = (output.adversarial - images).abs()
     assert 0 < distance.max() <= 25.5 / 255 + 1e-6
+    pgd: dict[str, Any] = {"eps": 25.5 / 255, "step_size": 12.75 / 255, "steps": 2, "generator": seeded(CPU, 1)}
+    assert torch.equal(output.adversarial, linf_ascent(pgd_loss(batch.target, labels), images, **pgd))
     assert not output.adversarial.requires_grad
     assert output.adversarial.min() >= 0
     assert output.adversarial.max() <= 1
@@ -254,7 +260,64 @@ def test_adversarial_training_learns_digits_and_resists(digits: Arrays, tmp_path
     run(job, digits, tmp_path)
     best = history(tmp_path)[yaml.safe_load((tmp_path / "config.yaml").read_text())["chosen_epoch"] - 1]
     assert float(best["val_clean_accuracy"]) > 0.8
+    assert float(best["val_robust_accuracy"]) < float(best["val_clean_accuracy"]) - 0.1
     assert float(best["val_robust_accuracy"]) > 0.4  # just above or at 0.5, by how a processor rounds
+
+
+def test_a_run_is_sgd_on_all_images_in_a_new_order_drawn_anew(
+    few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On clean images, against torch's own optimiser and scheduler."""
+    seen: list[tuple[Tensor, int, Tensor, Tensor]] = []
+    draw = ResidentImages.draw
+
+    def drawn(self: ResidentImages, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        seen.append((indices, generator.initial_seed(), *draw(self, indices, generator)))
+        return seen[-1][2:]
+
+    monkeypatch.setattr(ResidentImages, "draw", drawn)
+    monkeypatch.setattr(AdversarialTraining, "craft", lambda _self, _batch, images, _labels: images)
+    job = make_job(network=NetworkSpec(name="resnet18", width=1 / 32), holdout=0, weight_decay=0.05)
+    ours = Run(job, *few, CPU, Checkpoint(tmp_path, job, "", ""))
+    theirs, rate = copy.deepcopy(ours.network).train(), job.training.learning_rate
+    sgd = torch.optim.SGD(theirs.parameters(), lr=rate, momentum=0.9, weight_decay=0.05, nesterov=True)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(sgd, rate, total_steps=2 * ours.steps, cycle_momentum=False)
+    while ours.state.epoch < 2:
+        ours.advance()
+        sgd.zero_grad()
+        F.cross_entropy(theirs(seen[-1][2]), seen[-1][3]).backward()
+        sgd.step()
+        scheduler.step()
+        if ours.state.step == ours.steps:
+            ours.end_epoch()
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.network.state_dict()[name], tensor, msg=name)
+    orders = [torch.cat([indices for indices, *_ in seen[i : i + ours.steps]]) for i in (0, ours.steps)]
+    assert [sorted(order.tolist()) for order in orders] == [list(range(150))] * 2
+    assert not torch.equal(*orders)
+    assert len({seed for _, seed, *_ in seen}) == len(seen), "each step draws anew"
+    plain = torch.from_numpy(few[0])[orders[0]] / 255
+    assert (torch.cat([images for *_, images, _ in seen[: ours.steps]]) != plain).flatten(1).any(1).float().mean() > 0.9
+
+
+def test_the_epoch_kept_is_the_most_robust_of_those_that_are_clean_enough(
+    few: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([(0.9, 0.3), (0.4, 0.8), (0.7, 0.6), (0.8, 0.5)])
+    monkeypatch.setattr(Judge, "__call__", lambda *_: next(scores))
+    run(make_job(epochs=4, steps=1, min_clean_accuracy=0.5), few, tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["chosen_epoch"] == 3
+
+
+def test_what_judges_is_not_trained_on(few: Arrays, tmp_path: Path) -> None:
+    job = make_job(holdout=20)
+    training = Run(job, *few, CPU, Checkpoint(tmp_path, job, "", ""))
+    assert training.judge is not None
+    trained, judged = (
+        {image.numpy().tobytes() for image in some.images} for some in (training.data, training.judge.judged)
+    )
+    assert (len(trained), len(judged)) == (130, 20)
+    assert trained.isdisjoint(judged)
 
 
 def test_outputs_say_what_was_done(few: Arrays, tmp_path: Path) -> None:

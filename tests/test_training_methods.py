@@ -660,11 +660,9 @@ def test_the_judges_attack_reaches_across_its_ball_whatever_training_takes(eps: 
 def test_the_judge_attacks_with_steps_of_its_own(few: Arrays) -> None:
     """A weak attack in training no longer makes the held-out images look safe."""
     folded = fold_batchnorm(make_network())
-    judge = judged(few, "holdout", 25.5)[0]
+    judge, source, _ = judged(few, "holdout-dknn", 25.5)
     scores = [
-        Judge(judge.judged, judge.judged, judge.training.model_copy(update={"steps": n, "step_size": size}), seed=0)(
-            folded
-        )
+        Judge(judge.judged, source, judge.training.model_copy(update={"steps": n, "step_size": size}), seed=0)(folded)
         for n, size in ((1, 0.1), (20, 3.0))
     ]
     assert scores[0] == scores[1]
