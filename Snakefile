@@ -60,11 +60,7 @@ rule all:
 # One model's part of a run, as a target: all that is measured on it. For several allocations side by side (docs/cluster.md).
 rule model:
     input:
-        lambda wildcards: ASKED.batches.instead(
-            task.output
-            for task in PLAN.of("attack", "failures", "timing")
-            if task.output.parent == RUN.cell(wildcards.dataset, wildcards.model, "").parent
-        ),
+        lambda wildcards: ASKED.batches.instead(PLAN.of_model(wildcards.dataset, wildcards.model)),
     output:
         touch(RUN.root / "scratch/{dataset}/{model}.done"),
     localrule: True

@@ -61,8 +61,10 @@ def digest(path: Path, kind: str = "sha256") -> str:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
     """Hold an exclusive lock on a file, which is made if it is not there; the system frees it if this process dies.
+
+    Yields its descriptor: a child that is given it holds the lock, too.
 
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is false.
@@ -79,7 +81,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDONLY)  # local file systems lock it all the same
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -73,8 +73,8 @@ def slice_command(
     options = [*shlex.split(flags), *(["--configfile", *map(str, configfile)] if configfile else [])]
     options += ["--config", f"evaluation={{max_trials: {trials}}}"] if trials else []
     try:
-        with locked(lock, wait=False):
-            made = make(plan, name, options, deadline)
+        with locked(lock, wait=False) as held:  # by Snakemake, too, which may outlive this process
+            made = make(plan, name, options, deadline, [held])
         if made != MORE:
             render(plan)
         status = made
@@ -238,15 +238,18 @@ def counts(plan: Plan, path: Path) -> bool:
     return path.is_file() and not (judged and stale(plan, path, sized=False))
 
 
-def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:
-    """Make a slice until it is finished, something fails or ``deadline`` (of ``time.monotonic``) is near."""
+def make(plan: Plan, name: str, options: Sequence[str], deadline: float, held: Sequence[int] = ()) -> int:
+    """Make a slice until it is finished, something fails or ``deadline`` (of ``time.monotonic``) is near.
+
+    What it starts holds locks on too, by their descriptors.
+    """
     scratch = plan.run.root / "scratch"
     done_in = scratch / f"{name}.json"
     done = json.loads(done_in.read_text(encoding="utf-8")) if done_in.is_file() else []
     for text in (text for text in plan.config.slices[name].commands if text not in done):
         _say(text)
         program, *words = shlex.split(text)
-        status = _within([sys.executable if program == "python" else program, *words], deadline)
+        status = _within([sys.executable if program == "python" else program, *words], deadline, held)
         if status != FINISHED:
             return status
         write_json(done_in, done := [*done, text])
@@ -266,7 +269,7 @@ def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:
         calibrations = [task.output for task in plan.of("calibrate") if task.output in reads]
         again = [str(path) for path in (*calibrations, *todo) if path.is_file() and stale(plan, path)]
         command = [sys.executable, "-m", "snakemake", *map(str, todo), "--nolock", *options]
-        status = _within([*command, *(["--forcerun", *again] if again else [])], deadline)
+        status = _within([*command, *(["--forcerun", *again] if again else [])], deadline, held)
         if status == MORE and seconds > 0 and progress() == at_start:
             first = next((path for path in plan.tasks if path in reads and not path.is_file()), todo[0])
             took = f"nothing was finished in {seconds:.0f} s, {first} for one"
@@ -278,13 +281,16 @@ def make(plan: Plan, name: str, options: Sequence[str], deadline: float) -> int:
     return FINISHED
 
 
-def _within(command: Sequence[str], deadline: float) -> int:
+def _within(command: Sequence[str], deadline: float, held: Sequence[int] = ()) -> int:
     """Run a command in its own process group; at the deadline it is stopped as Ctrl-C would, then killed."""
     if time.monotonic() >= deadline:
         return MORE
     # Where this runs in the background, SIGINT is ignored, and Snakemake would never hear that it shall stop.
     process = subprocess.Popen(
-        command, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        command,
+        start_new_session=True,
+        pass_fds=held,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         return FAILED if process.wait(deadline - time.monotonic()) else FINISHED

@@ -24,7 +24,7 @@ rule analyse:
     # Timing takes all cores: nothing else runs beside it on a local machine.
     threads: lambda wildcards: (workflow.resource_settings.cores or 1) if ANALYSIS.step(wildcards) == "timing" else 1
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: attempt * 8000,
         runtime=240,
         gpu=GPU,
     params:
@@ -57,7 +57,7 @@ rule failures:
     conda:
         "../environment.yml"
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: attempt * 8000,
         runtime=240,
         gpu=GPU,
     params:
@@ -120,7 +120,7 @@ rule illustrate:
     conda:
         "../environment.yml"
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: attempt * 8000,
         runtime=120,
         gpu=GPU,
     params:

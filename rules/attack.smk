@@ -23,7 +23,7 @@ rule attack:
     conda:
         "../environment.yml"
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: attempt * CELL.task(wildcards).memory,
         runtime=12 * 60,
         gpu=GPU,
     params:
@@ -54,7 +54,7 @@ rule blocks:
     conda:
         "../environment.yml"
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: attempt * 8000,
         runtime=120,
         gpu=GPU,
     params:

@@ -29,8 +29,10 @@ rule batch:
         "../environment.yml"
     threads: lambda wildcards: CONFIG.train_threads if ASKED.batches.read(wildcards.batch).trains else 1
     resources:
-        # On a GPU its members run one by one.
-        mem_mb=lambda wildcards, threads: 8000 if GPU else 4000 + 4000 * threads,
+        # On a GPU its members run one by one. What was killed may take more.
+        mem_mb=lambda wildcards, threads, attempt: (
+            attempt * (8000 if GPU else ASKED.batches.memory(wildcards.batch, threads))
+        ),
         runtime=lambda wildcards, attempt: min(24 * 60, attempt * ASKED.batches.read(wildcards.batch).minutes),
         gpu=lambda wildcards: GPU * ASKED.batches.read(wildcards.batch).gpu,
         batches=1,

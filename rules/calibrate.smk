@@ -21,7 +21,7 @@ rule calibrate:
     conda:
         "../environment.yml"
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: attempt * CALIBRATION.task(wildcards).memory,
         runtime=120,
         gpu=GPU,
     params:

@@ -24,7 +24,7 @@ rule adopt:
     conda:
         "../environment.yml"
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: attempt * 8000,
         runtime=60,
     params:
         job=MODEL.job,
@@ -56,7 +56,7 @@ rule train:
         "../environment.yml"
     threads: CONFIG.train_threads
     resources:
-        mem_mb=8000,
+        mem_mb=lambda wildcards, attempt: attempt * 8000,
         runtime=24 * 60,
         gpu=GPU,
     params:

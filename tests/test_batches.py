@@ -1,14 +1,20 @@
 """Cluster runs in few, full jobs: how what is left is cut, and what a run of the paper takes."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from plans import ROOT
 
 from ask.errors import AskError
 from ask.paths import Run
-from ask.plan.batches import LONGEST, NOTICE, START, Batches, batch_command, cut, forecast, predicted
+from ask.plan.batches import LONGEST, NOTICE, START, Asked, Batches, batch_command, cut, forecast, predicted
 from ask.plan.graph import required
 from ask.plan.planner import load
 
@@ -109,6 +115,63 @@ def test_tables_wait_for_manifests_and_a_cell_as_target_for_none(paper, tmp_path
         assert {Path(target) for target in batch.targets} <= asked, "nothing but what the table needs"
         assert all(not path.name.endswith(".npz") for path in batches.needs(need.stem))
         assert batch.targets[0] in batches.summary(need.stem)
-    cell = next(path for path in paper.tasks[shown].needs)
-    for count, targets in ((32, [cell]), (0, [shown])):
-        assert Batches(elsewhere, {}, count, targets, "GPU").instead([cell]) == [cell]
+    cell = paper.tasks[shown].needs[0]
+    assert Batches(elsewhere, {}, 0, [shown], "GPU").instead([cell]) == [cell]
+    assert asked_for(elsewhere, cell).batches.instead([cell]) == [cell]
+
+
+def asked_for(plan, *targets):
+    """What is asked of a Snakemake with a cluster's profile."""
+    flags = dict.fromkeys(("forceall", "forcerun", "forcetargets", "until", "omit_from"), ())
+    resources = SimpleNamespace(unwrapped_items=lambda: [("batches", 8)])
+    main = {"is_main_process": True, "non_local_exec_or_dryrun": True, "global_resources": resources}
+    workflow = SimpleNamespace(dag_settings=SimpleNamespace(targets=list(map(str, targets)), **flags), **main)
+    return Asked(workflow, plan, {"run": "paper"}, "GPU")
+
+
+def test_a_models_part_is_cut_into_batches_of_its_own(paper, tmp_path):
+    asked = asked_for(paper, paper.run.root / "scratch/imagenette/at-snn.done")
+    assert asked.targets == paper.of_model("imagenette", "at-snn")
+    assert len(asked.targets) > 5
+    made = Batches(replace(paper, run=Run(tmp_path)), {"run": "paper"}, 8, asked.targets, "GPU").maker
+    models = {path.parts[3:5] for path in made if path.parts[0] == "results"}
+    assert models == {("imagenette", "at-snn")}
+    assert asked_for(paper, "all").targets[0] == paper.run.report
+
+
+def test_wide_networks_first_layers_are_given_more_memory():
+    """Attacks on them took 11 to 13.6 GB, on Conv 3 and beyond 6 to 7 (results/cpu)."""
+    memory = {task.output.stem: task.memory for task in load([Path("config/cpu.yaml")]).of("attack")}
+    assert memory["ask-cos-L34-K5-e8-s20"] == memory["pgd-e8-s20"] == 8000
+    assert memory["ask-cos-L1234-K5-e8-s20"] == 16000
+
+
+@pytest.mark.parametrize(
+    ("written", "back"),
+    [("cells/a.json", True), ("scratch/ascents.json", False), ("scratch/other-settings-or-weights", False)],
+)
+def test_an_allocation_goes_back_into_the_queue_if_it_finished_something(tmp_path, written, back):
+    """What every start writes is nothing that was finished; and results may be a link to another file system."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "results").symlink_to("elsewhere")
+    output = tmp_path / "results/paper" / written
+    for name, text in (
+        ("snakemake", f"mkdir -p {output.parent} && touch {output} begun && exec sleep 60"),
+        ("squeue", "date -d '+5 minutes' +%FT%T"),
+        ("scontrol", 'echo "$@"'),
+    ):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    script = subprocess.Popen(
+        ["bash", ROOT / "profiles/allocation.sbatch"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "begun").exists() and script.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    script.send_signal(signal.SIGUSR1)
+    said, _ = script.communicate(timeout=60)
+    assert ("requeue 7" in said, script.returncode) == ((True, 0) if back else (False, 1)), said
+    assert back or "nothing was finished in this allocation" in said

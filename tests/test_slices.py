@@ -182,6 +182,27 @@ def test_models_whose_labels_have_commas_are_told_apart_where_they_are_left_out(
     assert left_out in job["notes"][-1]
 
 
+def test_what_a_killed_slice_started_holds_its_lock(tmp_path):
+    """Snakemake may outlive it, and another would measure the same beside it."""
+    lock, child = tmp_path / "slice.lock", "import os; print(os.getpid(), flush=True); import time; time.sleep(60)"
+    driver = (
+        "import sys, time; from pathlib import Path; from ask.files import locked; from ask.slices import _within\n"
+        f"with locked(Path({str(lock)!r})) as held:\n"
+        f"    _within([sys.executable, '-c', {child!r}], time.monotonic() + 60, [held])"
+    )
+    started = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    left = int(started.stdout.readline())
+    try:
+        started.kill()
+        started.wait()
+        with pytest.raises(BlockingIOError), locked(lock, wait=False):
+            pass
+    finally:
+        os.kill(left, signal.SIGKILL)
+    with locked(lock):  # freed with it
+        pass
+
+
 def test_one_slice_of_a_run_at_a_time(home, capsys):
     with locked(load([]).run.root / "scratch/slice.lock"):
         assert slices.slice_command("slice-2") == slices.FAILED

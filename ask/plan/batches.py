@@ -164,8 +164,7 @@ class Batches:
         self.plan, self.folder = plan, plan.run.root / "scratch" / "batches"
         self.maker: dict[Path, Path] = {}
         """What has been made when an output of a batch's member is there: the batch's manifest."""
-        targets = list(targets)
-        if not count or any(plan.tasks[path].name in MEMBERS for path in targets):
+        if not count:
             return
         for path in self.folder.glob("*"):
             if time.time() - path.stat().st_mtime > KEPT:
@@ -195,6 +194,10 @@ class Batches:
         words = ", ".join(f"{count} {step}" for step, count in steps.items())
         return f"{words}: {', '.join(targets[:4])}" + (f" and {len(targets) - 4} more" if len(targets) > 4 else "")
 
+    def memory(self, name: str, threads: int) -> int:
+        """MB of a batch on a CPU: its members share what they map, and run side by side."""
+        return 4000 + max(self.plan.tasks[Path(target)].memory for target in self.read(name).targets) // 2 * threads
+
     def needs(self, name: str) -> list[Path]:
         """Files that a batch waits for."""
         return self.instead(map(Path, self.read(name).needs))
@@ -214,10 +217,21 @@ class Asked:
     @cached_property
     def targets(self) -> list[Path]:
         """Main outputs that are named, or all of the run."""
-        named = [Path(name) for name in self.workflow.dag_settings.targets]
-        makers = {output: path for path, task in self.plan.tasks.items() for output in task.outputs}
-        every = [self.plan.run.report, *map(self.plan.shown, self.plan.artifacts)]
-        return [makers[name] for name in named] if named and all(name in makers for name in named) else every
+        every, found = [self.plan.run.report, *map(self.plan.shown, self.plan.artifacts)], list[Path]()
+        for name in self.named:
+            of_model = self.plan.of_model(name.parent.name, name.stem) if name.suffix == ".done" else []  # rule `model`
+            found += [self.makers[name]] if name in self.makers else of_model or every
+        return list(dict.fromkeys(found)) or every
+
+    @cached_property
+    def named(self) -> list[Path]:
+        """Targets as they are given."""
+        return [Path(name) for name in self.workflow.dag_settings.targets]
+
+    @cached_property
+    def makers(self) -> dict[Path, Path]:
+        """Main output of the task that makes a file."""
+        return {output: path for path, task in self.plan.tasks.items() for output in task.outputs}
 
     @cached_property
     def wanted(self) -> set[Path]:
@@ -248,7 +262,8 @@ class Asked:
         workflow, asked = self.workflow, self.workflow.dag_settings
         count = dict(workflow.global_resources.unwrapped_items()).get("batches", 0)
         chosen = asked.forceall or asked.forcerun or asked.forcetargets or asked.until or asked.omit_from
-        if chosen or not (workflow.is_main_process and workflow.non_local_exec_or_dryrun):
+        members = (self.plan.tasks[self.makers[one]].name in MEMBERS for one in self.named if one in self.makers)
+        if chosen or any(members) or not (workflow.is_main_process and workflow.non_local_exec_or_dryrun):
             count = 0
         return Batches(self.plan, self.config, int(count), self.targets, self.kind)
 

@@ -103,6 +103,12 @@ class Task:
         return f"{stage}{WIDE}" if wide and stage in ON_NETWORKS else stage
 
     @property
+    def memory(self) -> int:
+        """MB that its attack takes: of a wide network's first layers the features are large."""
+        layers = getattr(getattr(self.job, "attack", None), "layers", ())
+        return 16_000 if WIDE in self.group and not {"conv1", "conv2"}.isdisjoint(layers) else 8000
+
+    @property
     def done(self) -> bool:
         """Whether its output is there; nothing is said of whether it is up to date."""
         return self.output.is_file()

@@ -56,6 +56,11 @@ class Plan:
         cells = [cell for entry in shown for cell in (entry["cell"], *entry.get("over", ()))]
         return sorted({self.run.cell(cell["dataset"], cell["model"], cell["id"]) for cell in cells})
 
+    def of_model(self, dataset: str, model: str) -> list[Path]:
+        """All that is measured on one model."""
+        folder = self.run.cell(dataset, model, "").parent
+        return [task.output for task in self.of("attack", "failures", "timing") if task.output.parent == folder]
+
     def of(self, *steps: str) -> list[Task]:
         """The tasks of some steps."""
         return [task for task in self.tasks.values() if task.name in steps]
