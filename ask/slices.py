@@ -25,11 +25,11 @@ from ask.config.run import ConfigError, SliceSpec, load_artifacts
 from ask.config.stored import covers, current
 from ask.errors import AskError
 from ask.files import locked, write, write_json
-from ask.hardware import describe, digest_of, pick_device
+from ask.hardware import describe, pick_device
 from ask.plan.graph import required
 from ask.plan.paper import Paper
 from ask.plan.planner import ARTIFACTS, PAPER, Plan, claims_job, load, plan_run, report_job
-from ask.plan.why import notes, other_parameters, record_by, record_of
+from ask.plan.why import counts, notes, stale
 from ask.steps import STEPS
 
 FINISHED, FAILED, MORE = 0, 1, 75
@@ -203,39 +203,6 @@ def targets_of(plan: Plan, name: str) -> Targets:
 def _subject(path: Path) -> tuple[str, str]:
     """Data set and training method that a measurement or weights are of, read off their place."""
     return path.parts[-3], path.parts[-2].partition("-seed")[0]
-
-
-def stale(plan: Plan, path: Path, sized: bool = True) -> str:
-    """Why a cell, calibration or example has to be measured (again); empty if its record is what the plan asks for.
-
-    A record counts if it, and records here of trainings, calibrations and cells that it needs, are of the planned jobs,
-    with at least as many trials (unless it need not be ``sized`` as planned, nor for all classifiers), and it of the
-    weights here, if any, and of what calibrations here have picked. Code and a user's images are compared by ``ask
-    why``.
-    """
-    task = plan.tasks[path]
-    if not all(output.is_file() for output in task.outputs):
-        return "not measured"
-    record = record_of(path)
-    if not covers(current(record.get("job") or {}), task.document, sized):
-        return "measured with other settings"
-    for one in (plan.tasks[need] for need in required(plan.tasks, [path]) - {path}):
-        made = record_by(one).get("job") if one.name in ("train", "adopt", "calibrate") else None
-        if made and not covers(current(made), one.document):
-            return f"measured with other settings of {one.output}"
-        if one.name == "attack" and one.done and (why := stale(plan, one.output, sized)):
-            return f"made of {one.output}, which was {why}"
-    for model, digest in (record.get("weights") or {}).items():
-        weights = plan.run.weights(*model.split("/"))
-        if weights.is_file() and digest_of(weights) != digest:
-            return f"measured on other weights of {model}"
-    return "measured with other parameters than calibrated" if other_parameters(task, record) else ""
-
-
-def counts(plan: Plan, path: Path) -> bool:
-    """Whether a file is there and, if it is a measurement on features, of the planned settings, whatever its size."""
-    judged = path in plan.tasks and plan.tasks[path].name in ("attack", "failures", "timing", "example")
-    return path.is_file() and not (judged and stale(plan, path, sized=False))
 
 
 def make(plan: Plan, name: str, options: Sequence[str], deadline: float, held: Sequence[int] = ()) -> int:

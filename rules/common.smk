@@ -52,10 +52,7 @@ class Made:
         self.log, self.benchmark = RUN.log(self.pattern), RUN.benchmark(self.pattern)
 
     def task(self, wildcards):
-        output = Path(str(self.pattern).format(**dict(wildcards.items())))
-        if output not in PLAN.tasks:
-            raise WorkflowError(f"{output} is not part of this run: no artifact of it needs this file")
-        return PLAN.tasks[output]
+        return PLAN.made_by(Path(str(self.pattern).format(**dict(wildcards.items()))))
 
     def needs(self, wildcards):
         """Files that it reads, or manifests of the batches that make them; and what shall be made before."""

@@ -23,8 +23,8 @@ from ask.errors import AskError
 from ask.files import locked
 from ask.plan import why
 from ask.plan.planner import entries, load, plan_run
-from ask.plan.why import notes
-from ask.slices import merge_command, pack_command, stale, targets_of
+from ask.plan.why import notes, stale
+from ask.slices import merge_command, pack_command, targets_of
 
 ROOT = Path(__file__).parent.parent
 

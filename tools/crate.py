@@ -24,7 +24,7 @@ from ask.errors import AskError
 from ask.paths import Run
 from ask.plan.graph import Task, in_order, required
 from ask.plan.planner import Plan, load
-from ask.slices import stale
+from ask.plan.why import stale
 from ask.steps import STEPS
 
 ROOT = Path(__file__).parent.parent

@@ -23,7 +23,7 @@ from ask.plan.graph import Task, required
 from ask.plan.planner import Plan, load, plan_of
 from ask.plan.predict import MACHINES, Measured, Predictor, predictor
 from ask.plan.preflight import inspect
-from ask.plan.why import reasons, resized
+from ask.plan.why import counts, reasons, resized
 
 ASSUMED = """
 Time is the sum over jobs, some of which run side by side; on a CPU, of one core each. A job whose output is
@@ -124,8 +124,6 @@ def status(
         for name in targets:
             print(partial_table(planned.artifacts[name], planned.run))
         return
-    from ask.slices import counts
-
     rows, there = [], cache(partial(counts, planned))
     for name, paths in targets.items():
         needs = [planned.tasks[path] for path in required(planned.tasks, paths) - set(paths)]

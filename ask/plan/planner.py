@@ -56,6 +56,12 @@ class Plan:
         cells = [cell for entry in shown for cell in (entry["cell"], *entry.get("over", ()))]
         return sorted({self.run.cell(cell["dataset"], cell["model"], cell["id"]) for cell in cells})
 
+    def made_by(self, output: Path) -> Task:
+        """The task of a main output; raises AskError where no artifact needs it."""
+        if output not in self.tasks:
+            raise AskError(f"{output} is not part of this run: no artifact of it needs this file")
+        return self.tasks[output]
+
     def of_model(self, dataset: str, model: str) -> list[Path]:
         """All that is measured on one model."""
         folder = self.run.cell(dataset, model, "").parent

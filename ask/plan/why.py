@@ -25,7 +25,8 @@ from ask.hardware import digest_of
 from ask.measure.journal import without_trials
 from ask.measure.setting import parameters_of
 from ask.paths import Run
-from ask.plan.graph import Task, Tasks, in_order
+from ask.plan.graph import Task, Tasks, in_order, required
+from ask.plan.planner import Plan
 from ask.plan.provenance import closure, fingerprint, read
 from ask.steps import LAST, RENDERED
 
@@ -157,6 +158,39 @@ def other_parameters(task: Task, record: Mapping[str, Any]) -> bool:
     with suppress(FileNotFoundError):  # a calibration that is not here
         return bool(parameters_of(task.job, Run(task.output.parents[3])) != record["setting"])
     return False
+
+
+def stale(plan: Plan, path: Path, sized: bool = True) -> str:
+    """Why a cell, calibration or example has to be measured (again); empty if its record is what the plan asks for.
+
+    A record counts if it, and records here of trainings, calibrations and cells that it needs, are of the planned jobs,
+    with at least as many trials (unless it need not be ``sized`` as planned, nor for all classifiers), and it of the
+    weights here, if any, and of what calibrations here have picked. Code and a user's images are compared by ``ask
+    why``.
+    """
+    task = plan.tasks[path]
+    if not all(output.is_file() for output in task.outputs):
+        return "not measured"
+    record = record_of(path)
+    if not covers(current(record.get("job") or {}), task.document, sized):
+        return "measured with other settings"
+    for one in (plan.tasks[need] for need in required(plan.tasks, [path]) - {path}):
+        made = record_by(one).get("job") if one.name in ("train", "adopt", "calibrate") else None
+        if made and not covers(current(made), one.document):
+            return f"measured with other settings of {one.output}"
+        if one.name == "attack" and one.done and (why := stale(plan, one.output, sized)):
+            return f"made of {one.output}, which was {why}"
+    for model, digest in (record.get("weights") or {}).items():
+        weights = plan.run.weights(*model.split("/"))
+        if weights.is_file() and digest_of(weights) != digest:
+            return f"measured on other weights of {model}"
+    return "measured with other parameters than calibrated" if other_parameters(task, record) else ""
+
+
+def counts(plan: Plan, path: Path) -> bool:
+    """Whether a file is there and, if it is a measurement on features, of the planned settings, whatever its size."""
+    judged = path in plan.tasks and plan.tasks[path].name in ("attack", "failures", "timing", "example")
+    return path.is_file() and not (judged and stale(plan, path, sized=False))
 
 
 def record_by(task: Task) -> dict[str, Any]:
